@@ -1,0 +1,148 @@
+"""What both clients share, free of input and output: references, error mapping, streams."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import OrderedDict
+
+import grpc
+
+from vessa.v1 import pseudo_label_pb2 as pb
+from vessa_client import convert, wire
+from vessa_client._errors import (
+    BY_CODE,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+    VessaError,
+)
+from vessa_client._types import ImageReference, SegmentationRequest, SegmentationResult
+
+REMEMBERED_REFERENCES = 100_000
+
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    # Reconnect soon after a server restart; the retry policy does the waiting.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+def to_error(error: grpc.RpcError, request_id: str = "") -> VessaError:
+    """Map a gRPC error to the package's tree."""
+    code = error.code().name
+    metadata = {
+        key: value if isinstance(value, str) else value.decode()
+        for key, value in (error.trailing_metadata() or ())
+    }
+    return BY_CODE.get(code, VessaError)(
+        error.details() or code,
+        field=metadata.get(wire.METADATA_FIELD, ""),
+        request_id=request_id,
+        retry_after=float(metadata.get(wire.METADATA_RETRY_AFTER, "0")),
+    )
+
+
+def is_unknown_reference(error: VessaError) -> bool:
+    """Whether the server no longer holds an image that was sent by reference."""
+    return isinstance(error, NotFoundError) and error.field == wire.IMAGE_REF_FIELD
+
+
+class References:
+    """Digests of images that the server has confirmed to hold; oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, None] = OrderedDict()
+
+    def by_reference(self, request: SegmentationRequest) -> SegmentationRequest:
+        """The same request, with a reference for the image where that will do."""
+        if isinstance(request.image, ImageReference):
+            return request
+        digest = wire.image_digest(request.image)
+        if digest not in self._known:
+            return request
+        return dataclasses.replace(request, image=ImageReference(digest))
+
+    def confirm(self, digest: str) -> None:
+        """The server holds this image."""
+        self._known[digest] = None
+        self._known.move_to_end(digest)
+        if len(self._known) > REMEMBERED_REFERENCES:
+            self._known.popitem(last=False)
+
+    def forget(self, request: SegmentationRequest) -> None:
+        """The server does not hold this request's image."""
+        if not isinstance(request.image, ImageReference):
+            self._known.pop(wire.image_digest(request.image), None)
+
+
+class StreamSession:
+    """Bookkeeping of one logical stream: what is in flight, what to send again."""
+
+    def __init__(self, references: References) -> None:
+        self._references = references
+        self._pending: OrderedDict[str, SegmentationRequest] = OrderedDict()
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def open(self, request: SegmentationRequest) -> pb.SegmentRequest:
+        """Register a request; returns the message to send.
+
+        Raises:
+            InvalidRequestError: its id is in flight already, or a field cannot be sent.
+        """
+        request_id = request.request_id or f"#{next(self._numbers)}"
+        if request_id in self._pending:
+            raise InvalidRequestError(
+                f"request_id: {request_id!r} is in flight already, expected unique ids",
+                field="request_id",
+                request_id=request_id,
+            )
+        named = dataclasses.replace(request, request_id=request_id)
+        message = self._message(named)
+        self._pending[request_id] = named
+        return message
+
+    def unfinished(self) -> list[pb.SegmentRequest]:
+        """Messages to send again on a new connection."""
+        return [self._message(request) for request in self._pending.values()]
+
+    def close(
+        self, response: pb.SegmentResponse
+    ) -> SegmentationResult | VessaError | pb.SegmentRequest:
+        """Settle an answer.
+
+        Returns:
+            The result, the request's error, or a message to send again in full.
+
+        Raises:
+            ProtocolError: the answer belongs to no request.
+        """
+        request = self._pending.get(response.request_id)
+        if request is None:
+            raise ProtocolError(f"stream: answer to unknown request {response.request_id!r}")
+        if response.HasField("error"):
+            detail = response.error
+            error = BY_CODE.get(detail.code, VessaError)(
+                detail.message,
+                field=detail.field,
+                request_id=response.request_id,
+                retry_after=detail.retry_after_seconds,
+            )
+            if is_unknown_reference(error) and not isinstance(request.image, ImageReference):
+                self._references.forget(request)
+                return self._message(request)
+            del self._pending[response.request_id]
+            return error
+        del self._pending[response.request_id]
+        result = convert.result_from_message(response)
+        self._references.confirm(result.image_sha256)
+        return result
+
+    def _message(self, request: SegmentationRequest) -> pb.SegmentRequest:
+        return convert.request_to_message(self._references.by_reference(request))

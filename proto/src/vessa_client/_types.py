@@ -1,0 +1,182 @@
+"""Requests and results, shared by the client and the server's in-process engine.
+
+Axes: H W space, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[np.generic]
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """An image that the server already holds, by its digest (lower-case hex sha256)."""
+
+    sha256: str
+
+
+# Pixels, (H, W) or (H, W, 3); an encoded file; or a reference.
+ImageInput = AnyArray | bytes | ImageReference
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRequest:
+    """One image to segment.
+
+    Attributes:
+        image: pixels, encoded file, or reference.
+        class_names: classes of the bank, in the order of their labels; empty means all.
+        text: added to the prompt of every class.
+        student_mask: (H, W) integer labels in the order of the asked classes, or (C, H, W)
+            probabilities, uint8 0..255 or float 0..1.
+        top_k: templates for each class; 0 for the server's default.
+        template_ids: use only these templates.
+        return_probabilities: ask for the probability of each class.
+        explain: ask the language model for words.
+        request_id: comes back with the result.
+    """
+
+    image: ImageInput
+    class_names: tuple[str, ...] = ()
+    text: str = ""
+    student_mask: AnyArray | None = None
+    top_k: int = 0
+    template_ids: tuple[str, ...] = ()
+    return_probabilities: bool = False
+    explain: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """One class: predicted IoU in [0, 1], and words where they were asked for."""
+
+    class_name: str
+    predicted_iou: float
+    explanation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateUse:
+    """A template that was used for a class, and its retrieval score in [-1, 1]."""
+
+    template_id: str
+    class_name: str
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult:
+    """The answer.
+
+    Attributes:
+        labels: (H, W) uint8, 0 background, i the i-th of ``classes``.
+        confidence: (H, W) uint8, probability of the chosen label, 255 for 1.
+        probabilities: (C, H, W) uint8, where asked.
+        stage_ms: time of each stage that was run, in milliseconds.
+        image_features_cached: no image encoder, VLM or memory work was done.
+        template_features_cached: no template had to be encoded.
+    """
+
+    request_id: str
+    labels: UInt8Array
+    confidence: UInt8Array
+    classes: tuple[ClassResult, ...]
+    templates: tuple[TemplateUse, ...]
+    stage_ms: dict[str, float]
+    model_digest: str
+    bank_version: str
+    image_features_cached: bool
+    template_features_cached: bool
+    image_sha256: str
+    probabilities: UInt8Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDefinition:
+    """A class of the bank and the sentence that describes it to the language model."""
+
+    name: str
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateInfo:
+    """A template in the bank."""
+
+    template_id: str
+    name: str
+    height: int
+    width: int
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankListing:
+    """All templates and classes of the bank at one version."""
+
+    templates: tuple[TemplateInfo, ...]
+    classes: tuple[ClassDefinition, ...]
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLimits:
+    """What the server accepts."""
+
+    max_image_bytes: int
+    max_image_side: int
+    max_classes: int
+    max_top_k: int
+    max_stream_in_flight: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """Model, bank and limits of a server."""
+
+    version: str
+    model_name: str
+    model_digest: str
+    model_parameters: int
+    canvas_size: int
+    bank_version: str
+    num_templates: int
+    classes: tuple[ClassDefinition, ...]
+    limits: ServerLimits
+    cache_backend: str
+
+
+class Segmenter(Protocol):
+    """What :class:`VessaClient` and the in-process engine have in common."""
+
+    def segment(self, request: SegmentationRequest) -> SegmentationResult:
+        """Segment one image."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Back-off on ``UNAVAILABLE``: waits initial, initial*multiplier, ..., with jitter."""
+
+    attempts: int = 6
+    initial_seconds: float = 0.2
+    multiplier: float = 2.0
+    max_seconds: float = 5.0
+    jitter: float = field(default=0.2)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts {self.attempts}: expected at least 1")
+
+    def delay(self, attempt: int, uniform: float) -> float:
+        """Seconds to wait after failed ``attempt`` (from 0); ``uniform`` in [0, 1)."""
+        base = min(self.max_seconds, self.initial_seconds * self.multiplier**attempt)
+        return base * (1 + self.jitter * (2 * uniform - 1))

@@ -1,0 +1,140 @@
+"""Weights in safetensors: the shipped presets', and published SAM 2 checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vessa_server.model import tokenizer as tokenizers
+from vessa_server.model.config import VessaConfig
+from vessa_server.model.vessa import Vessa
+
+WEIGHTS_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
+# Parts of a SAM 2 video checkpoint that a reference-guided image model has no use for.
+UNUSED_SAM2_PREFIXES = (
+    "obj_ptr_proj",
+    "obj_ptr_tpos_proj",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+    "no_mem_embed",
+    "no_mem_pos_enc",
+    "mask_downsample",
+)
+
+
+class CheckpointError(ValueError):
+    """A weights file does not fit the configuration, or cannot be read."""
+
+
+def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
+    """Write weights and tokenizer to ``folder`` atomically; return the weights file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "reasoner.vlm.lm_head.weight" or not _is_tied(model)
+    }
+    file = folder / WEIGHTS_FILE
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        partial = Path(scratch) / WEIGHTS_FILE
+        save_file(tensors, partial, metadata={"config": json.dumps(model.config.to_dict())})
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
+    backend.save(str(folder / TOKENIZER_FILE))
+    return file
+
+
+def load(config: VessaConfig, folder: Path) -> Vessa:
+    """Build the model of ``config`` and fill it from ``folder``.
+
+    Raises:
+        CheckpointError: a file is missing, or a tensor is missing or has another shape.
+    """
+    file = folder / WEIGHTS_FILE
+    for needed in (file, folder / TOKENIZER_FILE):
+        if not needed.is_file():
+            raise CheckpointError(
+                f"weights: no file {needed}; train with `vessa-server train` or give --weights"
+            )
+    model = Vessa(config, tokenizers.load(folder / TOKENIZER_FILE))
+    fill(model, read_safetensors(file), file)
+    return model.eval()
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Copy ``tensors`` into ``model``, every one of them, with a clear error."""
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"weights: {file} is for another configuration: {error}") from error
+    missing = [name for name in result.missing_keys if not name.endswith("lm_head.weight")]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"weights: {file} is for another configuration: "
+            f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
+        )
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, as float32 where they are floating point."""
+    try:
+        with safe_open(file, framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own untyped errors
+        raise CheckpointError(f"weights: {file} cannot be read: {error}") from error
+    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def load_sam2(model: Vessa, file: Path) -> None:
+    """Fill the SAM 2 parts of ``model`` from a published checkpoint, ``.pt`` or safetensors.
+
+    ``.pt`` files are read with ``weights_only``: tensors and nothing else are unpickled.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    if file.suffix == ".safetensors":
+        tensors = read_safetensors(file)
+    else:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    used = {n: t for n, t in tensors.items() if not n.startswith(UNUSED_SAM2_PREFIXES)}
+    expected = {name for name in model.state_dict() if _is_sam2(name)}
+    if set(used) != expected:
+        raise CheckpointError(
+            f"sam2 checkpoint {file}: missing {sorted(expected - set(used))[:3]}, "
+            f"unexpected {sorted(set(used) - expected)[:3]}"
+        )
+    try:
+        model.load_state_dict(used, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"sam2 checkpoint {file}: {error}") from error
+
+
+def digest(folder: Path) -> str:
+    """sha256 of the weights and the tokenizer: the model's identity in answers and cache keys."""
+    state = hashlib.sha256()
+    for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+        state.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return state.hexdigest()
+
+
+def _is_sam2(name: str) -> bool:
+    return name.startswith(
+        ("image_encoder.", "memory_attention.", "memory_encoder.", "sam_", "maskmem_tpos_enc")
+    )
+
+
+def _is_tied(model: Vessa) -> bool:
+    vlm = model.reasoner.vlm
+    return vlm.lm_head.weight.data_ptr() == vlm.get_input_embeddings().weight.data_ptr()

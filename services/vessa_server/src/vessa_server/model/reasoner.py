@@ -1,0 +1,356 @@
+"""Step 3, *Reason*: Qwen3-VL reads text, template overlay and target, and answers ``<SEG>``.
+
+The prompt is ordered *text, template overlay, target*. Everything before the target is a
+prefix whose key/value cache depends on the template and the class only, so it is computed
+once and kept. Reading ``<SEG>`` is one teacher-forced pass over the target and the marker.
+
+Axes: P image-class pairs, T tokens, D features, L layers, G key/value heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from vessa_server.model.config import VlmConfig
+from vessa_server.model.tokenizer import SEG_TOKEN
+
+PATCH_MEAN, PATCH_STD = 0.5, 0.5
+SYSTEM_PROMPT = "<|im_start|>user\n"
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PromptPrefix:
+    """Key/value cache of *text + template overlay*.
+
+    Attributes:
+        keys_PLGTD, values_PLGTD: the cache.
+        mask_PT: 1 for real tokens, 0 for the padding on the left.
+        next_position_P: first M-RoPE position after the prefix.
+    """
+
+    keys_PLGTD: Tensor
+    values_PLGTD: Tensor
+    mask_PT: Tensor
+    next_position_P: Tensor
+
+    def select(self, index_P: Tensor) -> PromptPrefix:
+        """Rows ``index_P``, in that order."""
+        return PromptPrefix(
+            self.keys_PLGTD[index_P],
+            self.values_PLGTD[index_P],
+            self.mask_PT[index_P],
+            self.next_position_P[index_P],
+        )
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Output of the VLM's vision tower: merged tokens and DeepStack features, (B, T, D) each."""
+
+    tokens_BTD: Tensor
+    deepstack_LBTD: Tensor
+
+    def select(self, index_P: Tensor) -> VisualTokens:
+        """Images ``index_P``, in that order."""
+        return VisualTokens(self.tokens_BTD[index_P], self.deepstack_LBTD[:, index_P])
+
+
+def qwen_config(config: VlmConfig) -> Qwen3VLConfig:
+    """Qwen3-VL configuration of the sizes in ``config``."""
+    half = config.head_dim // 2
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": sections,
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": config.vision_depth,
+            "hidden_size": config.vision_hidden_size,
+            "intermediate_size": config.vision_intermediate_size,
+            "num_heads": config.vision_heads,
+            "patch_size": config.patch_size,
+            "out_hidden_size": config.hidden_size,
+            "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
+            "deepstack_visual_indexes": list(config.deepstack_layers),
+        },
+        tie_word_embeddings=True,
+    )
+
+
+class Reasoner(nn.Module):
+    """Qwen3-VL with a prefix cache and the ``<SEG>`` read-out."""
+
+    def __init__(self, config: VlmConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        if config.pretrained is None:
+            self.vlm = Qwen3VLForConditionalGeneration(qwen_config(config))
+        else:
+            self.vlm = Qwen3VLForConditionalGeneration.from_pretrained(
+                config.pretrained, dtype=torch.float32
+            )
+            if len(tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
+                self.vlm.resize_token_embeddings(len(tokenizer))
+        vision = self.vlm.config.vision_config
+        self.patch_size: int = vision.patch_size
+        self.merge_size: int = vision.spatial_merge_size
+        self.temporal_patch_size: int = vision.temporal_patch_size
+        self.seg_id = self._id(SEG_TOKEN)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model."""
+        return int(self.vlm.config.text_config.hidden_size)
+
+    @property
+    def grid(self) -> int:
+        """Side of the square grid of visual tokens of one image."""
+        return self.config.image_size // (self.patch_size * self.merge_size)
+
+    def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and mask, (P, max_text_tokens) each; longer text is cut at the end."""
+        limit = self.config.max_text_tokens
+        rows = [
+            self.tokenizer.encode(SYSTEM_PROMPT + prompt, add_special_tokens=False)[:limit]
+            for prompt in prompts
+        ]
+        ids = torch.full((len(rows), limit), self._pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), limit), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, limit - len(row) :] = torch.tensor(row)
+            mask[index, limit - len(row) :] = 1
+        device = self.vlm.device
+        return ids.to(device), mask.to(device)
+
+    def see(self, image_B3HW: Tensor) -> VisualTokens:
+        """Run the vision tower on images in [0, 1] of ``image_size`` squared."""
+        batch = image_B3HW.shape[0]
+        side = self.config.image_size // self.patch_size
+        grid_thw = torch.tensor([[1, side, side]] * batch, device=image_B3HW.device)
+        out = self.vlm.model.visual(self.patchify(image_B3HW), grid_thw=grid_thw)
+        tokens = out.pooler_output.reshape(batch, self.grid**2, -1)
+        deepstack = torch.stack(
+            [feature.reshape(batch, self.grid**2, -1) for feature in out.deepstack_features]
+        )
+        return VisualTokens(tokens, deepstack)
+
+    def patchify(self, image_B3HW: Tensor) -> Tensor:
+        """Cut images into the flattened patches, in merge order, of Qwen's image processor."""
+        batch, channels, height, width = image_B3HW.shape
+        patch, merge = self.patch_size, self.merge_size
+        x = (image_B3HW - PATCH_MEAN) / PATCH_STD
+        x = x[:, None].expand(-1, self.temporal_patch_size, -1, -1, -1)
+        rows, columns = height // patch // merge, width // patch // merge
+        x = x.reshape(
+            batch, self.temporal_patch_size, channels, rows, merge, patch, columns, merge, patch
+        )
+        x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        return x.reshape(batch * rows * columns * merge**2, -1)
+
+    def prefix(self, ids_PT: Tensor, mask_PT: Tensor, overlay: VisualTokens) -> PromptPrefix:
+        """Encode text and template overlay into their key/value cache."""
+        pairs = ids_PT.shape[0]
+        start, end = self._id("<|vision_start|>"), self._id("<|vision_end|>")
+        ids = torch.cat(
+            [
+                ids_PT,
+                self._column(start, pairs),
+                self._image_ids(pairs),
+                self._column(end, pairs),
+                self._column(start, pairs),
+            ],
+            dim=1,
+        )
+        tail = ids.shape[1] - mask_PT.shape[1]
+        mask = torch.cat([mask_PT, mask_PT.new_ones(pairs, tail)], dim=1)
+        text_length_P = mask_PT.sum(dim=1)
+        text_3PT = (mask_PT.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
+        marker_P = text_length_P
+        image_3PT = self._image_positions(marker_P + 1)
+        after_P = marker_P + 1 + self.grid
+        position_3PT = torch.cat(
+            [
+                text_3PT,
+                marker_P[None, :, None].expand(3, -1, -1),
+                image_3PT,
+                after_P[None, :, None].expand(3, -1, -1),
+                (after_P + 1)[None, :, None].expand(3, -1, -1),
+            ],
+            dim=2,
+        )
+        cache = DynamicCache(config=self.vlm.config.text_config)
+        self._run(ids, position_3PT, mask, overlay, cache)
+        return PromptPrefix(
+            keys_PLGTD=torch.stack([layer.keys for layer in cache.layers], dim=1),
+            values_PLGTD=torch.stack([layer.values for layer in cache.layers], dim=1),
+            mask_PT=mask,
+            next_position_P=after_P + 2,
+        )
+
+    def read(
+        self, prefix: PromptPrefix, target: VisualTokens, answer_PT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Teacher-forced pass over target and ``<SEG>`` (and, in training, the answer).
+
+        Args:
+            prefix: from :meth:`prefix`, one row for each pair.
+            target: visual tokens of each pair's image.
+            answer_PT: token ids that follow ``<SEG>``, padded with -100.
+
+        Returns:
+            Hidden state of ``<SEG>``, (P, D); mean cross-entropy of ``<SEG>`` and the answer.
+        """
+        hidden_PTD, ids_PT, _ = self._read(prefix, target, answer_PT)
+        at_seg = self._seg_index
+        seg_PD = hidden_PTD[:, at_seg]
+        if answer_PT is None:
+            return seg_PD, seg_PD.new_zeros(())
+        logits_PTV = self.vlm.lm_head(hidden_PTD[:, at_seg - 1 : -1])
+        expected_PT = torch.cat([ids_PT[:, at_seg : at_seg + 1], answer_PT], dim=1)
+        loss = F.cross_entropy(
+            logits_PTV.flatten(0, 1), expected_PT.flatten(), ignore_index=IGNORED
+        )
+        return seg_PD, loss
+
+    @torch.no_grad()
+    def explain(self, prefix: PromptPrefix, target: VisualTokens, max_tokens: int) -> list[str]:
+        """Greedy free text after ``<SEG>``, one string for each pair."""
+        hidden_PTD, _, cache = self._read(prefix, target, None)
+        pairs = hidden_PTD.shape[0]
+        mask = torch.cat(
+            [prefix.mask_PT, prefix.mask_PT.new_ones(pairs, self._seg_index + 1)], dim=1
+        )
+        position_P = prefix.next_position_P + self.grid + len(self._answer_ids) + 1
+        end = self._id("<|im_end|>")
+        done = torch.zeros(pairs, dtype=torch.bool, device=mask.device)
+        tokens: list[Tensor] = []
+        hidden = hidden_PTD[:, -1]
+        for _ in range(max_tokens):
+            token_P = self.vlm.lm_head(hidden).argmax(dim=-1).masked_fill(done, end)
+            done |= token_P == end
+            if bool(done.all()):
+                break
+            tokens.append(token_P)
+            mask = torch.cat([mask, mask.new_ones(pairs, 1)], dim=1)
+            position = position_P[None, :, None].expand(3, -1, -1)
+            hidden = self._run(token_P[:, None], position, mask, None, cache)[:, -1]
+            position_P = position_P + 1
+        if not tokens:
+            return [""] * pairs
+        rows = torch.stack(tokens, dim=1).tolist()
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def answer_ids(self, answers: list[str], limit: int = 24) -> Tensor:
+        """Ids of the answers' text and its end marker, padded with -100, (P, limit)."""
+        out = torch.full((len(answers), limit), IGNORED, dtype=torch.long)
+        for index, answer in enumerate(answers):
+            row = self.tokenizer.encode(answer + "<|im_end|>", add_special_tokens=False)[:limit]
+            out[index, : len(row)] = torch.tensor(row)
+        return out
+
+    @property
+    def _answer_ids(self) -> list[int]:
+        """Tokens between the target image and ``<SEG>``."""
+        text = "<|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @property
+    def _seg_index(self) -> int:
+        return self.grid**2 + len(self._answer_ids)
+
+    def _read(
+        self, prefix: PromptPrefix, target: VisualTokens, answer_PT: Tensor | None
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        pairs = prefix.mask_PT.shape[0]
+        text = torch.tensor([*self._answer_ids, self.seg_id], device=prefix.mask_PT.device)
+        ids = torch.cat([self._image_ids(pairs), text.expand(pairs, -1)], dim=1)
+        if answer_PT is not None:
+            ids = torch.cat([ids, answer_PT.masked_fill(answer_PT == IGNORED, self._pad_id)], 1)
+        mask = torch.cat([prefix.mask_PT, prefix.mask_PT.new_ones(ids.shape)], dim=1)
+        text_length = ids.shape[1] - self.grid**2
+        after_P = prefix.next_position_P + self.grid
+        text_PT = after_P[:, None] + torch.arange(text_length, device=ids.device)
+        position_3PT = torch.cat(
+            [self._image_positions(prefix.next_position_P), text_PT.expand(3, -1, -1)], dim=2
+        )
+        cache = DynamicCache(config=self.vlm.config.text_config)
+        for layer in range(prefix.keys_PLGTD.shape[1]):
+            cache.update(prefix.keys_PLGTD[:, layer], prefix.values_PLGTD[:, layer], layer)
+        return self._run(ids, position_3PT, mask, target, cache), ids, cache
+
+    def _run(
+        self,
+        ids_PT: Tensor,
+        position_3PT: Tensor,
+        mask_PT: Tensor,
+        visual: VisualTokens | None,
+        cache: DynamicCache,
+    ) -> Tensor:
+        embeddings = self.vlm.get_input_embeddings()(ids_PT)
+        extra: dict[str, Any] = {}
+        if visual is not None:
+            is_image = ids_PT == self._id("<|image_pad|>")
+            embeddings = embeddings.masked_scatter(
+                is_image[..., None], visual.tokens_BTD.to(embeddings.dtype)
+            )
+            extra = {
+                "visual_pos_masks": is_image,
+                "deepstack_visual_embeds": [f.flatten(0, 1) for f in visual.deepstack_LBTD],
+            }
+        out = self.vlm.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=position_3PT,
+            attention_mask=mask_PT,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def _image_positions(self, start_P: Tensor) -> Tensor:
+        """M-RoPE positions (time, row, column) of an image that begins at ``start_P``."""
+        cell = torch.arange(self.grid**2, device=start_P.device)
+        row, column = torch.div(cell, self.grid, rounding_mode="floor"), cell % self.grid
+        offset_3T = torch.stack([torch.zeros_like(cell), row, column])
+        return start_P[None, :, None] + offset_3T[:, None]
+
+    def _image_ids(self, pairs: int) -> Tensor:
+        return self._column(self._id("<|image_pad|>"), pairs).expand(-1, self.grid**2)
+
+    def _column(self, token: int, pairs: int) -> Tensor:
+        return torch.full((pairs, 1), token, dtype=torch.long, device=self.vlm.device)
+
+    @property
+    def _pad_id(self) -> int:
+        return self._id("<|endoftext|>")
+
+    def _id(self, token: str) -> int:
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(index, int):
+            raise ValueError(f"tokenizer: expected one id for {token}, got {index}")
+        return index

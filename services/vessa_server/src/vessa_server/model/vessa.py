@@ -1,0 +1,250 @@
+"""VESSA: the five steps of Stage 1 as one model.
+
+Axes: B images, P image-class pairs, K templates, C channels, D features, H W space, M memory
+channels. A pair is one class asked of one image; ``image_P`` says which image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.init import trunc_normal_
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from vessa_server.matching.template_matcher import MatchPrompts, TemplateMatcher
+from vessa_server.model import memory
+from vessa_server.model.config import VessaConfig
+from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_encoder
+from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
+from vessa_server.model.seg_token_projector import SegTokenProjector
+from vessa_server.model.vision_encoder import MatchHead, build_image_encoder, pyramid
+
+STUDENT_LOGIT_LIMIT = 4.0
+PRIOR_EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A record of tensors with a common first axis, which can be stacked, split and stored."""
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Field names and tensors."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Inverse of :meth:`to_tensors`.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        values: dict[str, Any] = {f.name: tensors[f.name] for f in fields(cls)}
+        return cls(**values)
+
+    def select(self, index: Tensor) -> Self:
+        """Rows ``index`` of every field."""
+        return type(self)(**{name: value[index] for name, value in self.to_tensors().items()})
+
+    @classmethod
+    def concatenate(cls, records: list[Self]) -> Self:
+        """Join records along the first axis."""
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: torch.cat([getattr(r, name) for r in records]) for name in names})
+
+
+@dataclass(frozen=True)
+class ImageFeatures(TensorRecord):
+    """What the decoder, matcher and VLM need of an image; independent of classes."""
+
+    high_res_4_BCHW: Tensor
+    high_res_8_BCHW: Tensor
+    top_BDHW: Tensor
+    match_BDHW: Tensor
+    vlm_tokens_BTD: Tensor
+    vlm_deepstack_BLTD: Tensor
+
+    def visual_tokens(self) -> VisualTokens:
+        """The VLM's view of the images."""
+        return VisualTokens(self.vlm_tokens_BTD, self.vlm_deepstack_BLTD.transpose(0, 1))
+
+
+@dataclass(frozen=True)
+class TemplateFeatures(TensorRecord):
+    """What is kept of one template and class."""
+
+    memory_KMHW: Tensor
+    match_KDHW: Tensor
+    mask_K1HW: Tensor
+
+
+@dataclass(frozen=True)
+class Conditioned(TensorRecord):
+    """Image-class pairs after steps 1 to 4: all that decoding needs besides the image."""
+
+    top_PDHW: Tensor
+    prior_P1HW: Tensor
+    points_PN2: Tensor
+    labels_PN: Tensor
+    seg_P1D: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Output of step 5, at stride 4: mask logits, predicted IoU and presence logit."""
+
+    logits_P1HW: Tensor
+    iou_P: Tensor
+    presence_P: Tensor
+
+    def class_logits(self) -> Tensor:
+        """Mask logits lowered where the decoder says that the object is absent."""
+        return self.logits_P1HW + self.presence_P.clamp(max=0)[:, None, None, None]
+
+
+class Vessa(nn.Module):
+    """Reference-guided segmentation model. Attribute names follow SAM 2's checkpoints."""
+
+    def __init__(self, config: VessaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        d_model = config.d_model
+        self.image_encoder = build_image_encoder(config)
+        self.match_head = MatchHead(d_model, config.matcher.feature_dim)
+        self.matcher = TemplateMatcher(
+            temperature_init=config.matcher.temperature_init,
+            num_positive_points=config.matcher.num_positive_points,
+            stride=8,
+        )
+        self.reasoner = Reasoner(config.vlm, tokenizer)
+        self.seg_projector = SegTokenProjector(self.reasoner.hidden_size, d_model)
+        self.memory_encoder = memory.build_memory_encoder(config)
+        self.memory_attention = memory.build_memory_attention(config)
+        self.maskmem_tpos_enc = nn.Parameter(
+            torch.zeros(config.memory.max_templates, 1, 1, config.memory.memory_dim)
+        )
+        trunc_normal_(self.maskmem_tpos_enc, std=0.02)
+        self.sam_prompt_encoder = build_prompt_encoder(config)
+        self.sam_mask_decoder = build_mask_decoder(config)
+        self.student_embedding = nn.Parameter(torch.zeros(1, d_model, 1, 1))
+        residual = config.decoder.residual_init
+        self.prior_weight = nn.Parameter(torch.tensor(residual))
+        self.student_weight = nn.Parameter(torch.tensor(residual))
+
+    def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor) -> ImageFeatures:
+        """Encode normalised canvases, and the same images in [0, 1] at the VLM's size."""
+        levels = pyramid(self.image_encoder, canvas_B3HW)
+        visual = self.reasoner.see(vlm_B3HW)
+        return ImageFeatures(
+            high_res_4_BCHW=self.sam_mask_decoder.conv_s0(levels.level_4_BCHW),
+            high_res_8_BCHW=self.sam_mask_decoder.conv_s1(levels.level_8_BCHW),
+            top_BDHW=levels.level_16_BCHW,
+            match_BDHW=self.match_head(levels),
+            vlm_tokens_BTD=visual.tokens_BTD,
+            vlm_deepstack_BLTD=visual.deepstack_LBTD.transpose(0, 1),
+        )
+
+    def encode_template(self, features: ImageFeatures, mask_K1HW: Tensor) -> TemplateFeatures:
+        """Encode annotated templates; ``mask_K1HW`` is binary, at canvas size (step 4)."""
+        encoded = self.memory_encoder(
+            features.top_BDHW,
+            mask_K1HW * memory.MASK_SCALE + memory.MASK_BIAS,
+            skip_mask_sigmoid=True,
+        )
+        side = features.match_BDHW.shape[-1]
+        return TemplateFeatures(
+            memory_KMHW=encoded["vision_features"],
+            match_KDHW=features.match_BDHW,
+            mask_K1HW=F.adaptive_avg_pool2d(mask_K1HW, side),
+        )
+
+    def match(
+        self, features: ImageFeatures, image_P: Tensor, templates: TemplateFeatures
+    ) -> MatchPrompts:
+        """Step 2. ``templates`` holds P*K rows, the K templates of a pair next to each other."""
+        pairs = image_P.shape[0]
+        prior = self.matcher.propagate(
+            features.match_BDHW[image_P],
+            templates.match_KDHW.unflatten(0, (pairs, -1)),
+            templates.mask_K1HW.unflatten(0, (pairs, -1)),
+        )
+        return self.matcher.prompts(prior)
+
+    def remember(
+        self, features: ImageFeatures, image_P: Tensor, templates: TemplateFeatures
+    ) -> Tensor:
+        """Step 4: features of each pair conditioned on its K templates, (P, D, H, W)."""
+        memory_PKMHW = templates.memory_KMHW.unflatten(0, (image_P.shape[0], -1))
+        top = features.top_BDHW[image_P]
+        position = self.image_encoder.neck.position_encoding(top)
+        memory_position = self.memory_encoder.position_encoding(memory_PKMHW[:1, 0])[0]
+        return memory.attend(
+            self.memory_attention,
+            features_PDHW=top,
+            position_PDHW=position,
+            memory_PKMHW=memory_PKMHW,
+            memory_position_MHW=memory_position,
+            # SAM 2 gives conditioning frames the last temporal encoding.
+            template_encoding_M=self.maskmem_tpos_enc[-1, 0, 0],
+        )
+
+    def reason(
+        self,
+        prefix: PromptPrefix,
+        features: ImageFeatures,
+        image_P: Tensor,
+        answer_PT: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Step 3: ``<SEG>`` prompt embedding (P, 1, D) and the language-model loss."""
+        target = features.visual_tokens().select(image_P)
+        hidden, loss = self.reasoner.read(prefix, target, answer_PT)
+        return self.seg_projector(hidden), loss
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        image_P: Tensor,
+        conditioned: Conditioned,
+        student_P1HW: Tensor | None,
+        has_student_P: Tensor | None,
+    ) -> Decoded:
+        """Step 5.
+
+        Args:
+            features: of the B images.
+            image_P: image of each pair.
+            conditioned: the pairs after steps 1 to 4.
+            student_P1HW: student probabilities at stride 4, in [0, 1]; None for none at all.
+            has_student_P: which pairs have one.
+        """
+        prompts = self.sam_prompt_encoder
+        sparse = prompts._embed_points(conditioned.points_PN2, conditioned.labels_PN, pad=False)
+        sparse = torch.cat([sparse, conditioned.seg_P1D], dim=1)
+        size = prompts.mask_input_size
+        prior_logit = F.interpolate(
+            torch.logit(conditioned.prior_P1HW, eps=PRIOR_EPSILON), size=size, mode="bilinear"
+        )
+        dense = prompts._embed_masks(prior_logit)
+        residual = self.prior_weight * prior_logit
+        if student_P1HW is not None and has_student_P is not None:
+            has = has_student_P.to(prior_logit.dtype)[:, None, None, None]
+            limit = STUDENT_LOGIT_LIMIT
+            student_logit = torch.logit(student_P1HW, eps=1e-4).clamp(-limit, limit)
+            dense = dense + has * (prompts._embed_masks(student_logit) + self.student_embedding)
+            residual = residual * (1 - has) + has * self.student_weight * student_logit
+        masks, iou, _, presence = self.sam_mask_decoder(
+            image_embeddings=conditioned.top_PDHW,
+            image_pe=prompts.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+            repeat_image=False,
+            high_res_features=[
+                features.high_res_4_BCHW[image_P],
+                features.high_res_8_BCHW[image_P],
+            ],
+        )
+        return Decoded(masks + residual, iou[:, 0], presence[:, 0])

@@ -1,0 +1,75 @@
+"""Hiera + FPN image encoder of SAM 2, with the projections that the decoder and matcher read.
+
+Axes: B batch, C channels, H W space, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from torch import Tensor, nn
+
+from vessa_server.model.config import VessaConfig
+
+
+@dataclass(frozen=True)
+class FeaturePyramid:
+    """FPN levels at strides 4, 8 and 16, all with ``d_model`` channels."""
+
+    level_4_BCHW: Tensor
+    level_8_BCHW: Tensor
+    level_16_BCHW: Tensor
+
+
+def build_image_encoder(config: VessaConfig) -> ImageEncoder:
+    """Build the encoder with the state-dict layout of the published checkpoints."""
+    hiera = config.hiera
+    trunk = Hiera(
+        embed_dim=hiera.embed_dim,
+        num_heads=hiera.num_heads,
+        drop_path_rate=hiera.drop_path_rate,
+        stages=hiera.stages,
+        global_att_blocks=hiera.global_attention_blocks,
+        window_pos_embed_bkg_spatial_size=hiera.background_size,
+        window_spec=hiera.window_spec,
+    )
+    neck = FpnNeck(
+        position_encoding=PositionEmbeddingSine(
+            num_pos_feats=config.d_model, warmup_cache=False, image_size=config.image_size
+        ),
+        d_model=config.d_model,
+        backbone_channel_list=hiera.channels,
+        fpn_top_down_levels=list(hiera.fpn_top_down_levels),
+        fpn_interp_model="nearest",
+    )
+    return ImageEncoder(trunk=trunk, neck=neck, scalp=1)
+
+
+def pyramid(encoder: ImageEncoder, x_B3HW: Tensor) -> FeaturePyramid:
+    """Encode images of ``image_size`` squared, normalised, to the three FPN levels."""
+    levels = encoder(x_B3HW)["backbone_fpn"]
+    return FeaturePyramid(*levels)
+
+
+class MatchHead(nn.Module):
+    """Projects FPN levels 8 and 16 to unit-length features for dense matching, at stride 8."""
+
+    def __init__(self, d_model: int, feature_dim: int) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(d_model, feature_dim, kernel_size=1)
+        self.coarse = nn.Conv2d(d_model, feature_dim, kernel_size=1)
+        self.mix = nn.Conv2d(feature_dim, feature_dim, kernel_size=3, padding=1)
+
+    def forward(self, levels: FeaturePyramid) -> Tensor:
+        """Return (B, D, H/8, W/8), L2-normalised over D."""
+        fine = self.fine(levels.level_8_BCHW)
+        coarse = F.interpolate(
+            self.coarse(levels.level_16_BCHW), scale_factor=2.0, mode="bilinear"
+        )
+        out: Tensor = self.mix(torch.relu(fine + coarse)) + fine + coarse
+        return F.normalize(out, dim=1)
