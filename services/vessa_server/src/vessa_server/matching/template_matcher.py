@@ -46,23 +46,32 @@ class TemplateMatcher(nn.Module):
         self.stride = stride
 
     @staticmethod
-    def retrieval_scores(
-        query_match_BDHW: Tensor, template_match_KDHW: Tensor, template_mask_K1HW: Tensor
-    ) -> Tensor:
+    def describe(match_KDHW: Tensor, mask_K1HW: Tensor) -> Tensor:
+        """Retrieval embedding of templates, (K, 2, D): image level and masked foreground."""
+        return torch.stack(
+            [
+                F.normalize(match_KDHW.mean(dim=(2, 3)), dim=1),
+                foreground_prototype(match_KDHW, mask_K1HW),
+            ],
+            dim=1,
+        )
+
+    @staticmethod
+    def retrieval_scores(query_match_BDHW: Tensor, template_K2D: Tensor) -> Tensor:
         """Similarity of each image to each template, in [-1, 1].
 
-        The mean of two cosines: of the image-level descriptors, which carry the view, and of
-        the template's mask-pooled foreground prototype with the best-matching cells of the
-        image, which carries the structure.
+        The mean of two cosines: of the image-level embeddings, which carry the view, and of
+        the template's foreground prototype with the best-matching cells of the image, which
+        carries the structure.
 
         Returns:
             (B, K) scores.
         """
         query_BD = F.normalize(query_match_BDHW.mean(dim=(2, 3)), dim=1)
-        template_KD = F.normalize(template_match_KDHW.mean(dim=(2, 3)), dim=1)
-        image_level_BK = query_BD @ template_KD.T
-        prototype_KD = foreground_prototype(template_match_KDHW, template_mask_K1HW)
-        cells_BKQ = torch.einsum("bdq,kd->bkq", query_match_BDHW.flatten(2), prototype_KD)
+        image_level_BK = query_BD @ template_K2D[:, 0].T
+        cells_BKQ = torch.einsum(
+            "bdq,kd->bkq", query_match_BDHW.flatten(2), template_K2D[:, 1]
+        )
         top = max(1, cells_BKQ.shape[2] // 64)
         structure_BK = cells_BKQ.topk(top, dim=2).values.mean(dim=2)
         return (image_level_BK + structure_BK) / 2

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from vessa_server.model.config import VlmConfig
+from vessa_server.model.records import TensorRecord
 from vessa_server.model.tokenizer import SEG_TOKEN
 
 PATCH_MEAN, PATCH_STD = 0.5, 0.5
@@ -28,7 +29,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class PromptPrefix:
+class PromptPrefix(TensorRecord):
     """Key/value cache of *text + template overlay*.
 
     Attributes:
@@ -41,15 +42,6 @@ class PromptPrefix:
     values_PLGTD: Tensor
     mask_PT: Tensor
     next_position_P: Tensor
-
-    def select(self, index_P: Tensor) -> PromptPrefix:
-        """Rows ``index_P``, in that order."""
-        return PromptPrefix(
-            self.keys_PLGTD[index_P],
-            self.values_PLGTD[index_P],
-            self.mask_PT[index_P],
-            self.next_position_P[index_P],
-        )
 
 
 @dataclass(frozen=True)

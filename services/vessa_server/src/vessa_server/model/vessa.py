@@ -6,8 +6,7 @@ channels. A pair is one class asked of one image; ``image_P`` says which image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,40 +19,12 @@ from vessa_server.model import memory
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_encoder
 from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
+from vessa_server.model.records import TensorRecord
 from vessa_server.model.seg_token_projector import SegTokenProjector
 from vessa_server.model.vision_encoder import MatchHead, build_image_encoder, pyramid
 
 STUDENT_LOGIT_LIMIT = 4.0
 PRIOR_EPSILON = 1e-3
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A record of tensors with a common first axis, which can be stacked, split and stored."""
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Field names and tensors."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        """Inverse of :meth:`to_tensors`.
-
-        Raises:
-            KeyError: a field is missing.
-        """
-        values: dict[str, Any] = {f.name: tensors[f.name] for f in fields(cls)}
-        return cls(**values)
-
-    def select(self, index: Tensor) -> Self:
-        """Rows ``index`` of every field."""
-        return type(self)(**{name: value[index] for name, value in self.to_tensors().items()})
-
-    @classmethod
-    def concatenate(cls, records: list[Self]) -> Self:
-        """Join records along the first axis."""
-        names = [f.name for f in fields(cls)]
-        return cls(**{name: torch.cat([getattr(r, name) for r in records]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -79,6 +50,7 @@ class TemplateFeatures(TensorRecord):
     memory_KMHW: Tensor
     match_KDHW: Tensor
     mask_K1HW: Tensor
+    embedding_K2D: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,11 +126,13 @@ class Vessa(nn.Module):
             mask_K1HW * memory.MASK_SCALE + memory.MASK_BIAS,
             skip_mask_sigmoid=True,
         )
-        side = features.match_BDHW.shape[-1]
+        match = features.match_BDHW
+        small_mask = F.adaptive_avg_pool2d(mask_K1HW, match.shape[-1])
         return TemplateFeatures(
             memory_KMHW=encoded["vision_features"],
-            match_KDHW=features.match_BDHW,
-            mask_K1HW=F.adaptive_avg_pool2d(mask_K1HW, side),
+            match_KDHW=match,
+            mask_K1HW=small_mask,
+            embedding_K2D=self.matcher.describe(match, small_mask),
         )
 
     def match(

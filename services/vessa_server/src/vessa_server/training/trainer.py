@@ -229,11 +229,10 @@ def choose_templates(
                 rows = episode.class_P == value
                 masks = (episode.labels_NHW == value).float()[:, None]
                 side = features.match_BDHW.shape[-1]
-                similarity = TemplateMatcher.retrieval_scores(
-                    features.match_BDHW,
-                    features.match_BDHW,
-                    F.adaptive_avg_pool2d(masks, side),
+                embeddings = TemplateMatcher.describe(
+                    features.match_BDHW, F.adaptive_avg_pool2d(masks, side)
                 )
+                similarity = TemplateMatcher.retrieval_scores(features.match_BDHW, embeddings)
                 scores[rows] = similarity[episode.image_P[rows]]
     scores = scores.masked_fill(~episode.candidates_PN, -torch.inf)
     count = int(torch.randint(1, config.max_templates + 1, ()))

@@ -1,0 +1,108 @@
+"""Command ``vessa-server``: serve, and train VESSA itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+app = typer.Typer(
+    help="The VESSA segmentation server.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(stderr=True)
+
+
+def _fail(message: str) -> typer.Exit:
+    console.print(f"[bold red]Error[/] {message}", highlight=False)
+    return typer.Exit(2)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all. [127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port. [50051]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="REST and page. [8080]")] = None,
+    preset: Annotated[str | None, typer.Option(help="nano, base or large. [nano]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights. [shipped]")] = None,
+    bank: Annotated[Path | None, typer.Option(help="Folder of templates. [vessa-bank]")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="redis://host:port/db, a folder, or none. [vessa-cache]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. [all cores]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json. [console]")] = None,
+) -> None:
+    """Serve gRPC and REST until SIGTERM or Ctrl-C.
+
+    Every setting is also an environment variable, VESSA_GRPC_PORT and so on; flags win.
+    docs/serving.md lists them all.
+    """
+    from vessa_server.bank import BankError
+    from vessa_server.model.checkpoint import CheckpointError
+    from vessa_server.serving.grpc_server import PortInUseError
+    from vessa_server.serving.logs import configure_logs
+    from vessa_server.serving.run import build_engine
+    from vessa_server.serving.run import serve as run
+    from vessa_server.serving.settings import ServerSettings
+
+    flags: dict[str, Any] = {
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port,
+        "preset": preset,
+        "weights": weights,
+        "bank": bank,
+        "cache": cache,
+        "threads": threads,
+        "log_format": log_format,
+    }
+    try:
+        settings = ServerSettings(**{k: v for k, v in flags.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    configure_logs(settings.log_format)
+    try:
+        engine = build_engine(settings)
+        asyncio.run(run(engine, settings))
+    except (BankError, CheckpointError, PortInUseError, ValueError, OSError) as error:
+        raise _fail(str(error)) from None
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with one folder for each data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for weights, state and TensorBoard.")],
+    steps: Annotated[int, typer.Option(help="Optimiser updates in all.")] = 2400,
+    preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
+    seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+) -> None:
+    """Train VESSA (Stage 1) on real and synthetic tasks.
+
+    Runs until --steps; started again with the same --out it goes on where it stopped, bit for
+    bit. Look at it with `tensorboard --logdir OUT`.
+    """
+    import torch
+
+    from vessa_server.model.presets import preset as preset_config
+    from vessa_server.training.config import TrainingConfig
+    from vessa_server.training.run import train as run
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        run(preset_config(preset), TrainingConfig(steps=steps, seed=seed), data, out)
+    except (ValueError, OSError) as error:
+        raise _fail(str(error)) from None
+    console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")
+
+
+if __name__ == "__main__":
+    app()

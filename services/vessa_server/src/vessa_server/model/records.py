@@ -1,0 +1,38 @@
+"""Records of tensors that can be selected, joined and stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A record of tensors with a common first axis, which can be stacked, split and stored."""
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Field names and tensors."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Inverse of :meth:`to_tensors`.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        values: dict[str, Any] = {f.name: tensors[f.name] for f in fields(cls)}
+        return cls(**values)
+
+    def select(self, index: Tensor) -> Self:
+        """Rows ``index`` of every field."""
+        return type(self)(**{name: value[index] for name, value in self.to_tensors().items()})
+
+    @classmethod
+    def concatenate(cls, records: list[Self]) -> Self:
+        """Join records along the first axis."""
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: torch.cat([getattr(r, name) for r in records]) for name in names})

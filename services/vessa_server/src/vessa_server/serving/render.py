@@ -1,0 +1,99 @@
+"""Answers as files: PNG, overlay, NIfTI, JSON. Axes: H W space."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from vessa_client import SegmentationResult
+
+from vessa_server.engine.images import NiftiGeometry
+from vessa_server.model.preprocess import to_unit_range
+
+UInt8Array = npt.NDArray[np.uint8]
+COLOURS = np.array(
+    [
+        (0, 0, 0), (230, 60, 60), (60, 200, 90), (70, 110, 240), (240, 200, 50),
+        (200, 80, 220), (60, 210, 220), (250, 140, 40), (160, 160, 160),
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+OVERLAY_WEIGHT = 0.45
+
+
+def colour(labels: UInt8Array) -> UInt8Array:
+    """(H, W, 3) colours of labels; colours repeat after the eighth class."""
+    wrapped = np.where(labels == 0, 0, (labels.astype(int) - 1) % (len(COLOURS) - 1) + 1)
+    return COLOURS[wrapped]
+
+
+def overlay(image: npt.NDArray[np.generic], labels: UInt8Array) -> UInt8Array:
+    """(H, W, 3) picture of the image with coloured labels."""
+    grey = to_unit_range(image).numpy().transpose(1, 2, 0) * 255
+    weight = OVERLAY_WEIGHT * (labels > 0)[..., None]
+    return (grey * (1 - weight) + colour(labels) * weight).round().astype(np.uint8)
+
+
+def png(array: UInt8Array, *, palette: bool = False) -> bytes:
+    """PNG bytes; with ``palette`` the values are labels and look like their colours."""
+    picture = Image.fromarray(array)
+    if palette:
+        picture = Image.fromarray(array, mode="P")
+        picture.putpalette(colour(np.arange(256, dtype=np.uint8)).tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def nifti(labels: UInt8Array, geometry: NiftiGeometry | None) -> bytes:
+    """NIfTI bytes with the affine, shape and units of the image; identity without one."""
+    if geometry is None:
+        return bytes(nib.Nifti1Image(labels[..., None], np.eye(4)).to_bytes())
+    header = geometry.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_max"] = header["cal_min"] = 0
+    image = nib.Nifti1Image(labels.reshape(geometry.shape), geometry.affine, header)
+    return bytes(image.to_bytes())
+
+
+def as_json(result: SegmentationResult) -> dict[str, Any]:
+    """The result as JSON; arrays are PNG files in base64."""
+    return {
+        "request_id": result.request_id,
+        "height": result.labels.shape[0],
+        "width": result.labels.shape[1],
+        "classes": [
+            {
+                "label": label,
+                "class_name": c.class_name,
+                "predicted_iou": c.predicted_iou,
+                "pixels": int((result.labels == label).sum()),
+                "explanation": c.explanation,
+            }
+            for label, c in enumerate(result.classes, start=1)
+        ],
+        "templates": [
+            {
+                "template_id": t.template_id,
+                "class_name": t.class_name,
+                "similarity": t.similarity,
+            }
+            for t in result.templates
+        ],
+        "labels_png": base64.b64encode(png(result.labels, palette=True)).decode(),
+        "confidence_png": base64.b64encode(png(result.confidence)).decode(),
+        "stage_ms": result.stage_ms,
+        "model_digest": result.model_digest,
+        "bank_version": result.bank_version,
+        "cache": {
+            "image_features": "hit" if result.image_features_cached else "miss",
+            "template_features": "hit" if result.template_features_cached else "miss",
+        },
+        "image_ref": result.image_sha256,
+    }
