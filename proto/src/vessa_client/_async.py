@@ -83,7 +83,11 @@ class AsyncVessaClient:
         return result
 
     async def segment_stream(
-        self, requests: Iterable[SegmentationRequest], *, window: int = 8
+        self,
+        requests: Iterable[SegmentationRequest],
+        *,
+        window: int = 8,
+        timeout: float | None = None,
     ) -> AsyncIterator[SegmentationResult | VessaError]:
         """See :meth:`vessa_client.VessaClient.segment_stream`."""
         if window < 1:
@@ -91,7 +95,9 @@ class AsyncVessaClient:
         session, source = StreamSession(self._references), iter(requests)
         exhausted, attempt = False, 0
         while True:
-            call = self._stub.SegmentStream(metadata=self.options.metadata())
+            call = self._stub.SegmentStream(
+                timeout=timeout, metadata=self.options.metadata()
+            )
             try:
                 for message in session.unfinished():
                     await _write(call, message)

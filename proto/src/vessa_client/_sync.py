@@ -87,7 +87,11 @@ class VessaClient:
         return result
 
     def segment_stream(
-        self, requests: Iterable[SegmentationRequest], *, window: int = 8
+        self,
+        requests: Iterable[SegmentationRequest],
+        *,
+        window: int = 8,
+        timeout: float | None = None,
     ) -> Iterator[SegmentationResult | VessaError]:
         """Segment many images over one stream, at most ``window`` of them in flight.
 
@@ -95,8 +99,14 @@ class VessaClient:
         its error in place of a result. When the connection breaks, what is unfinished is
         sent again.
 
+        Args:
+            requests: read as places in the window become free.
+            window: most unanswered requests.
+            timeout: seconds for the whole stream; None for no end.
+
         Raises:
             UnavailableError: the server stayed away for all attempts of the retry policy.
+            DeadlineError: not all answers came within ``timeout``.
         """
         if window < 1:
             raise ValueError(f"window {window}: expected at least 1")
@@ -107,7 +117,7 @@ class VessaClient:
             for message in session.unfinished():
                 outgoing.put(message)
             call = self._stub.SegmentStream(
-                iter(outgoing.get, None), metadata=self.options.metadata()
+                iter(outgoing.get, None), timeout=timeout, metadata=self.options.metadata()
             )
             try:
                 while True:

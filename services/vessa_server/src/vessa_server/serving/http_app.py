@@ -27,6 +27,7 @@ from vessa_client import (
     SegmentationResult,
     UnavailableError,
     VessaError,
+    pictures,
 )
 from vessa_client.wire import AnyArray
 
@@ -166,7 +167,7 @@ def create_app(service: Service) -> FastAPI:
         for info in bank.snapshot().templates:
             if info.template_id == template_id:
                 template = bank.load(info)
-                picture = render.png(render.overlay(template.image, template.labels))
+                picture = render.png(pictures.overlay(template.image, template.labels))
                 return Response(picture, media_type="image/png")
         raise NotFoundError(f"template_id: no template {template_id!r}", field="template_id")
 
@@ -318,7 +319,7 @@ def _answer(
         )
     if "image/png" in accept:
         picture = (
-            render.png(render.overlay(image.pixels, result.labels))
+            render.png(pictures.overlay(image.pixels, result.labels))
             if view == "overlay"
             else render.png(result.labels, palette=True)
         )

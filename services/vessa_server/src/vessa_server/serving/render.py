@@ -1,4 +1,4 @@
-"""Answers as files: PNG, overlay, NIfTI, JSON. Axes: H W space."""
+"""Answers as files: PNG, NIfTI, JSON. Axes: H W space."""
 
 from __future__ import annotations
 
@@ -10,33 +10,11 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from vessa_client import SegmentationResult
+from vessa_client import SegmentationResult, pictures
 
 from vessa_server.engine.images import NiftiGeometry
-from vessa_server.model.preprocess import to_unit_range
 
 UInt8Array = npt.NDArray[np.uint8]
-COLOURS = np.array(
-    [
-        (0, 0, 0), (230, 60, 60), (60, 200, 90), (70, 110, 240), (240, 200, 50),
-        (200, 80, 220), (60, 210, 220), (250, 140, 40), (160, 160, 160),
-    ],
-    dtype=np.uint8,
-)  # fmt: skip
-OVERLAY_WEIGHT = 0.45
-
-
-def colour(labels: UInt8Array) -> UInt8Array:
-    """(H, W, 3) colours of labels; colours repeat after the eighth class."""
-    wrapped = np.where(labels == 0, 0, (labels.astype(int) - 1) % (len(COLOURS) - 1) + 1)
-    return COLOURS[wrapped]
-
-
-def overlay(image: npt.NDArray[np.generic], labels: UInt8Array) -> UInt8Array:
-    """(H, W, 3) picture of the image with coloured labels."""
-    grey = to_unit_range(image).numpy().transpose(1, 2, 0) * 255
-    weight = OVERLAY_WEIGHT * (labels > 0)[..., None]
-    return (grey * (1 - weight) + colour(labels) * weight).round().astype(np.uint8)
 
 
 def png(array: UInt8Array, *, palette: bool = False) -> bytes:
@@ -44,7 +22,7 @@ def png(array: UInt8Array, *, palette: bool = False) -> bytes:
     picture = Image.fromarray(array)
     if palette:
         picture = Image.fromarray(array, mode="P")
-        picture.putpalette(colour(np.arange(256, dtype=np.uint8)).tobytes())
+        picture.putpalette(pictures.colour(np.arange(256, dtype=np.uint8)).tobytes())
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()

@@ -1,0 +1,294 @@
+"""Command ``vessa``: segment, label folders, keep the template bank."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from vessa_client import files, pictures
+from vessa_client._errors import NotFoundError, VessaError
+from vessa_client._options import DEFAULT_TARGET, ClientOptions
+from vessa_client._sync import VessaClient
+from vessa_client._types import ClassDefinition, SegmentationRequest
+from vessa_client.labelling import LabelJob, label_folder
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="Segment medical images with a VESSA server.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+templates = typer.Typer(help="The template bank: annotated images.", no_args_is_help=True)
+app.add_typer(templates, name="templates")
+console = Console()
+errors = Console(stderr=True)
+
+Server = Annotated[
+    str, typer.Option("--server", envvar="VESSA_SERVER", help="host:port of the gRPC server.")
+]
+Token = Annotated[str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token.")]
+Classes = Annotated[
+    list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. [all]")
+]
+Axis = Annotated[
+    int | None, typer.Option(min=0, max=2, help="Slicing axis of volumes. [thickest slices]")
+]
+
+
+def _explained(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors as one line and exit code 1 instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (VessaError, files.FileError, OSError) as error:
+            errors.print(f"[bold red]Error[/] {error}", highlight=False)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _client(server: str, token: str | None) -> VessaClient:
+    return VessaClient(server, ClientOptions(token=token))
+
+
+@app.command()
+@_explained
+def segment(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, TIFF or NIfTI (slice or volume).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("."),
+    classes: Classes = None,
+    student_mask: Annotated[
+        Path | None, typer.Option(help="Label file of a student, given as prompt.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="Added to the prompt of every class.")] = "",
+    explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
+    axis: Axis = None,
+    server: Server = DEFAULT_TARGET,
+    token: Token = None,
+) -> None:
+    """Segment one image or volume: writes NAME_pseudo and a picture NAME_pseudo_overlay.png."""
+    source = files.read(image, axis=axis)
+    student = None
+    if student_mask is not None:
+        student = files.read(student_mask, axis=source.axis, labels=True)
+        if student.pixels.shape[:3] != source.pixels.shape[: student.pixels.ndim]:
+            raise files.FileError(
+                f"{student_mask}: shape {student.pixels.shape}, expected {source.pixels.shape}"
+            )
+    with _client(server, token) as client:
+        results = [
+            client.segment(
+                SegmentationRequest(
+                    image=pixels,
+                    class_names=tuple(classes or ()),
+                    text=text,
+                    student_mask=None if student is None else student.slice(index),
+                    explain=explain,
+                )
+            )
+            for index, pixels in enumerate(source.slices())
+        ]
+    target = files.output_path(out, source, "_pseudo")
+    files.write_labels(target, [r.labels for r in results], source)
+    middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
+    picture = out / f"{source.stem}_pseudo_overlay.png"
+    files.write_picture(picture, pictures.overlay(source.slice(middle), results[middle].labels))
+    table = Table("Label", "Class", "Pixels", "Predicted IoU", *(["Says"] if explain else []))
+    for label, found in enumerate(results[middle].classes, start=1):
+        pixels = sum(int((r.labels == label).sum()) for r in results)
+        words = [found.explanation] if explain else []
+        table.add_row(
+            str(label), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words
+        )
+    console.print(table)
+    console.print(f"Labels  {target}\nPicture {picture}", highlight=False)
+
+
+@app.command()
+@_explained
+def label(
+    folder: Annotated[Path, typer.Argument(help="Folder of images; *_gt files are left out.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pseudo-labels.")],
+    classes: Classes = None,
+    window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
+    axis: Axis = None,
+    server: Server = DEFAULT_TARGET,
+    token: Token = None,
+) -> None:
+    """Pseudo-label a whole folder; started again, it goes on where it stopped.
+
+    Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry), NAME_confidence, a picture for
+    each image in previews/, and summary.csv.
+    """
+    job = LabelJob(folder, out, class_names=tuple(classes or ()), window=window, axis=axis)
+    images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
+    if not images:
+        raise files.FileError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with _client(server, token) as client, Progress(*columns, console=errors) as progress:
+        task = progress.add_task("Labelling", total=len(images))
+        done = skipped = failed = 0
+        for outcome in label_folder(client, job, images):
+            done += outcome.state == "done"
+            skipped += outcome.state == "skipped"
+            failed += outcome.state == "failed"
+            if outcome.state == "failed":
+                progress.console.print(f"[red]{outcome.image}[/]: {outcome.message}")
+            progress.advance(task)
+    console.print(
+        f"{done} labelled, {skipped} there already, {failed} failed. "
+        f"Pictures: {job.previews}  Table: {job.summary}",
+        highlight=False,
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+@templates.command("add")
+@_explained
+def templates_add(
+    image: Annotated[Path, typer.Argument(help="Image, or volume whose annotated slices count.")],
+    labels: Annotated[Path | None, typer.Argument(help="Label file. [NAME_gt beside it]")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", "-c", help='Label i, in order: "name" or "name: description".'),
+    ] = None,
+    max_slices: Annotated[
+        int, typer.Option(min=1, help="Most slices of a volume, evenly spaced.")
+    ] = 32,
+    axis: Axis = None,
+    server: Server = DEFAULT_TARGET,
+    token: Token = None,
+) -> None:
+    """Add an annotated image, or the annotated slices of a volume.
+
+    Example: vessa templates add p1.nii.gz -c "liver" -c "tumour: dark lesion in the liver"
+    """
+    if not classes:
+        raise files.FileError("--class: missing; name the labels: -c NAME for 1, -c NAME for 2")
+    label_file = labels or files.find_label(image)
+    if label_file is None:
+        raise files.FileError(f"{image}: no label file beside it (NAME_gt), give one as LABELS")
+    source = files.read(image, axis=axis)
+    annotation = files.read(label_file, axis=source.axis, labels=True)
+    if annotation.pixels.shape[: source.pixels.ndim] != source.pixels.shape[: annotation.pixels.ndim]:
+        raise files.FileError(
+            f"{label_file}: shape {annotation.pixels.shape}, expected the image's, "
+            f"{source.pixels.shape}"
+        )
+    definitions = [_definition(text) for text in classes]
+    annotated = [i for i in range(annotation.depth) if annotation.slice(i).any()]
+    if not annotated:
+        raise files.FileError(f"{label_file}: no pixel is labelled")
+    picks = np.linspace(0, len(annotated) - 1, min(max_slices, len(annotated))).round().astype(int)
+    added = 0
+    with _client(server, token) as client, Progress(console=errors, transient=True) as progress:
+        for position in progress.track(sorted(set(picks.tolist())), description="Adding"):
+            index = annotated[position]
+            name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
+            _, created = client.add_template(
+                source.slice(index), annotation.slice(index), definitions, name=name
+            )
+            added += created
+        total = len(client.list_templates().templates)
+    console.print(f"{added} added, {len(set(picks.tolist())) - added} there already; "
+                  f"the bank has {total} templates.")
+
+
+@templates.command("list")
+@_explained
+def templates_list(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+    """Show templates and classes."""
+    with _client(server, token) as client:
+        listing = client.list_templates()
+    table = Table("Id", "Name", "Size", "Classes", title=f"Bank {listing.version}")
+    for t in listing.templates:
+        table.add_row(t.template_id, t.name, f"{t.height} x {t.width}", ", ".join(t.class_names))
+    console.print(table)
+    for c in listing.classes:
+        console.print(f"[bold]{c.name}[/] {c.description}")
+
+
+@templates.command("remove")
+@_explained
+def templates_remove(
+    template_ids: Annotated[list[str], typer.Argument(help="Ids, or unique beginnings of ids.")],
+    server: Server = DEFAULT_TARGET,
+    token: Token = None,
+) -> None:
+    """Remove templates."""
+    with _client(server, token) as client:
+        known = [t.template_id for t in client.list_templates().templates]
+        for wanted in template_ids:
+            matches = [t for t in known if t.startswith(wanted)]
+            if len(matches) != 1:
+                raise NotFoundError(f"{wanted}: {len(matches)} templates, expected exactly one")
+            client.delete_template(matches[0])
+            console.print(f"Removed {matches[0]}", highlight=False)
+
+
+@app.command()
+@_explained
+def info(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+    """Show the server's model, bank and limits."""
+    with _client(server, token) as client:
+        found = client.info()
+    table = Table(show_header=False)
+    table.add_row("Server", f"{server}, version {found.version}")
+    table.add_row("Model", f"{found.model_name}, {found.model_parameters / 1e6:.1f} M parameters")
+    table.add_row("Weights", found.model_digest[:16])
+    table.add_row("Bank", f"{found.num_templates} templates, version {found.bank_version}")
+    table.add_row("Classes", ", ".join(c.name for c in found.classes) or "none yet")
+    table.add_row("Cache", found.cache_backend)
+    table.add_row(
+        "Limits",
+        f"{found.limits.max_image_bytes // 1024**2} MiB, {found.limits.max_image_side} pixels "
+        f"a side, {found.limits.max_classes} classes",
+    )
+    console.print(table)
+
+
+@app.command()
+@_explained
+def health(server: Server = DEFAULT_TARGET) -> None:
+    """Exit with 0 if the server serves, else with 1."""
+    with VessaClient(server) as client:
+        serving = client.healthy()
+    console.print(f"{server}: " + ("[green]serving[/]" if serving else "[red]not serving[/]"))
+    if not serving:
+        raise typer.Exit(1)
+
+
+def _definition(text: str) -> ClassDefinition:
+    name, _, description = text.partition(":")
+    return ClassDefinition(name=name.strip(), description=description.strip())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,201 @@
+"""Image and label files of users: pictures and NIfTI volumes, with their geometry kept.
+
+Axes: H W space, Z slices.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vessa_client._types import AnyArray, UInt8Array
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
+LABEL_SUFFIX = "_gt"
+
+
+class FileError(ValueError):
+    """A file cannot be read, or is not what was expected; the message names it."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture, which is one slice, or a volume.
+
+    Attributes:
+        path: where it is.
+        pixels: (H, W) or (H, W, 3) of a picture; the volume as stored.
+        axis: axis along which a volume is sliced; None for a picture.
+        nifti: the loaded NIfTI image, for its geometry.
+    """
+
+    path: Path
+    pixels: AnyArray
+    axis: int | None
+    nifti: nib.Nifti1Image | None
+
+    @property
+    def stem(self) -> str:
+        """File name without its suffix."""
+        return stem(self.path)
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return 1 if self.axis is None else int(self.pixels.shape[self.axis])
+
+    def slice(self, index: int) -> AnyArray:
+        """One slice, contiguous."""
+        if self.axis is None:
+            return np.ascontiguousarray(self.pixels)
+        return np.ascontiguousarray(self.pixels.take(index, axis=self.axis))
+
+    def slices(self) -> Iterator[AnyArray]:
+        """All slices in order."""
+        return (self.slice(index) for index in range(self.depth))
+
+
+def stem(path: Path) -> str:
+    """File name without ``.nii.gz`` and the like."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file name says that it is an image."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Images of a folder without the label files ``*_gt.*``, sorted.
+
+    Raises:
+        FileError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise FileError(f"{folder}: no such folder")
+    return sorted(
+        f for f in folder.rglob("*") if is_image(f) and not stem(f).endswith(LABEL_SUFFIX)
+    )
+
+
+def find_label(image: Path) -> Path | None:
+    """The label file beside an image: ``name_gt`` with the same or another suffix."""
+    for suffix in SUFFIXES:
+        candidate = image.with_name(stem(image) + LABEL_SUFFIX + suffix)
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageFile:
+    """Read an image or a label file.
+
+    Args:
+        path: PNG, JPEG, TIFF or NIfTI.
+        axis: slicing axis of a volume; by default the one with the thickest slices.
+        labels: keep the values of a palette picture instead of its colours, and return
+            integers.
+
+    Raises:
+        FileError: missing, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            return _read_nifti(path, axis, labels)
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "RGB", "I", "I;16", "F") and not (
+                labels and picture.mode == "P"
+            ):
+                picture = picture.convert("L" if picture.mode == "1" else "RGB")  # noqa: PLW2901
+            pixels = np.asarray(picture)
+    except (OSError, UnidentifiedImageError, nib.filebasedimages.ImageFileError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    return ImageFile(path, _integers(path, pixels) if labels else pixels, None, None)
+
+
+def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise FileError(f"{path}: expected NIfTI")
+    pixels = np.asanyarray(image.dataobj)
+    if pixels.ndim == 4 and pixels.shape[3] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3:
+        raise FileError(f"{path}: shape {pixels.shape}, expected a volume of three axes")
+    if labels:
+        pixels = _integers(path, pixels)
+    zooms = image.header.get_zooms()[:3]
+    return ImageFile(path, pixels, slice_axis(pixels.shape, zooms) if axis is None else axis, image)
+
+
+def slice_axis(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
+    """Axis along which a volume was acquired: the thickest, else the shortest one."""
+    if max(zooms) > 1.2 * min(zooms):
+        return int(np.argmax(zooms))
+    return 2 if shape[2] <= min(shape) else int(np.argmin(shape))
+
+
+def _integers(path: Path, pixels: AnyArray) -> AnyArray:
+    if pixels.ndim == 3 and pixels.shape[2] == 3 and path.suffix.lower() in PICTURE_SUFFIXES:
+        raise FileError(f"{path}: a colour picture, expected labels 0, 1, 2, ... in one channel")
+    rounded = np.rint(pixels)
+    if not np.array_equal(rounded, pixels) or rounded.min() < 0 or rounded.max() > 255:
+        raise FileError(f"{path}: expected integer labels in 0..255")
+    return rounded.astype(np.uint8)
+
+
+def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
+    """Write label maps with the geometry of ``like``: NIfTI for volumes, PNG for pictures."""
+    if like.nifti is None or like.axis is None:
+        picture = Image.fromarray(labels[0])
+        _atomically(path, lambda file: picture.save(file, format="PNG"))
+        return
+    volume = np.stack(labels, axis=like.axis).reshape(like.nifti.shape)
+    header = like.nifti.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    image = nib.Nifti1Image(volume, like.nifti.affine, header)
+    _atomically(path, lambda file: nib.save(image, file))
+
+
+def write_picture(path: Path, pixels: UInt8Array) -> None:
+    """Write a PNG."""
+    picture = Image.fromarray(pixels)
+    _atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def output_path(folder: Path, image: ImageFile, ending: str) -> Path:
+    """``folder/stem + ending + suffix`` with the suffix that fits the image."""
+    if image.nifti is None:
+        suffix = ".png"
+    else:
+        suffix = ".nii" if image.path.name.lower().endswith(".nii") else ".nii.gz"
+    return folder / (image.stem + ending + suffix)
+
+
+def _atomically(path: Path, save: Callable[[Path], object]) -> None:
+    """Let ``save`` write a temporary file of the same suffix, sync it, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch) / path.name
+        save(partial)
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)

@@ -1,0 +1,62 @@
+"""Pictures to look at: images with coloured labels side by side. Axes: H W space."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vessa_client._types import AnyArray, UInt8Array
+
+COLOURS = np.array(
+    [
+        (0, 0, 0), (230, 60, 60), (60, 200, 90), (70, 110, 240), (240, 200, 50),
+        (200, 80, 220), (60, 210, 220), (250, 140, 40), (160, 160, 160),
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+OVERLAY_WEIGHT = 0.45
+TITLE_HEIGHT = 16
+
+
+def colour(labels: AnyArray) -> UInt8Array:
+    """(H, W, 3) colours of labels; they repeat after the eighth class."""
+    values = labels.astype(int)
+    return COLOURS[np.where(values == 0, 0, (values - 1) % (len(COLOURS) - 1) + 1)]
+
+
+def grey(image: AnyArray) -> UInt8Array:
+    """(H, W, 3) uint8 of any image, scaled by robust percentiles."""
+    array = image.astype(np.float32)
+    low, high = np.percentile(array, [0.5, 99.5])
+    scaled = np.clip((array - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    out = scaled.round().astype(np.uint8)
+    return np.repeat(out[..., None], 3, axis=2) if out.ndim == 2 else out
+
+
+def overlay(image: AnyArray, labels: AnyArray) -> UInt8Array:
+    """(H, W, 3) picture of the image with coloured labels."""
+    weight = OVERLAY_WEIGHT * (labels > 0)[..., None]
+    blended = grey(image) * (1 - weight) + colour(labels) * weight
+    return blended.round().astype(np.uint8)
+
+
+def panels(pictures: list[tuple[str, UInt8Array]], height: int = 224) -> UInt8Array:
+    """Pictures of the same height in a row, each with its title above."""
+    columns = []
+    for title, pixels in pictures:
+        width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+        picture = Image.new("RGB", (width + 4, height + TITLE_HEIGHT), "black")
+        picture.paste(
+            Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST),
+            (2, TITLE_HEIGHT),
+        )
+        ImageDraw.Draw(picture).text((4, 2), title, fill="white")
+        columns.append(np.asarray(picture))
+    return np.concatenate(columns, axis=1)
+
+
+def rows(pictures: list[UInt8Array]) -> UInt8Array:
+    """Pictures below each other, padded to the widest."""
+    width = max(p.shape[1] for p in pictures)
+    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in pictures]
+    return np.concatenate(padded, axis=0)

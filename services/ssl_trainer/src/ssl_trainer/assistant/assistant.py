@@ -1,0 +1,136 @@
+"""VESSA as assistant: asks for the next batch while this one trains.
+
+Everything is asked in the canonical frame: the native slice, un-augmented. So the server's
+encoder, matching, language model and memory attention run once for each slice; later
+requests send its digest and a new student mask.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from vessa_client import (
+    ClientOptions,
+    RetryPolicy,
+    SegmentationRequest,
+    SegmentationResult,
+    VessaClient,
+    VessaError,
+)
+
+from ssl_trainer.config import AssistantConfig
+from ssl_trainer.data.cases import Slice
+
+log = structlog.get_logger(__name__)
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """VESSA's answer for one slice, in its native frame.
+
+    Attributes:
+        labels: (H, W).
+        confidence: (H, W), 255 for 1.
+        predicted_iou: mean over the classes found, or over all where none was.
+    """
+
+    labels: UInt8Array
+    confidence: UInt8Array
+    predicted_iou: float
+
+
+class Assistant:
+    """Pipelined requests with a fall-back: without a server every answer is None."""
+
+    def __init__(self, config: AssistantConfig, classes: Sequence[str]) -> None:
+        if config.server is None:
+            raise ValueError("assistant.server: missing, expected host:port")
+        self.config = config
+        self.classes = tuple(classes)
+        options = ClientOptions(timeout=config.timeout_seconds, retry=RetryPolicy(attempts=1))
+        self._client = VessaClient(config.server, options)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="assistant")
+        self._asked: dict[int, Future[list[PseudoLabel | None]]] = {}
+        self._away_until = 0.0
+        self._away = False
+        self.failures = 0
+
+    def ask(
+        self, step: int, slices: Sequence[Slice], students: Sequence[UInt8Array] | None
+    ) -> None:
+        """Begin to fetch the answers for ``step``; returns at once.
+
+        Args:
+            step: training step that will collect them.
+            slices: native slices.
+            students: (H, W) label maps of the student, sent as prompts; None for one-shot.
+        """
+        requests = [
+            SegmentationRequest(
+                image=item.image,
+                class_names=self.classes,
+                student_mask=None if students is None else students[index],
+                request_id=str(index),
+            )
+            for index, item in enumerate(slices)
+        ]
+        self._asked[step] = self._worker.submit(self._fetch, requests)
+
+    def collect(self, step: int) -> list[PseudoLabel | None]:
+        """Answers for ``step``, in the order of its slices; None where there is none."""
+        return self._asked.pop(step).result()
+
+    def close(self) -> None:
+        """Finish what was asked and close the connection."""
+        self._worker.shutdown(wait=True)
+        self._client.close()
+
+    def _fetch(self, requests: list[SegmentationRequest]) -> list[PseudoLabel | None]:
+        answers: list[PseudoLabel | None] = [None] * len(requests)
+        if time.monotonic() < self._away_until:
+            return answers
+        try:
+            stream = self._client.segment_stream(
+                requests, window=len(requests), timeout=self.config.timeout_seconds
+            )
+            for item in stream:
+                if isinstance(item, VessaError):
+                    raise item
+                answers[int(item.request_id)] = _pseudo_label(item)
+        except VessaError as error:
+            self._failed(error)
+        else:
+            if self._away:
+                self._away = False
+                log.info("assistant.back", server=self.config.server)
+        return answers
+
+    def _failed(self, error: VessaError) -> None:
+        """Leave the server alone for a while; say so once."""
+        self.failures += 1
+        self._away_until = time.monotonic() + self.config.retry_seconds
+        if not self._away:
+            self._away = True
+            log.warning(
+                "assistant.away",
+                server=self.config.server,
+                error=str(error),
+                effect="training goes on with UniMatch V2 alone until the server answers",
+            )
+
+
+def _pseudo_label(result: SegmentationResult) -> PseudoLabel:
+    ious = np.array([c.predicted_iou for c in result.classes])
+    found = np.array([bool((result.labels == i + 1).any()) for i in range(len(ious))])
+    return PseudoLabel(
+        labels=result.labels,
+        confidence=result.confidence,
+        predicted_iou=float(ious[found].mean() if found.any() else ious.mean()),
+    )

@@ -1,0 +1,182 @@
+"""Command ``ssl-trainer``: train, evaluate, predict."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="Semi-supervised training (UniMatch V2) with a VESSA server as assistant.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
+
+
+def _explained(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors as one line and exit code 1 instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:  # ConfigError, StateError, FileError are ValueErrors
+            errors.print(f"[bold red]Error[/] {error}", highlight=False)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def progress_bar() -> Progress:
+    """A bar with count, elapsed time and ETA, and a free text at its end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=errors,
+    )
+
+
+@app.command()
+@_explained
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see examples/acdc.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    server: Annotated[
+        str | None, typer.Option(envvar="VESSA_SERVER", help="host:port of VESSA; none: alone.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates in all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value over the file; repeat.")
+    ] = None,
+) -> None:
+    """Train a student; started again with the same --out it goes on, bit for bit.
+
+    Writes best.safetensors, last.safetensors, config.yaml, log.jsonl and tensorboard/.
+    """
+    import torch
+
+    from ssl_trainer.config import load
+    from ssl_trainer.unimatch.trainer import UniMatchTrainer
+
+    if threads:
+        torch.set_num_threads(threads)
+    changes = list(overrides or [])
+    for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
+        if value is not None:
+            changes.append(f"{key}={json.dumps(value)}")
+    trainer = UniMatchTrainer(load(config, changes), out)
+    with progress_bar() as progress:
+        task = progress.add_task("Training", total=trainer.config.steps, note="")
+
+        def on_step(step: int, scalars: dict[str, float]) -> None:
+            note = f"loss {scalars['loss/total']:.3f}"
+            if trainer.best >= 0:
+                note += f"  best val Dice {trainer.best:.3f}"
+            progress.update(task, completed=step, note=note)
+
+        trainer.run(on_step)
+    console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
+    console.print(f"Evaluate it:  ssl-trainer evaluate {out} --split test", highlight=False)
+
+
+@app.command()
+@_explained
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="val or test.")] = "val",
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+) -> None:
+    """Score the best student in 3D: Dice, HD95, ASD; writes scores_SPLIT.json into the run."""
+    import dataclasses
+
+    import torch
+
+    from ssl_trainer.config import load
+    from ssl_trainer.data.cases import find
+    from ssl_trainer.evaluation import evaluate as evaluation
+    from ssl_trainer.unimatch.trainer import load_best
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = load(run / "config.yaml")
+    found = find(config.data)
+    if split not in ("val", "test"):
+        raise ValueError(f"--split: {split!r}, expected val or test")
+    chosen = [c for c in getattr(found, split) if c.labels is not None]
+    if not chosen:
+        raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
+    student = load_best(run, config)
+    with progress_bar() as progress:
+        task = progress.add_task("Evaluating", total=len(chosen), note="")
+        scores = evaluation.evaluate(
+            student,
+            chosen,
+            config.data.classes,
+            config.data.size,
+            advance=lambda: progress.advance(task),
+        )
+    console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
+    file = run / f"scores_{split}.json"
+    file.write_text(json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
+    console.print(f"Scores {file}", highlight=False)
+
+
+@app.command()
+@_explained
+def predict(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
+) -> None:
+    """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
+    from vessa_client import files
+
+    from ssl_trainer.config import load
+    from ssl_trainer.evaluation import volumes
+    from ssl_trainer.unimatch.trainer import load_best
+
+    config = load(run / "config.yaml")
+    student = load_best(run, config)
+    images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
+    if not images:
+        raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
+    with progress_bar() as progress:
+        task = progress.add_task("Predicting", total=len(images), note="")
+        for path in images:
+            image = files.read(path)
+            labels = volumes.predict_slices(student, image, config.data.size)
+            target = files.output_path(out / path.parent.relative_to(folder), image, "_seg")
+            files.write_labels(target, labels, image)
+            progress.advance(task)
+    console.print(f"{len(images)} label maps in {out}", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

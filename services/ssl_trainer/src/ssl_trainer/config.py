@@ -1,0 +1,185 @@
+"""Typed configuration of a training run; read from YAML by :func:`load`.
+
+An unknown key or a value of the wrong type is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid")
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Where the images are and which of them count as labelled.
+
+    Attributes:
+        root: folder with ``train`` and, where there are any, ``val`` and ``test``.
+        classes: names of labels 1, 2, ...; the same as in the template bank.
+        labelled: patients whose labels are used; empty means all that have a label file.
+        patient_pattern: regular expression whose first group is the patient in a file name.
+        size: side of the square that the student sees, in pixels.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    labelled: tuple[str, ...] = ()
+    patient_pattern: str = r"^([^_.]+)"
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
+        if self.size % 16:
+            raise ValueError(f"size: {self.size}, expected a multiple of 16")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StudentConfig:
+    """U-Net: channels of the five levels and of the last one."""
+
+    channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class UniMatchConfig:
+    """UniMatch V2 (Yang et al., 2024, section 3)."""
+
+    weight: float = 1.0
+    confidence_threshold: float = 0.95
+    ema_decay: float = 0.996
+    dropout_probability: float = 0.5
+    cutmix_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AssistantConfig:
+    """VESSA as third source of supervision.
+
+    Attributes:
+        server: host:port, or None for UniMatch V2 alone.
+        weight_start, weight_end: λ_v at the first and from the ``decay_end`` step on, as
+            fractions of the run; between them it falls as a cosine.
+        decay_end: fraction of the run at which λ_v has reached ``weight_end``.
+        feedback_start: fraction of the run from which student masks are sent as prompts.
+        timeout_seconds: longest wait for the answers of a batch.
+        retry_seconds: how long a server that failed is left alone.
+    """
+
+    server: str | None = None
+    weight_start: float = 1.0
+    weight_end: float = 0.1
+    decay_end: float = 0.8
+    feedback_start: float = 0.4
+    timeout_seconds: float = 60.0
+    retry_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("decay_end", "feedback_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """One run."""
+
+    data: DataConfig
+    student: StudentConfig = field(default_factory=StudentConfig)
+    unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
+    assistant: AssistantConfig = field(default_factory=AssistantConfig)
+    steps: int = 2500
+    labelled_batch: int = 4
+    unlabelled_batch: int = 4
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    poly_power: float = 0.9
+    validate_every: int = 250
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "labelled_batch", "unlabelled_batch", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+
+
+def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file; ``overrides`` are ``key.path=value`` with YAML values.
+
+    A relative ``data.root`` is relative to the file.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or a key or value is wrong.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"config: {file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config: {file}: expected keys and values at the top")
+    for override in overrides or []:
+        _set(content, override)
+    data = content.get("data")
+    if isinstance(data, dict) and "root" in data:
+        data["root"] = str((file.parent / str(data["root"])).resolve())
+    return parse(content)
+
+
+def parse(content: dict[str, Any]) -> TrainConfig:
+    """Dictionary to configuration.
+
+    Raises:
+        ConfigError: names the key and what was expected.
+    """
+    try:
+        return TypeAdapter(TrainConfig).validate_python(content)
+    except ValidationError as error:
+        lines = [
+            f"config: {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Configuration to a dictionary of plain values, ready for YAML."""
+    plain: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
+    return plain
+
+
+def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A copy with other top-level values."""
+    return dataclasses.replace(config, **changes)
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override!r}: expected key.path=value")
+    *parents, last = path.split(".")
+    node = content
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {name} has no keys below it")
+    node[last] = yaml.safe_load(value)

@@ -1,0 +1,96 @@
+"""Batches by step number: which slices, which transforms. Resuming needs no other state.
+
+Axes: B batch, H W space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_trainer.data import frame
+from ssl_trainer.data.cases import Slice
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Weakly and intensity-augmented labelled slices: (B, 1, H, W) and (B, H, W) int64."""
+
+    image_B1HW: Tensor
+    labels_BHW: Tensor
+
+
+@dataclass(frozen=True)
+class UnlabelledBatch:
+    """Weak views of unlabelled slices, with what warps other maps into the same views."""
+
+    slices: tuple[Slice, ...]
+    thetas: tuple[frame.Theta, ...]
+    image_B1HW: Tensor
+
+    def warp(self, index: int, maps_CHW: Tensor, *, mode: str) -> Tensor:
+        """Maps of slice ``index`` in its view, (C, size, size)."""
+        size = self.image_B1HW.shape[-1]
+        return frame.resample(maps_CHW, self.thetas[index], size, mode=mode)
+
+
+class SliceSampler:
+    """Slices of a step: every slice once in an epoch, in an order of the epoch's own."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        if count < 1:
+            raise ValueError("count: 0 slices, expected at least 1")
+        self.count, self.batch, self.seed = count, batch, seed
+
+    def indices(self, step: int) -> list[int]:
+        """Indices of the slices of ``step``."""
+        out = []
+        for position in range(step * self.batch, (step + 1) * self.batch):
+            epoch, place = divmod(position, self.count)
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            out.append(int(order[place]))
+        return out
+
+
+def labelled_batch(
+    slices: list[Slice], indices: list[int], size: int, rng: np.random.Generator
+) -> LabelledBatch:
+    """Augment labelled slices weakly and in intensity."""
+    images, labels = [], []
+    for index in indices:
+        item = slices[index]
+        assert item.labels is not None
+        matrix = frame.theta(item.image.shape, frame.WeakTransform.draw(rng))
+        view = frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
+        mask = frame.resample(
+            torch.from_numpy(item.labels).float()[None], matrix, size, mode="nearest"
+        )
+        gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
+        images.append((view ** float(np.exp(rng.normal(0, 0.2)))) * gain + lift)
+        labels.append(mask[0].long())
+    return LabelledBatch(torch.stack(images).float(), torch.stack(labels))
+
+
+def unlabelled_batch(
+    slices: list[Slice], indices: list[int], size: int, rng: np.random.Generator
+) -> UnlabelledBatch:
+    """Weak views of unlabelled slices."""
+    chosen = tuple(slices[index] for index in indices)
+    thetas = tuple(
+        frame.theta(item.image.shape, frame.WeakTransform.draw(rng)) for item in chosen
+    )
+    views = [
+        frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
+        for item, matrix in zip(chosen, thetas, strict=True)
+    ]
+    return UnlabelledBatch(chosen, thetas, torch.stack(views))
+
+
+def canonical(item: Slice, size: int) -> Tensor:
+    """The un-augmented slice on the canvas, (1, size, size)."""
+    return frame.resample(
+        frame.to_unit_range(item.image), frame.theta(item.image.shape), size, mode="bilinear"
+    )

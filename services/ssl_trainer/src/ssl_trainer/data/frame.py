@@ -1,0 +1,95 @@
+"""Frames: how a native slice, the student's canvas and an augmented view relate.
+
+A view is the canvas resampled through one affine map, so that anything known in the native
+frame, VESSA's answer above all, is warped into a view by the same map.
+
+Axes: B batch, C channels, H W space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+Theta = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakTransform:
+    """Weak geometric augmentation: rotation in radians, zoom, mirroring, shift of the side."""
+
+    angle: float = 0.0
+    zoom: float = 1.0
+    mirror_x: bool = False
+    mirror_y: bool = False
+    shift_x: float = 0.0
+    shift_y: float = 0.0
+
+    @staticmethod
+    def draw(rng: np.random.Generator) -> WeakTransform:
+        """A random one."""
+        return WeakTransform(
+            angle=float(rng.uniform(-math.pi, math.pi)) if rng.uniform() < 0.5 else 0.0,
+            zoom=float(np.exp(rng.uniform(math.log(0.75), math.log(1.4)))),
+            mirror_x=bool(rng.uniform() < 0.5),
+            mirror_y=bool(rng.uniform() < 0.5),
+            shift_x=float(rng.uniform(-0.1, 0.1)),
+            shift_y=float(rng.uniform(-0.1, 0.1)),
+        )
+
+
+IDENTITY = WeakTransform()
+
+
+def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
+    """2x3 map from view to slice, in ``grid_sample`` coordinates.
+
+    Without a transform it is the canonical canvas: the slice centred, its longer side filling
+    the square.
+    """
+    height, width = shape[:2]
+    longer = max(height, width)
+    cos, sin = math.cos(transform.angle), math.sin(transform.angle)
+    rotation = np.array([[cos, -sin], [sin, cos]]) @ np.diag(
+        [-1.0 if transform.mirror_x else 1.0, -1.0 if transform.mirror_y else 1.0]
+    )
+    scale = np.diag([longer / width, longer / height]) / transform.zoom
+    shift = scale @ np.array([transform.shift_x, transform.shift_y])
+    return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
+
+
+def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
+    """(1, H, W) float32 in [0, 1] by robust percentiles; colour becomes its mean."""
+    array = np.asarray(image, dtype=np.float32)
+    if array.ndim == 3:
+        array = array.mean(axis=2)
+    low, high = np.percentile(array, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    scaled = (array - np.float32(low)) / np.float32(max(float(high - low), 1e-6))
+    return torch.from_numpy(np.clip(scaled, 0, 1))[None]
+
+
+def resample(maps_CHW: Tensor, matrix: Theta, size: int, *, mode: str) -> Tensor:
+    """Maps of a slice in a view, (C, size, size); outside of the slice it is 0."""
+    grid = F.affine_grid(
+        torch.from_numpy(matrix).float()[None], [1, 1, size, size], align_corners=False
+    )
+    out = F.grid_sample(maps_CHW[None], grid, mode=mode, align_corners=False)
+    return out[0]
+
+
+def restore(maps_CHW: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Maps of the canonical canvas back in the slice's frame, (C, H, W)."""
+    height, width = shape[:2]
+    longer = max(height, width)
+    inverse = torch.tensor([[width / longer, 0.0, 0.0], [0.0, height / longer, 0.0]])
+    grid = F.affine_grid(inverse[None], [1, 1, height, width], align_corners=False)
+    return F.grid_sample(
+        maps_CHW[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]

@@ -1,0 +1,26 @@
+"""Schedules over the run."""
+
+from __future__ import annotations
+
+import math
+
+from ssl_trainer.config import AssistantConfig
+
+
+def poly(step: int, steps: int, power: float) -> float:
+    """Polynomial decay of the learning rate, from 1 to 0."""
+    return float((1 - step / steps) ** power)
+
+
+def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
+    """λ_v(t): a cosine from ``weight_start`` down to ``weight_end``."""
+    if config.decay_end == 0:
+        return config.weight_end
+    done = min(1.0, step / (steps * config.decay_end))
+    blend = 0.5 * (1 + math.cos(math.pi * done))
+    return config.weight_end + (config.weight_start - config.weight_end) * blend
+
+
+def feedback(step: int, steps: int, config: AssistantConfig) -> bool:
+    """Whether student masks are sent as prompts at ``step``."""
+    return step >= config.feedback_start * steps

@@ -1,0 +1,145 @@
+"""Training state on disk: one safetensors file, written atomically.
+
+It holds student, teacher, momentum, step, best score, and the student masks of the requests
+that were under way, so that a resumed run asks VESSA the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ssl_trainer.config import TrainConfig, to_dict
+
+STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
+
+
+class StateError(ValueError):
+    """A state or weights file cannot be used; the message names it and the fix."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: steps done and the best validation Dice, -1 before the first."""
+
+    step: int
+    best: float
+
+
+def save_state(
+    folder: Path,
+    progress: Progress,
+    config: TrainConfig,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pending: list[Tensor] | None,
+) -> None:
+    """Write the state of a run."""
+    tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
+    tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors[f"momentum.{index}"] = state["momentum_buffer"]
+    for index, mask in enumerate(pending or []):
+        tensors[f"pending.{index}"] = mask
+    metadata = {
+        "step": str(progress.step),
+        "best": repr(progress.best),
+        "config": json.dumps(to_dict(config)),
+    }
+    _write(folder / STATE_FILE, tensors, metadata)
+
+
+def load_state(
+    folder: Path,
+    config: TrainConfig,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Progress, list[Tensor] | None] | None:
+    """Load the state of a run; None where there is none.
+
+    Raises:
+        StateError: damaged, or of another configuration.
+    """
+    file = folder / STATE_FILE
+    if not file.is_file():
+        return None
+    tensors, metadata = _read(file)
+    if json.loads(metadata["config"]) != json.loads(json.dumps(to_dict(config))):
+        raise StateError(
+            f"{file}: belongs to another configuration; give another --out, or remove it"
+        )
+    _fill(student, _part(tensors, "student."), file)
+    _fill(teacher, _part(tensors, "teacher."), file)
+    state = optimizer.state_dict()
+    state["state"] = {
+        int(index): {"momentum_buffer": value}
+        for index, value in _part(tensors, "momentum.").items()
+    }
+    optimizer.load_state_dict(state)
+    masks = _part(tensors, "pending.")
+    pending = [masks[str(index)] for index in range(len(masks))] or None
+    return Progress(int(metadata["step"]), float(metadata["best"])), pending
+
+
+def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:
+    """Write a student with its configuration."""
+    _write(file, student.state_dict(), {"config": json.dumps(to_dict(config))})
+
+
+def load_student(file: Path, student: nn.Module) -> None:
+    """Fill a student.
+
+    Raises:
+        StateError: missing, damaged, or of another shape.
+    """
+    tensors, _ = _read(file)
+    _fill(student, tensors, file)
+
+
+def read_config(file: Path) -> dict[str, object]:
+    """The configuration that a student was saved with.
+
+    Raises:
+        StateError: missing or damaged.
+    """
+    _, metadata = _read(file)
+    content: dict[str, object] = json.loads(metadata["config"])
+    return content
+
+
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
+    with partial.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as stream:
+            names = list(stream.keys())
+            return {n: stream.get_tensor(n) for n in names}, stream.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"{file}: cannot be read ({error}); train again or give another") from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StateError(f"{file}: is of another student ({error})") from error
