@@ -26,6 +26,7 @@ from vessa_client._errors import (
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
 from vessa_client._sync import VessaClient
 from vessa_client._types import (
+    AnyArray,
     BankListing,
     ClassDefinition,
     ClassResult,
@@ -38,10 +39,12 @@ from vessa_client._types import (
     ServerLimits,
     TemplateInfo,
     TemplateUse,
+    UInt8Array,
 )
 
 __all__ = [
     "DEFAULT_TARGET",
+    "AnyArray",
     "AsyncVessaClient",
     "AuthenticationError",
     "BankListing",
@@ -62,6 +65,7 @@ __all__ = [
     "ServerLimits",
     "TemplateInfo",
     "TemplateUse",
+    "UInt8Array",
     "UnavailableError",
     "VessaClient",
     "VessaError",

@@ -66,7 +66,7 @@ class AsyncVessaClient:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def segment(self, request: SegmentationRequest) -> SegmentationResult:
         """See :meth:`vessa_client.VessaClient.segment`."""
@@ -90,31 +90,19 @@ class AsyncVessaClient:
         timeout: float | None = None,
     ) -> AsyncIterator[SegmentationResult | VessaError]:
         """See :meth:`vessa_client.VessaClient.segment_stream`."""
-        if window < 1:
-            raise ValueError(f"window {window}: expected at least 1")
-        session, source = StreamSession(self._references), iter(requests)
-        exhausted, attempt = False, 0
+        session, attempt = StreamSession(self._references, requests, window), 0
         while True:
-            call = self._stub.SegmentStream(
-                timeout=timeout, metadata=self.options.metadata()
-            )
+            call = self._stub.SegmentStream(timeout=timeout, metadata=self.options.metadata())
             try:
                 for message in session.unfinished():
                     await _write(call, message)
                 while True:
-                    while not exhausted and len(session) < window:
-                        request = next(source, None)
-                        if request is None:
-                            exhausted = True
-                            break
-                        try:
-                            message = session.open(request)
-                        except VessaError as error:
-                            error.request_id = request.request_id
-                            yield error
-                            continue
-                        await _write(call, message)
-                    if not len(session):
+                    for item in session.fill():
+                        if isinstance(item, VessaError):
+                            yield item
+                        else:
+                            await _write(call, item)
+                    if session.idle:
                         return
                     settled = session.close(await _read(call))
                     attempt = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import grpc
 
@@ -34,10 +36,9 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 def to_error(error: grpc.RpcError, request_id: str = "") -> VessaError:
     """Map a gRPC error to the package's tree."""
     code = error.code().name
-    metadata = {
-        key: value if isinstance(value, str) else value.decode()
-        for key, value in (error.trailing_metadata() or ())
-    }
+    # The stubs call the metadata one pair; it is a sequence of them.
+    pairs: Iterable[tuple[str, str | bytes]] = cast("Any", error.trailing_metadata()) or ()
+    metadata = {k: v if isinstance(v, str) else v.decode() for k, v in pairs}
     return BY_CODE.get(code, VessaError)(
         error.details() or code,
         field=metadata.get(wire.METADATA_FIELD, ""),
@@ -82,26 +83,40 @@ class References:
 class StreamSession:
     """Bookkeeping of one logical stream: what is in flight, what to send again."""
 
-    def __init__(self, references: References) -> None:
+    def __init__(
+        self, references: References, requests: Iterable[SegmentationRequest], window: int
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window {window}: expected at least 1")
         self._references = references
+        self._source = iter(requests)
+        self._window = window
         self._pending: OrderedDict[str, SegmentationRequest] = OrderedDict()
         self._numbers = itertools.count()
 
-    def __len__(self) -> int:
-        return len(self._pending)
+    @property
+    def idle(self) -> bool:
+        """Nothing is unanswered."""
+        return not self._pending
 
-    def open(self, request: SegmentationRequest) -> pb.SegmentRequest:
-        """Register a request; returns the message to send.
+    def fill(self) -> Iterator[pb.SegmentRequest | VessaError]:
+        """Messages to send until the window is full; the error of a request that cannot be."""
+        while len(self._pending) < self._window:
+            request = next(self._source, None)
+            if request is None:
+                return
+            try:
+                yield self._open(request)
+            except VessaError as error:
+                error.request_id = request.request_id
+                yield error
 
-        Raises:
-            InvalidRequestError: its id is in flight already, or a field cannot be sent.
-        """
+    def _open(self, request: SegmentationRequest) -> pb.SegmentRequest:
         request_id = request.request_id or f"#{next(self._numbers)}"
         if request_id in self._pending:
             raise InvalidRequestError(
                 f"request_id: {request_id!r} is in flight already, expected unique ids",
                 field="request_id",
-                request_id=request_id,
             )
         named = dataclasses.replace(request, request_id=request_id)
         message = self._message(named)

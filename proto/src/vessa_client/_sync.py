@@ -108,10 +108,7 @@ class VessaClient:
             UnavailableError: the server stayed away for all attempts of the retry policy.
             DeadlineError: not all answers came within ``timeout``.
         """
-        if window < 1:
-            raise ValueError(f"window {window}: expected at least 1")
-        session, source = StreamSession(self._references), iter(requests)
-        exhausted, attempt = False, 0
+        session, attempt = StreamSession(self._references, requests, window), 0
         while True:
             outgoing: queue.SimpleQueue[pb.SegmentRequest | None] = queue.SimpleQueue()
             for message in session.unfinished():
@@ -121,17 +118,12 @@ class VessaClient:
             )
             try:
                 while True:
-                    while not exhausted and len(session) < window:
-                        request = next(source, None)
-                        if request is None:
-                            exhausted = True
-                            break
-                        try:
-                            outgoing.put(session.open(request))
-                        except VessaError as error:
-                            error.request_id = request.request_id
-                            yield error
-                    if not len(session):
+                    for item in session.fill():
+                        if isinstance(item, VessaError):
+                            yield item
+                        else:
+                            outgoing.put(item)
+                    if session.idle:
                         return
                     settled = session.close(self._receive(call))
                     attempt = 0
@@ -215,9 +207,9 @@ class VessaClient:
             time.sleep(0.1)
 
     def _segment_once(self, request: SegmentationRequest) -> pb.SegmentResponse:
-        return self._call(
-            self._stub.Segment, convert.request_to_message(request), request.request_id
-        )
+        message = convert.request_to_message(request)
+        response: pb.SegmentResponse = self._call(self._stub.Segment, message, request.request_id)
+        return response
 
     def _call(self, method: Callable[..., T], message: object, request_id: str = "") -> T:
         deadline = time.monotonic() + self.options.timeout
@@ -238,8 +230,9 @@ class VessaClient:
     @staticmethod
     def _receive(call: Iterator[pb.SegmentResponse]) -> pb.SegmentResponse:
         try:
-            return next(call)
+            response: pb.SegmentResponse = next(call)
         except grpc.RpcError as raised:
             raise to_error(raised) from raised
         except StopIteration:
             raise UnavailableError("the server closed the stream") from None
+        return response

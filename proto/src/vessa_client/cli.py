@@ -197,7 +197,10 @@ def templates_add(
         raise files.FileError(f"{image}: no label file beside it (NAME_gt), give one as LABELS")
     source = files.read(image, axis=axis)
     annotation = files.read(label_file, axis=source.axis, labels=True)
-    if annotation.pixels.shape[: source.pixels.ndim] != source.pixels.shape[: annotation.pixels.ndim]:
+    if (
+        annotation.pixels.shape[: source.pixels.ndim]
+        != source.pixels.shape[: annotation.pixels.ndim]
+    ):
         raise files.FileError(
             f"{label_file}: shape {annotation.pixels.shape}, expected the image's, "
             f"{source.pixels.shape}"
@@ -217,8 +220,10 @@ def templates_add(
             )
             added += created
         total = len(client.list_templates().templates)
-    console.print(f"{added} added, {len(set(picks.tolist())) - added} there already; "
-                  f"the bank has {total} templates.")
+    console.print(
+        f"{added} added, {len(set(picks.tolist())) - added} there already; "
+        f"the bank has {total} templates."
+    )
 
 
 @templates.command("list")

@@ -8,6 +8,7 @@ from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import wire
 from vessa_client._errors import InvalidRequestError
 from vessa_client._types import (
+    AnyArray,
     BankListing,
     ClassDefinition,
     ClassResult,
@@ -45,9 +46,7 @@ def image_from_message(message: pb.Image) -> ImageInput:
         return wire.decode_tensor(message.tensor, field="image.tensor")
     if source == "ref":
         return ImageReference(message.ref.sha256)
-    raise InvalidRequestError(
-        "image: missing, expected one of encoded, tensor, ref", field="image"
-    )
+    raise InvalidRequestError("image: missing, expected one of encoded, tensor, ref", field="image")
 
 
 def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
@@ -88,7 +87,7 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
     Raises:
         InvalidRequestError: a field is malformed.
     """
-    student = None
+    student: AnyArray | None = None
     source = message.student_mask.WhichOneof("source")
     if source == "label_map":
         student = wire.decode_label_map(
@@ -169,9 +168,7 @@ def result_from_message(message: pb.SegmentResponse) -> SegmentationResult:
             for c in message.classes
         ),
         templates=tuple(
-            TemplateUse(
-                template_id=t.template_id, class_name=t.class_name, similarity=t.similarity
-            )
+            TemplateUse(template_id=t.template_id, class_name=t.class_name, similarity=t.similarity)
             for t in message.templates
         ),
         stage_ms={s.stage: s.milliseconds for s in message.stage_times},

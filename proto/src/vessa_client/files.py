@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from PIL import Image, UnidentifiedImageError
 
 from vessa_client._types import AnyArray, UInt8Array
@@ -117,14 +118,16 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
         if path.name.lower().endswith(NIFTI_SUFFIXES):
             return _read_nifti(path, axis, labels)
         with Image.open(path) as picture:
-            if picture.mode not in ("L", "RGB", "I", "I;16", "F") and not (
-                labels and picture.mode == "P"
-            ):
-                picture = picture.convert("L" if picture.mode == "1" else "RGB")  # noqa: PLW2901
-            pixels = np.asarray(picture)
-    except (OSError, UnidentifiedImageError, nib.filebasedimages.ImageFileError, EOFError) as error:
+            pixels = np.asarray(_plain(picture, labels=labels))
+    except (OSError, UnidentifiedImageError, ImageFileError, EOFError) as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
     return ImageFile(path, _integers(path, pixels) if labels else pixels, None, None)
+
+
+def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
+    if picture.mode in ("L", "RGB", "I", "I;16", "F") or (labels and picture.mode == "P"):
+        return picture
+    return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
 def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:

@@ -35,9 +35,10 @@ def grey(image: AnyArray) -> UInt8Array:
 
 def overlay(image: AnyArray, labels: AnyArray) -> UInt8Array:
     """(H, W, 3) picture of the image with coloured labels."""
-    weight = OVERLAY_WEIGHT * (labels > 0)[..., None]
+    weight = OVERLAY_WEIGHT * (np.asarray(labels, dtype=np.uint8) > 0)[..., None]
     blended = grey(image) * (1 - weight) + colour(labels) * weight
-    return blended.round().astype(np.uint8)
+    out: UInt8Array = blended.round().astype(np.uint8)
+    return out
 
 
 def panels(pictures: list[tuple[str, UInt8Array]], height: int = 224) -> UInt8Array:

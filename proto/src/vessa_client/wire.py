@@ -82,7 +82,9 @@ def decode_tensor(message: pb.Tensor, *, field: str = "tensor") -> AnyArray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def encode_label_map(labels: AnyArray, num_classes: int, *, field: str = "label_map") -> pb.LabelMap:
+def encode_label_map(
+    labels: AnyArray, num_classes: int, *, field: str = "label_map"
+) -> pb.LabelMap:
     """Label map to message, in the smallest of the three encodings.
 
     Raises:
@@ -148,10 +150,10 @@ def decode_label_map(message: pb.LabelMap, *, field: str = "label_map") -> UInt8
                 f"{field}: label {labels.max()}, expected 0..{count}", field=field
             )
         return labels
-    labels = np.zeros(size, dtype=np.uint8)
+    flat = np.zeros(size, dtype=np.uint8)
     for index, payload in enumerate(message.payload):
-        labels[_decode_mask(payload, message.encoding, size, field)] = index + 1
-    return labels.reshape(height, width)
+        flat[_decode_mask(payload, message.encoding, size, field)] = index + 1
+    return flat.reshape(height, width)
 
 
 def _decode_mask(

@@ -156,11 +156,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
 ) -> None:
     """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
-    from vessa_client import files
-
     from ssl_trainer.config import load
     from ssl_trainer.evaluation import volumes
     from ssl_trainer.unimatch.trainer import load_best
+    from vessa_client import files
 
     config = load(run / "config.yaml")
     student = load_best(run, config)

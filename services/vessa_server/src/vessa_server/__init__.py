@@ -1,0 +1,1 @@
+"""VESSA: reference-guided segmentation of medical images."""

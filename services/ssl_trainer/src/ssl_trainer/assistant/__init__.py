@@ -1,0 +1,1 @@
+"""VESSA as assistant."""

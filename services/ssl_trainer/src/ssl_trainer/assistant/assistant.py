@@ -13,22 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import structlog
+
+from ssl_trainer.config import AssistantConfig
+from ssl_trainer.data.cases import Slice
 from vessa_client import (
     ClientOptions,
     RetryPolicy,
     SegmentationRequest,
     SegmentationResult,
+    UInt8Array,
     VessaClient,
     VessaError,
 )
 
-from ssl_trainer.config import AssistantConfig
-from ssl_trainer.data.cases import Slice
-
 log = structlog.get_logger(__name__)
-UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

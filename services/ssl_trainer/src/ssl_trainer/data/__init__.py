@@ -1,0 +1,1 @@
+"""Cases, frames and batches."""

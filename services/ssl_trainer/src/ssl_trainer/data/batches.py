@@ -79,9 +79,7 @@ def unlabelled_batch(
 ) -> UnlabelledBatch:
     """Weak views of unlabelled slices."""
     chosen = tuple(slices[index] for index in indices)
-    thetas = tuple(
-        frame.theta(item.image.shape, frame.WeakTransform.draw(rng)) for item in chosen
-    )
+    thetas = tuple(frame.theta(item.image.shape, frame.WeakTransform.draw(rng)) for item in chosen)
     views = [
         frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
         for item, matrix in zip(chosen, thetas, strict=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from vessa_client import files
 
 from ssl_trainer.config import ConfigError, DataConfig
+from vessa_client import AnyArray, files
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,6 @@ def _check_disjoint(train: set[str], split: Split) -> None:
         shared = patients & others
         if shared:
             raise ConfigError(f"data: patient {min(shared)!r} of {name} is in another split too")
-
-
-AnyArray = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)

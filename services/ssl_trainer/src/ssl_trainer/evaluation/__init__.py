@@ -1,0 +1,1 @@
+"""Prediction of volumes and their scores."""

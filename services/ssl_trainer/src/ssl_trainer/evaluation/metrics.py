@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from monai.metrics import (
     compute_average_surface_distance,
@@ -19,7 +18,8 @@ from monai.metrics import (
 )
 from torch import Tensor
 
-IntArray = npt.NDArray[np.uint8]
+from vessa_client import UInt8Array
+
 METRICS = ("dice", "hd95", "asd")
 
 
@@ -39,8 +39,8 @@ class CaseScores:
 
 def score(
     name: str,
-    predicted_XYZ: IntArray,
-    truth_XYZ: IntArray,
+    predicted_XYZ: UInt8Array,
+    truth_XYZ: UInt8Array,
     num_classes: int,
     spacing: Sequence[float],
     *,
@@ -50,9 +50,7 @@ def score(
     predicted, truth = _one_hot(predicted_XYZ, num_classes), _one_hot(truth_XYZ, num_classes)
     # MONAI gives NaN where the truth is empty, unless told that two empty masks agree.
     dice = compute_dice(predicted, truth, include_background=True, ignore_empty=False)[0].tolist()
-    diagonal = math.sqrt(
-        sum((n * s) ** 2 for n, s in zip(truth_XYZ.shape, spacing, strict=True))
-    )
+    diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(truth_XYZ.shape, spacing, strict=True)))
     nan = [float("nan")] * num_classes
     hd95, asd = nan, list(nan)
     if distances:
@@ -86,6 +84,6 @@ def mean_dice(scores: Sequence[CaseScores]) -> float:
     return float(np.mean([s.dice for s in scores]))
 
 
-def _one_hot(labels_XYZ: IntArray, num_classes: int) -> Tensor:
+def _one_hot(labels_XYZ: UInt8Array, num_classes: int) -> Tensor:
     values = torch.from_numpy(labels_XYZ.astype(np.int64))
     return torch.stack([values == i for i in range(1, num_classes + 1)])[None].float()

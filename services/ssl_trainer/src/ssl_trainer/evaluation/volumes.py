@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
-from vessa_client import files
 
 from ssl_trainer.data import frame
 from ssl_trainer.models.unet import predict_probabilities
-
-UInt8Array = npt.NDArray[np.uint8]
+from vessa_client import UInt8Array, files
 
 
 def predict_slices(student: nn.Module, image: files.ImageFile, size: int) -> list[UInt8Array]:

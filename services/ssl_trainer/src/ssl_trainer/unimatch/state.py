@@ -131,7 +131,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = list(stream.keys())
             return {n: stream.get_tensor(n) for n in names}, stream.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise StateError(f"{file}: cannot be read ({error}); train again or give another") from error
+        raise StateError(
+            f"{file}: cannot be read ({error}); train again or give another"
+        ) from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

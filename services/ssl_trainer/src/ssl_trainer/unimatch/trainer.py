@@ -59,9 +59,7 @@ class UniMatchTrainer:
         self.config, self.out = config, out
         self.split = cases.find(config.data)
         count = len(config.data.classes)
-        self.labelled = [
-            s for s in cases.read_slices(self.split.labelled, count, labelled=True)
-        ]
+        self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
         self.unlabelled = cases.read_slices(self.split.unlabelled, count, labelled=False)
         self.labelled_sampler = batches.SliceSampler(
             len(self.labelled), config.labelled_batch, config.seed
@@ -111,7 +109,9 @@ class UniMatchTrainer:
         step, config = self.step, self.config
         rng = np.random.default_rng([config.seed, step, 2])
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule.poly(step, config.steps, config.poly_power)
+            group["lr"] = config.learning_rate * schedule.poly(
+                step, config.steps, config.poly_power
+            )
         answers = self._collect(step)
         if self.assistant is not None and step + 1 < config.steps:
             self._pending = self._student_masks(step + 1)
@@ -124,9 +124,7 @@ class UniMatchTrainer:
         scalars = {"loss/supervised": float(loss.detach())}
         if self.unlabelled_sampler is not None:
             indices = self.unlabelled_sampler.indices(step)
-            unlabelled = batches.unlabelled_batch(
-                self.unlabelled, indices, config.data.size, rng
-            )
+            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config.data.size, rng)
             extra, more = self._unlabelled_loss(unlabelled, answers, rng)
             loss = loss + extra
             scalars |= more
@@ -210,14 +208,19 @@ class UniMatchTrainer:
         consistency = assistance = torch.zeros(())
         for view_logits, mix in zip(logits, mixes, strict=True):
             target = from_teacher.mix(mix)
-            consistency = consistency + losses.consistency_loss(
-                view_logits, target.labels_BHW, target.weight_BHW, threshold
-            ) / 2
+            consistency = (
+                consistency
+                + losses.consistency_loss(
+                    view_logits, target.labels_BHW, target.weight_BHW, threshold
+                )
+                / 2
+            )
             if from_vessa is not None:
                 target = from_vessa.mix(mix)
-                assistance = assistance + losses.assistant_loss(
-                    view_logits, target.labels_BHW, target.weight_BHW
-                ) / 2
+                assistance = (
+                    assistance
+                    + losses.assistant_loss(view_logits, target.labels_BHW, target.weight_BHW) / 2
+                )
         weight = schedule.assistant_weight(self.step, config.steps, config.assistant)
         total = config.unimatch.weight * consistency
         scalars = {

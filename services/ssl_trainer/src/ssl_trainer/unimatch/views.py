@@ -48,9 +48,7 @@ class CutMix:
     partner_B: Tensor
 
     @staticmethod
-    def draw(
-        batch: int, size: int, probability: float, rng: np.random.Generator
-    ) -> CutMix:
+    def draw(batch: int, size: int, probability: float, rng: np.random.Generator) -> CutMix:
         """A box for each image with ``probability``; the partner is another image."""
         inside = torch.zeros(batch, size, size, dtype=torch.bool)
         for index in range(batch):

@@ -6,12 +6,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
-from vessa_client import InvalidRequestError
 
-AnyArray = npt.NDArray[np.generic]
-UInt8Array = npt.NDArray[np.uint8]
+from vessa_client import AnyArray, InvalidRequestError, UInt8Array
 
 
 def to_storable(image: AnyArray) -> AnyArray:
@@ -38,7 +35,9 @@ def write_image(folder: Path, stem: str, image: AnyArray) -> None:
 def write_labels(folder: Path, labels: UInt8Array) -> None:
     """Write a label map with visible colours; its values are the labels."""
     picture = Image.fromarray(labels, mode="P")
-    picture.putpalette([0, 0, 0, 230, 60, 60, 60, 200, 90, 70, 110, 240, 240, 200, 50] + [128] * 753)
+    picture.putpalette(
+        [0, 0, 0, 230, 60, 60, 60, 200, 90, 70, 110, 240, 240, 200, 50] + [128] * 753
+    )
     _write(folder / "labels.png", picture)
 
 

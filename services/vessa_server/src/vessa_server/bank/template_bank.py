@@ -28,18 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from vessa_client import (
+    AnyArray,
     BankListing,
     ClassDefinition,
     InvalidRequestError,
     NotFoundError,
     TemplateInfo,
+    UInt8Array,
 )
 from vessa_client.wire import image_digest
-
 from vessa_server.bank.files import (
-    AnyArray,
-    UInt8Array,
     read_image,
     sync_folder,
     to_storable,
@@ -68,7 +68,8 @@ class Template:
     def mask(self, class_name: str) -> UInt8Array:
         """(H, W), 1 where the class is."""
         value = self.info.class_names.index(class_name) + 1
-        return (self.labels == value).astype(np.uint8)
+        mask: UInt8Array = (self.labels == value).astype(np.uint8)
+        return mask
 
 
 class TemplateBank:
@@ -266,9 +267,7 @@ def _template_id(image: AnyArray, labels: UInt8Array, class_names: tuple[str, ..
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 
-def _version(
-    templates: tuple[TemplateInfo, ...], classes: tuple[ClassDefinition, ...]
-) -> str:
+def _version(templates: tuple[TemplateInfo, ...], classes: tuple[ClassDefinition, ...]) -> str:
     content = json.dumps(
         [sorted(t.template_id for t in templates), [dataclasses.astuple(c) for c in classes]]
     )

@@ -24,7 +24,5 @@ def open_cache(address: str, max_bytes: int) -> FeatureCache:
         cache.reachable()
         return cache
     if "://" in address:
-        raise ValueError(
-            f"cache: {address!r}, expected redis://host:port/db, a folder, or none"
-        )
+        raise ValueError(f"cache: {address!r}, expected redis://host:port/db, a folder, or none")
     return DiskCache(Path(address), max_bytes)

@@ -14,10 +14,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
+
 from vessa_client import (
+    AnyArray,
     BankListing,
     ClassDefinition,
     ClassResult,
@@ -26,10 +27,9 @@ from vessa_client import (
     SegmentationResult,
     TemplateInfo,
     TemplateUse,
+    UInt8Array,
     VessaError,
 )
-from vessa_client.wire import AnyArray
-
 from vessa_server.bank import BankError, TemplateBank
 from vessa_server.cache import FeatureCache
 from vessa_server.engine.images import ImageLimits, ImageStore, StoredImage
@@ -265,9 +265,7 @@ class VessaEngine:
         key = ("prepared", work.image.sha256, work.plan.key())
         self.features.put(key, work.prepared, work.prepared.nbytes)
 
-    def _retrieve(
-        self, work: _Work
-    ) -> tuple[list[list[TemplateInfo]], tuple[TemplateUse, ...]]:
+    def _retrieve(self, work: _Work) -> tuple[list[list[TemplateInfo]], tuple[TemplateUse, ...]]:
         """The best ``top_k`` templates of each class; the best one again where there are fewer."""
         assert work.features is not None
         chosen: list[list[TemplateInfo]] = []
@@ -279,9 +277,9 @@ class VessaEngine:
                     [self.templates.features(t, definition.name).embedding_K2D for t in candidates]
                 )
             with work.clock.stage("retrieve"):
-                scores = self.model.matcher.retrieval_scores(
-                    work.features.match_BDHW, embeddings
-                )[0]
+                scores = self.model.matcher.retrieval_scores(work.features.match_BDHW, embeddings)[
+                    0
+                ]
                 best = scores.topk(min(most, len(candidates)))
             order = best.indices.tolist()
             for index, score in zip(order, best.values.tolist(), strict=True):
@@ -297,7 +295,8 @@ class VessaEngine:
         return chosen, tuple(used)
 
     def _explain(self, work: _Work) -> None:
-        assert work.features is not None and work.prepared is not None
+        assert work.features is not None
+        assert work.prepared is not None
         with work.clock.stage("explain"):
             image_P = torch.zeros(len(work.plan.classes), dtype=torch.long)
             target = work.features.visual_tokens().select(image_P)
@@ -335,7 +334,8 @@ class VessaEngine:
             start += count
 
     def _result(self, work: _Work) -> SegmentationResult:
-        assert work.decoded is not None and work.prepared is not None
+        assert work.decoded is not None
+        assert work.prepared is not None
         with work.clock.stage("decode_mask"):
             logits_CHW = work.canvas.restore(work.decoded.class_logits()[:, 0])
             background = torch.zeros_like(logits_CHW[:1])
@@ -359,14 +359,10 @@ class VessaEngine:
             image_features_cached=work.cached,
             template_features_cached=work.templates_cached,
             image_sha256=work.image.sha256,
-            probabilities=_to_byte(probability[1:])
-            if work.request.return_probabilities
-            else None,
+            probabilities=_to_byte(probability[1:]) if work.request.return_probabilities else None,
         )
 
 
-def _to_byte(probability: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = (
-        (probability * 255).round().to(torch.uint8).numpy()
-    )
+def _to_byte(probability: Tensor) -> UInt8Array:
+    array: UInt8Array = (probability * 255).round().to(torch.uint8).numpy()
     return array

@@ -11,12 +11,17 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from vessa_client import ImageReference, InvalidRequestError, NotFoundError, OverloadedError
-from vessa_client.wire import IMAGE_REF_FIELD, image_digest
 
+from vessa_client import (
+    AnyArray,
+    ImageReference,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+)
+from vessa_client.wire import IMAGE_REF_FIELD, image_digest
 from vessa_server.engine.lru import ByteLru
 
-AnyArray = npt.NDArray[np.generic]
 FORMATS = ("PNG", "JPEG", "TIFF")
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI1_HEADER_BYTES, NIFTI2_HEADER_BYTES = 348, 540
@@ -194,9 +199,7 @@ def _check_side(size: tuple[int, int], limits: ImageLimits, field: str) -> None:
         )
 
 
-def _decode_nifti(
-    data: bytes, limits: ImageLimits, field: str
-) -> tuple[AnyArray, NiftiGeometry]:
+def _decode_nifti(data: bytes, limits: ImageLimits, field: str) -> tuple[AnyArray, NiftiGeometry]:
     try:
         if data[:2] == GZIP_MAGIC:
             # A small file can unpack to a large one: read no more than the limits allow.
@@ -213,8 +216,7 @@ def _decode_nifti(
         plane = [n for n in shape if n != 1]
         if len(plane) != 2:
             raise InvalidRequestError(
-                f"{field}: NIfTI of shape {shape}, expected one slice; "
-                "`vessa label` does volumes",
+                f"{field}: NIfTI of shape {shape}, expected one slice; `vessa label` does volumes",
                 field=field,
             )
         _check_side((plane[1], plane[0]), limits, field)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from vessa_client import (
+    AnyArray,
     BankListing,
     ClassDefinition,
     InvalidRequestError,
@@ -20,10 +21,8 @@ from vessa_client import (
     SegmentationRequest,
     TemplateInfo,
 )
-
 from vessa_server.model.preprocess import Canvas
 
-AnyArray = npt.NDArray[np.generic]
 MAX_TEXT_LENGTH = 400
 
 
@@ -104,8 +103,7 @@ def _asked_classes(names: tuple[str, ...], bank: BankListing) -> tuple[ClassDefi
     for name in names:
         if name not in known:
             raise NotFoundError(
-                f"class_names: no class {name!r} in the bank, expected one of "
-                f"{', '.join(known)}",
+                f"class_names: no class {name!r} in the bank, expected one of {', '.join(known)}",
                 field="class_names",
             )
     if len(set(names)) != len(names):

@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from vessa_client import ClassDefinition, TemplateInfo
 
+from vessa_client import ClassDefinition, TemplateInfo, UInt8Array
 from vessa_server.bank.template_bank import Template, TemplateBank
 from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.engine.lru import ByteLru
@@ -119,7 +119,7 @@ class TemplateStore:
         return Canvas(height, width, self.model.config.image_size)
 
     @staticmethod
-    def _mask(canvas: Canvas, mask: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    def _mask(canvas: Canvas, mask: UInt8Array) -> Tensor:
         """Binary mask on the canvas, (1, 1, H, W); thin structures survive a smaller canvas."""
         placed = canvas.place(torch.from_numpy(mask.astype(np.float32))[None], mode="bilinear")
         return (placed >= 0.5).float()[None]

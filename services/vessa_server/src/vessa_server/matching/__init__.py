@@ -1,0 +1,1 @@
+"""Template matching: retrieval and dense matching."""

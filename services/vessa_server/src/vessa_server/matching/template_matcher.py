@@ -69,9 +69,7 @@ class TemplateMatcher(nn.Module):
         """
         query_BD = F.normalize(query_match_BDHW.mean(dim=(2, 3)), dim=1)
         image_level_BK = query_BD @ template_K2D[:, 0].T
-        cells_BKQ = torch.einsum(
-            "bdq,kd->bkq", query_match_BDHW.flatten(2), template_K2D[:, 1]
-        )
+        cells_BKQ = torch.einsum("bdq,kd->bkq", query_match_BDHW.flatten(2), template_K2D[:, 1])
         top = max(1, cells_BKQ.shape[2] // 64)
         structure_BK = cells_BKQ.topk(top, dim=2).values.mean(dim=2)
         return (image_level_BK + structure_BK) / 2
@@ -98,7 +96,7 @@ class TemplateMatcher(nn.Module):
     def prompts(self, prior_P1HW: Tensor) -> MatchPrompts:
         """Positive points at the peaks, one negative at the trough, and a box."""
         prior = prior_P1HW.detach()
-        pairs, _, height, width = prior.shape
+        height, width = prior.shape[2:]
         flat_PQ = prior.flatten(1)
         best_P, where_P = flat_PQ.max(dim=1)
         present_P = best_P >= ABSENT_BELOW

@@ -1,0 +1,1 @@
+"""The model: the five steps of Stage 1."""

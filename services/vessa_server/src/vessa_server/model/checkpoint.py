@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -136,5 +137,6 @@ def _is_sam2(name: str) -> bool:
 
 
 def _is_tied(model: Vessa) -> bool:
-    vlm = model.reasoner.vlm
-    return vlm.lm_head.weight.data_ptr() == vlm.get_input_embeddings().weight.data_ptr()
+    vlm: Any = model.reasoner.vlm
+    tied: bool = vlm.lm_head.weight.data_ptr() == vlm.get_input_embeddings().weight.data_ptr()
+    return tied

@@ -61,9 +61,7 @@ def build_memory_attention(config: VessaConfig) -> MemoryAttention:
         d_model=d_model,
         pos_enc_at_cross_attn_keys=True,
         pos_enc_at_cross_attn_queries=False,
-        cross_attention=RoPEAttention(
-            **attention, rope_k_repeat=True, kv_in_dim=memory.memory_dim
-        ),
+        cross_attention=RoPEAttention(**attention, rope_k_repeat=True, kv_in_dim=memory.memory_dim),
     )
     return MemoryAttention(
         d_model=d_model, pos_enc_at_input=True, layer=layer, num_layers=memory.num_layers

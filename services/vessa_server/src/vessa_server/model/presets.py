@@ -49,9 +49,7 @@ def base() -> VessaConfig:
             background_size=(7, 7),
             fpn_top_down_levels=(2, 3),
         ),
-        vlm=VlmConfig(
-            pretrained="Qwen/Qwen3-VL-2B-Instruct", image_size=448, max_text_tokens=96
-        ),
+        vlm=VlmConfig(pretrained="Qwen/Qwen3-VL-2B-Instruct", image_size=448, max_text_tokens=96),
         sam2_checkpoint="sam2.1_hiera_small.pt",
     )
 
@@ -71,9 +69,7 @@ def large() -> VessaConfig:
             background_size=(7, 7),
             fpn_top_down_levels=(2, 3),
         ),
-        vlm=VlmConfig(
-            pretrained="Qwen/Qwen3-VL-8B-Instruct", image_size=448, max_text_tokens=96
-        ),
+        vlm=VlmConfig(pretrained="Qwen/Qwen3-VL-8B-Instruct", image_size=448, max_text_tokens=96),
         sam2_checkpoint="sam2.1_hiera_large.pt",
     )
 

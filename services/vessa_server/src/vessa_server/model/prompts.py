@@ -43,5 +43,7 @@ def answer(mask: npt.NDArray[np.bool_]) -> str:
 
 def corpus(texts: list[str]) -> list[str]:
     """Sentences from which the tokenizer is built."""
-    answers = [f" {size} at {row} {column}" for _, size in SIZES for row in ROWS for column in COLUMNS]
+    answers = [
+        f" {size} at {row} {column}" for _, size in SIZES for row in ROWS for column in COLUMNS
+    ]
     return [PROMPT, VOCABULARY, " absent", *answers, *texts] * 4

@@ -105,9 +105,10 @@ class Reasoner(nn.Module):
             self.vlm = Qwen3VLForConditionalGeneration.from_pretrained(
                 config.pretrained, dtype=torch.float32
             )
-            if len(tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
+            embeddings: Any = self.vlm.get_input_embeddings()
+            if len(tokenizer) > embeddings.num_embeddings:
                 self.vlm.resize_token_embeddings(len(tokenizer))
-        vision = self.vlm.config.vision_config
+        vision: Any = self.vlm.config.vision_config
         self.patch_size: int = vision.patch_size
         self.merge_size: int = vision.spatial_merge_size
         self.temporal_patch_size: int = vision.temporal_patch_size
@@ -116,7 +117,7 @@ class Reasoner(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of the language model."""
-        return int(self.vlm.config.text_config.hidden_size)
+        return int(self._text_config.hidden_size)
 
     @property
     def grid(self) -> int:
@@ -194,11 +195,12 @@ class Reasoner(nn.Module):
             ],
             dim=2,
         )
-        cache = DynamicCache(config=self.vlm.config.text_config)
+        cache = DynamicCache(config=self._text_config)
         self._run(ids, position_3PT, mask, overlay, cache)
+        layers: Any = cache.layers
         return PromptPrefix(
-            keys_PLGTD=torch.stack([layer.keys for layer in cache.layers], dim=1),
-            values_PLGTD=torch.stack([layer.values for layer in cache.layers], dim=1),
+            keys_PLGTD=torch.stack([layer.keys for layer in layers], dim=1),
+            values_PLGTD=torch.stack([layer.values for layer in layers], dim=1),
             mask_PT=mask,
             next_position_P=after_P + 2,
         )
@@ -254,7 +256,7 @@ class Reasoner(nn.Module):
         if not tokens:
             return [""] * pairs
         rows = torch.stack(tokens, dim=1).tolist()
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return [str(self.tokenizer.decode(r, skip_special_tokens=True)).strip() for r in rows]
 
     def answer_ids(self, answers: list[str], limit: int = 24) -> Tensor:
         """Ids of the answers' text and its end marker, padded with -100, (P, limit)."""
@@ -289,7 +291,7 @@ class Reasoner(nn.Module):
         position_3PT = torch.cat(
             [self._image_positions(prefix.next_position_P), text_PT.expand(3, -1, -1)], dim=2
         )
-        cache = DynamicCache(config=self.vlm.config.text_config)
+        cache = DynamicCache(config=self._text_config)
         for layer in range(prefix.keys_PLGTD.shape[1]):
             cache.update(prefix.keys_PLGTD[:, layer], prefix.values_PLGTD[:, layer], layer)
         return self._run(ids, position_3PT, mask, target, cache), ids, cache
@@ -338,11 +340,15 @@ class Reasoner(nn.Module):
         return torch.full((pairs, 1), token, dtype=torch.long, device=self.vlm.device)
 
     @property
+    def _text_config(self) -> Any:
+        return self.vlm.config.text_config
+
+    @property
     def _pad_id(self) -> int:
         return self._id("<|endoftext|>")
 
     def _id(self, token: str) -> int:
         index = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(index, int):
-            raise ValueError(f"tokenizer: expected one id for {token}, got {index}")
+            raise TypeError(f"tokenizer: expected one id for {token}, got {index}")
         return index

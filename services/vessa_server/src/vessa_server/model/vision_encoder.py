@@ -68,8 +68,6 @@ class MatchHead(nn.Module):
     def forward(self, levels: FeaturePyramid) -> Tensor:
         """Return (B, D, H/8, W/8), L2-normalised over D."""
         fine = self.fine(levels.level_8_BCHW)
-        coarse = F.interpolate(
-            self.coarse(levels.level_16_BCHW), scale_factor=2.0, mode="bilinear"
-        )
+        coarse = F.interpolate(self.coarse(levels.level_16_BCHW), scale_factor=2.0, mode="bilinear")
         out: Tensor = self.mix(torch.relu(fine + coarse)) + fine + coarse
         return F.normalize(out, dim=1)

@@ -1,0 +1,1 @@
+"""Transports: gRPC and REST over one service."""

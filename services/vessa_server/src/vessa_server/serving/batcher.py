@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
+
 from vessa_client import (
     OverloadedError,
     SegmentationRequest,
@@ -21,7 +22,6 @@ from vessa_client import (
     UnavailableError,
     VessaError,
 )
-
 from vessa_server.engine import VessaEngine
 from vessa_server.serving.metrics import Metrics
 
@@ -73,7 +73,9 @@ class Batcher:
         """
         if self._closing:
             raise UnavailableError("the server is stopping", request_id=request.request_id)
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[SegmentationResult | VessaError] = (
+            asyncio.get_running_loop().create_future()
+        )
         try:
             self._queue.put_nowait(_Waiting(request, future, time.perf_counter()))
         except asyncio.QueueFull:

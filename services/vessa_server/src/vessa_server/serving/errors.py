@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+
 from vessa_client import (
     AuthenticationError,
     InvalidRequestError,
@@ -29,7 +30,7 @@ def code_name(error: VessaError) -> str:
 
 
 def grpc_status(error: VessaError) -> grpc.StatusCode:
-    """gRPC status code."""
+    """GRPC status code."""
     return grpc.StatusCode[code_name(error)]
 
 

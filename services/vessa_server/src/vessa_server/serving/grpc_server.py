@@ -7,12 +7,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
+
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
 from vessa_client import (
@@ -23,14 +25,13 @@ from vessa_client import (
     convert,
     wire,
 )
-
 from vessa_server.bank import BankError
 from vessa_server.serving import errors
 from vessa_server.serving.service import Service
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PseudoLabelService"].full_name
 
 
@@ -100,8 +101,9 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                     field="image.ref",
                 )
             labels = wire.decode_label_map(request.label_map)
-            classes = [ClassDefinition(name=c.name, description=c.description)
-                       for c in request.classes]
+            classes = [
+                ClassDefinition(name=c.name, description=c.description) for c in request.classes
+            ]
             info, created = await self.service.add_template(image, labels, classes, request.name)
             listing = await self.service.listing()
             return pb.AddTemplateResponse(
@@ -165,9 +167,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                     ),
                 )
 
-    async def _answer(
-        self, method: str, context: Context, answer: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def _answer(self, method: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
         await self._authenticate(context)
         with self._measured(method) as outcome:
             try:
@@ -216,7 +216,7 @@ class GrpcServer:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.health = health.aio.HealthServicer()
+        self.health = HealthServicer()
         self.server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
@@ -224,9 +224,7 @@ class GrpcServer:
                 ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
             ]
         )
-        pb_grpc.add_PseudoLabelServiceServicer_to_server(
-            PseudoLabelServicer(service), self.server
-        )
+        pb_grpc.add_PseudoLabelServiceServicer_to_server(PseudoLabelServicer(service), self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server

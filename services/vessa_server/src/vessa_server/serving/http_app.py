@@ -18,7 +18,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile as StarletteUpload
+
 from vessa_client import (
+    AnyArray,
     ClassDefinition,
     ImageReference,
     InvalidRequestError,
@@ -29,8 +31,6 @@ from vessa_client import (
     VessaError,
     pictures,
 )
-from vessa_client.wire import AnyArray
-
 from vessa_server.bank import BankError
 from vessa_server.engine import images
 from vessa_server.serving import errors, render
@@ -211,7 +211,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(VessaError)
     async def wrong_request(request: Request, error: VessaError) -> JSONResponse:
-        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if error.retry_after else {}
+        headers = (
+            {"Retry-After": f"{max(1, round(error.retry_after))}"} if error.retry_after else {}
+        )
         return JSONResponse(
             body(errors.code_name(error), error.message, error.field),
             errors.http_status(error),
@@ -307,9 +309,7 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _answer(
-    service: Service, accept: str, view: str, result: SegmentationResult
-) -> Response:
+def _answer(service: Service, accept: str, view: str, result: SegmentationResult) -> Response:
     image = service.engine.images.resolve(ImageReference(result.image_sha256))
     if any(kind in accept for kind in NIFTI_TYPES):
         return Response(

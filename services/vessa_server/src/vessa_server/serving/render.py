@@ -8,13 +8,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
-from vessa_client import SegmentationResult, pictures
 
+from vessa_client import SegmentationResult, UInt8Array, pictures
 from vessa_server.engine.images import NiftiGeometry
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 def png(array: UInt8Array, *, palette: bool = False) -> bytes:

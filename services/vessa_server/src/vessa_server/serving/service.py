@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from vessa_client import (
+    AnyArray,
     AuthenticationError,
     BankListing,
     ClassDefinition,
@@ -17,8 +18,6 @@ from vessa_client import (
     ServerLimits,
     TemplateInfo,
 )
-from vessa_client.wire import AnyArray
-
 from vessa_server.engine import VessaEngine
 from vessa_server.serving.batcher import Batcher
 from vessa_server.serving.metrics import Metrics
@@ -69,9 +68,7 @@ class Service:
         name: str,
     ) -> tuple[TemplateInfo, bool]:
         """Add a template; see :meth:`TemplateBank.add`."""
-        return await asyncio.to_thread(
-            self.engine.add_template, image, labels, classes, name=name
-        )
+        return await asyncio.to_thread(self.engine.add_template, image, labels, classes, name=name)
 
     async def delete_template(self, template_id: str) -> str:
         """Delete a template; see :meth:`TemplateBank.delete`."""
@@ -103,4 +100,3 @@ class Service:
             ),
             cache_backend=engine.cache.backend,
         )
-

@@ -46,5 +46,6 @@ def corrupt(mask_HW: Tensor, other_HW: Tensor, rng: np.random.Generator) -> Tens
     grow = float(rng.normal(0, 0.15))
     logit = 8.0 * (soft - 0.5 + grow + 0.45 * severity * field)
     if rng.uniform() < 0.5:
-        return (logit > 0).float()
+        hard: Tensor = (logit > 0).float()
+        return hard
     return torch.sigmoid(logit * float(rng.uniform(0.5, 2.0)))

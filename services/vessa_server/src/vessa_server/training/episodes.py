@@ -105,10 +105,10 @@ class EpisodeDataset(Dataset[Episode]):
         for class_index in classes:
             value = int(class_index) + 1
             showing = [n for n in members if int((labels[n] == value).sum()) >= 16]
-            for image in members:
-                candidates = [n for n in showing if n != image]
+            for member in members:
+                candidates = [n for n in showing if n != member]
                 if candidates:
-                    pairs.append((image, value, candidates, texts[int(class_index)]))
+                    pairs.append((member, value, candidates, texts[int(class_index)]))
 
     def _assemble(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-UInt8Array = npt.NDArray[np.uint8]
+from vessa_client import UInt8Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +130,7 @@ class FolderSource:
         self, rng: np.random.Generator, count: int
     ) -> tuple[list[LabelledImage], list[ClassText]]:
         """See :class:`TaskSource`. Slices of volumes lie at similar relative positions."""
-        subjects = rng.choice(
-            len(self._subjects), size=count, replace=count > len(self._subjects)
-        )
+        subjects = rng.choice(len(self._subjects), size=count, replace=count > len(self._subjects))
         axis = int(rng.choice(self.spec.axes))
         position = rng.uniform()
         picked = []
@@ -170,4 +168,7 @@ def _slice(
     margin = 0.08 * (last - first) if rng.uniform() < 0.3 else 0.0
     wanted = first - margin + relative * (last - first + 2 * margin)
     index = int(np.clip(round(wanted), 0, labels.shape[axis] - 1))
-    return LabelledImage(image.take(index, axis=axis), labels.take(index, axis=axis))
+    where = [slice(None)] * 3
+    where[axis] = slice(index, index + 1)
+    chosen = tuple(where)
+    return LabelledImage(image[chosen].squeeze(axis), labels[chosen].squeeze(axis))

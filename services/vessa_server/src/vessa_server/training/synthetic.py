@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from vessa_server.training.sources import ClassText, LabelledImage, UInt8Array
+from vessa_client import UInt8Array
+from vessa_server.training.sources import ClassText, LabelledImage
 
 FloatArray = npt.NDArray[np.float32]
 SIZE = 128
@@ -26,7 +27,8 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: float) -> FloatArra
     zoomed = ndimage.zoom(field, size / coarse, order=3, mode="grid-constant")
     start = (zoomed.shape[0] - size) // 2
     out = zoomed[start : start + size, start : start + size]
-    return ((out - out.mean()) / (out.std() + 1e-6)).astype(np.float32)
+    scaled: FloatArray = ((out - out.mean()) / (out.std() + 1e-6)).astype(np.float32)
+    return scaled
 
 
 class SyntheticSource:
@@ -79,16 +81,15 @@ def _random_regions(rng: np.random.Generator) -> UInt8Array:
     if rng.uniform() < 0.6:  # something crescent-shaped that leans on the rings
         angle = rng.uniform(0, 2 * np.pi)
         radius = rng.uniform(0.1, 0.22)
-        side = _ellipse(
-            rows - radius * np.sin(angle), columns - radius * np.cos(angle), rng, 0.02
-        )
+        side = _ellipse(rows - radius * np.sin(angle), columns - radius * np.cos(angle), rng, 0.02)
         background[(side + wobble < 1) & (background < base)] = base + 3
     return background
 
 
 def _noise_regions(rng: np.random.Generator, count: int, cells: float) -> UInt8Array:
     fields = np.stack([smooth_noise(rng, SIZE, cells) for _ in range(count)])
-    return fields.argmax(axis=0).astype(np.uint8)
+    regions: UInt8Array = fields.argmax(axis=0).astype(np.uint8)
+    return regions
 
 
 def _ellipse(
@@ -101,7 +102,8 @@ def _ellipse(
     y, x = rows - centre[0], columns - centre[1]
     u = (np.cos(angle) * y + np.sin(angle) * x) / radii[0]
     v = (-np.sin(angle) * y + np.cos(angle) * x) / radii[1]
-    return np.sqrt(u**2 + v**2).astype(np.float32)
+    radius: FloatArray = np.sqrt(u**2 + v**2).astype(np.float32)
+    return radius
 
 
 def _choose_structures(
@@ -138,4 +140,5 @@ def _paint(
     texture = smooth_noise(rng, SIZE, rng.uniform(8, 40))
     grain = rng.standard_normal(regions.shape).astype(np.float32)
     image = means[regions] + deviations[regions] * (0.7 * texture + 0.7 * grain)
-    return ndimage.gaussian_filter(image.astype(np.float32), rng.uniform(0.3, 1.2))
+    blurred: FloatArray = ndimage.gaussian_filter(image.astype(np.float32), rng.uniform(0.3, 1.2))
+    return blurred

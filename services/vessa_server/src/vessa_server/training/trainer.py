@@ -191,9 +191,7 @@ def forward(model: Vessa, episode: Episode, config: TrainingConfig) -> StepOutpu
     template_PK = choose_templates(features, episode, config)
     template_R = template_PK.flatten()
     pair_R = torch.arange(image_P.shape[0]).repeat_interleave(template_PK.shape[1])
-    flat = dataclasses.replace(
-        episode, image_P=image_P[pair_R], class_P=episode.class_P[pair_R]
-    )
+    flat = dataclasses.replace(episode, image_P=image_P[pair_R], class_P=episode.class_P[pair_R])
     asked_R, other_R = flat.template_masks(template_R)
     templates = model.encode_template(features.select(template_R), asked_R)
     conditioned, language = _condition(
@@ -218,9 +216,7 @@ def forward(model: Vessa, episode: Episode, config: TrainingConfig) -> StepOutpu
     return StepOutput(total, scalars | {"loss/total": float(total.detach())}, one_shot, template_R)
 
 
-def choose_templates(
-    features: ImageFeatures, episode: Episode, config: TrainingConfig
-) -> Tensor:
+def choose_templates(features: ImageFeatures, episode: Episode, config: TrainingConfig) -> Tensor:
     """(P, K) templates: the best retrieved ones, or random candidates."""
     scores = torch.rand(episode.candidates_PN.shape)
     if float(torch.rand(())) < config.retrieval_probability:
@@ -270,9 +266,7 @@ def _condition(
     return conditioned, language
 
 
-def _decoder_losses(
-    decoded: Decoded, target: Tensor, config: TrainingConfig
-) -> dict[str, Tensor]:
+def _decoder_losses(decoded: Decoded, target: Tensor, config: TrainingConfig) -> dict[str, Tensor]:
     logits = F.interpolate(decoded.class_logits(), size=target.shape[-2:], mode="bilinear")
     present = (target.flatten(1).sum(dim=1) > 0).float()
     return {
