@@ -251,9 +251,9 @@ class UniMatchTrainer:
                 labels.append(nothing.long())
                 weights.append(nothing)
                 continue
-            native = torch.from_numpy(answer.labels).float()[None]
+            native = torch.tensor(answer.labels).float()[None]
             labels.append(batch.warp(index, native, mode="nearest")[0].long())
-            confidence = torch.from_numpy(answer.confidence).float()[None] / 255
+            confidence = torch.tensor(answer.confidence).float()[None] / 255
             warped = batch.warp(index, confidence, mode="bilinear")[0]
             weights.append(losses.pixel_weight(warped) * answer.predicted_iou)
         return Target(torch.stack(labels), torch.stack(weights))

@@ -1,0 +1,215 @@
+"""Small models, images and servers for the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from vessa_client import ClassDefinition, UInt8Array
+from vessa_server.bank import TemplateBank
+from vessa_server.cache import FeatureCache, NoCache
+from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.model import prompts, tokenizer
+from vessa_server.model.config import (
+    DecoderConfig,
+    HieraConfig,
+    MatcherConfig,
+    MemoryConfig,
+    VessaConfig,
+    VlmConfig,
+)
+from vessa_server.model.vessa import Vessa
+from vessa_server.serving.run import Ports, serve
+from vessa_server.serving.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "examples" / "acdc-sample"
+CLASSES = (
+    ClassDefinition(name="disc", description="Bright disc."),
+    ClassDefinition(name="bar", description="Dark bar."),
+)
+
+
+def tiny_config() -> VessaConfig:
+    """The smallest model with every part of the architecture."""
+    return VessaConfig(
+        name="tiny",
+        image_size=64,
+        d_model=32,
+        hiera=HieraConfig(
+            embed_dim=8,
+            stages=(1, 1, 2, 1),
+            global_attention_blocks=(3,),
+            window_spec=(8, 4, 4, 2),
+            background_size=(2, 2),
+            fpn_top_down_levels=(0, 1, 2, 3),
+        ),
+        memory=MemoryConfig(memory_dim=16, num_layers=1, feedforward_dim=32, dropout=0.0),
+        decoder=DecoderConfig(num_heads=2, mlp_dim=32, iou_hidden_dim=32, residual_init=0.5),
+        matcher=MatcherConfig(feature_dim=16),
+        vlm=VlmConfig(
+            image_size=64,
+            max_text_tokens=24,
+            vocab_size=600,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            intermediate_size=64,
+            vision_hidden_size=32,
+            vision_depth=2,
+            vision_heads=2,
+            vision_intermediate_size=64,
+            deepstack_layers=(0,),
+        ),
+    )
+
+
+def tiny_model(seed: int = 0) -> Vessa:
+    """A tiny model with random weights."""
+    torch.manual_seed(seed)
+    config = tiny_config()
+    words = tokenizer.build(prompts.corpus(["disc bar"]), config.vlm.vocab_size)
+    return Vessa(config, words).eval()
+
+
+def picture(seed: int, shape: tuple[int, int] = (60, 52)) -> tuple[UInt8Array, UInt8Array]:
+    """An image with a bright disc (1) and a dark bar (2) on grey, and its labels."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]]
+    row, column = rng.uniform(0.3, 0.6, 2) * shape
+    labels = np.zeros(shape, dtype=np.uint8)
+    labels[(rows - row) ** 2 + (columns - column) ** 2 < (0.17 * min(shape)) ** 2] = 1
+    labels[int(0.85 * shape[0]) :, 5:-5] = 2
+    values = np.array([110.0, 220.0, 30.0])[labels] + rng.normal(0, 8, shape)
+    return np.clip(values, 0, 255).astype(np.uint8), labels
+
+
+def engine_of(
+    folder: Path,
+    *,
+    model: Vessa | None = None,
+    cache: FeatureCache | None = None,
+    settings: EngineSettings | None = None,
+    templates: int = 3,
+) -> VessaEngine:
+    """An engine of a tiny model with a filled bank."""
+    engine = VessaEngine(
+        model or tiny_model(),
+        "0" * 64,
+        TemplateBank(folder / "bank"),
+        cache or NoCache(),
+        settings,
+    )
+    for seed in range(templates):
+        image, labels = picture(100 + seed)
+        engine.add_template(image, labels, CLASSES, name=f"picture {seed}")
+    return engine
+
+
+class RunningServer:
+    """A server in a thread of its own, on free ports."""
+
+    def __init__(self, engine: VessaEngine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.ports: Ports | None = None
+        self.error: BaseException | None = None
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def grpc(self) -> str:
+        assert self.ports is not None
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        assert self.ports is not None
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait(30)
+        if self.error is not None:
+            raise self.error
+
+    def request_stop(self) -> None:
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        if self._thread.is_alive() and self._stop is not None:
+            self.request_stop()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._loop.close()
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+
+        def on_ready(ports: Ports) -> None:
+            self.ports = ports
+            self._ready.set()
+
+        await serve(self.engine, self.settings, stop=self._stop, on_ready=on_ready)
+
+
+@contextmanager
+def running(engine: VessaEngine, **settings: object) -> Iterator[RunningServer]:
+    """A running server; it is stopped at the end."""
+    values: dict[str, object] = {"grpc_port": 0, "http_port": 0, **settings}
+    server = RunningServer(engine, ServerSettings.model_validate(values))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as item:
+        item.bind(("127.0.0.1", 0))
+        return int(item.getsockname()[1])
+
+
+@contextmanager
+def redis_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real Redis on ``port``."""
+    binary = shutil.which("redis-server")
+    assert binary is not None, "redis-server is missing: apt-get install redis-server"
+    process = subprocess.Popen(
+        [binary, "--port", str(port), "--save", "", "--dir", str(folder), "--bind", "127.0.0.1"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if b"Ready to accept connections" in line:
+                break
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stdout.close()

@@ -1,0 +1,117 @@
+"""The VLM wrapper against the library's own processing and its plain forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import tiny_model
+from transformers import Qwen2VLImageProcessorPil
+from vessa_server.model.reasoner import Reasoner, VisualTokens
+
+
+@pytest.fixture(scope="module")
+def reasoner() -> Reasoner:
+    return tiny_model().reasoner.requires_grad_(False)
+
+
+def _images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_patches_are_those_of_qwens_image_processor(reasoner: Reasoner) -> None:
+    processor: Any = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    pixels = (_images(1)[0] * 255).round().to(torch.uint8)
+    expected = processor(
+        pixels.permute(1, 2, 0).numpy(), return_tensors="pt", min_pixels=64**2, max_pixels=64**2
+    )
+    assert expected["image_grid_thw"].tolist() == [[1, 4, 4]]
+    found = reasoner.patchify(pixels[None].float() / 255)
+    assert torch.allclose(found, expected["pixel_values"], atol=1e-5)
+
+
+def _whole_forward(
+    reasoner: Reasoner, prompt: str, overlay: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Hidden state of <SEG> by one forward of the library, with its own positions."""
+    pad = "<|image_pad|>" * 4
+    text = (
+        f"<|im_start|>user\n{prompt}<|vision_start|>{pad}<|vision_end|>"
+        f"<|vision_start|>{pad}<|vision_end|><|im_end|>\n<|im_start|>assistant\n<SEG>"
+    )
+    ids = torch.tensor([reasoner.tokenizer.encode(text, add_special_tokens=False)])
+    is_image = ids == reasoner.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    reasoner.vlm.config.image_token_id = reasoner.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    out = reasoner.vlm.model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=reasoner.patchify(torch.cat([overlay, target])),
+        image_grid_thw=torch.tensor([[1, 4, 4], [1, 4, 4]]),
+        mm_token_type_ids=is_image.int(),
+    )
+    hidden: torch.Tensor = out.last_hidden_state
+    return hidden[0, -1]
+
+
+@torch.no_grad()
+def test_prefix_and_read_are_one_forward_of_the_library(reasoner: Reasoner) -> None:
+    prompts = ["Segment the disc.", "Segment the long bar below the disc, please."]
+    overlays, targets = _images(2, 1), _images(2, 2)
+    ids, mask = reasoner.tokenize(prompts)
+    assert int(mask.sum(dim=1).max()) < mask.shape[1], "the test needs padding"
+    prefix = reasoner.prefix(ids, mask, reasoner.see(overlays))
+    found, _ = reasoner.read(prefix, reasoner.see(targets))
+    for row, prompt in enumerate(prompts):
+        expected = _whole_forward(
+            reasoner, prompt, overlays[row : row + 1], targets[row : row + 1]
+        )
+        assert torch.allclose(found[row], expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_text_and_both_images_change_seg(reasoner: Reasoner) -> None:
+    def seg(prompt: str, overlay: int, target: int) -> torch.Tensor:
+        ids, mask = reasoner.tokenize([prompt])
+        prefix = reasoner.prefix(ids, mask, reasoner.see(_images(1, overlay)))
+        return reasoner.read(prefix, reasoner.see(_images(1, target)))[0]
+
+    base = seg("the disc", 1, 2)
+    assert torch.equal(base, seg("the disc", 1, 2))
+    for other in (seg("the bar", 1, 2), seg("the disc", 3, 2), seg("the disc", 1, 3)):
+        assert float((base - other).abs().max()) > 1e-5
+
+
+@torch.no_grad()
+def test_language_loss_is_the_cross_entropy_of_seg_and_answer(reasoner: Reasoner) -> None:
+    ids, mask = reasoner.tokenize(["the disc"])
+    prefix = reasoner.prefix(ids, mask, reasoner.see(_images(1)))
+    target: VisualTokens = reasoner.see(_images(1, 1))
+    short, long = reasoner.answer_ids([" absent"], 8), reasoner.answer_ids([" absent"], 20)
+    assert int((short >= 0).sum()) >= 2
+    losses = [float(reasoner.read(prefix, target, a)[1]) for a in (short, long)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5), "padding must not count"
+    assert losses[0] > 0
+
+
+@torch.no_grad()
+def test_explain_is_greedy_decoding(reasoner: Reasoner) -> None:
+    ids, mask = reasoner.tokenize(["the disc", "the very long bar of the picture"])
+    prefix = reasoner.prefix(ids, mask, reasoner.see(_images(2)))
+    target = reasoner.see(_images(2, 1))
+    words = reasoner.explain(prefix, target, 4)
+    assert len(words) == 2
+    # Teacher forcing its own words must predict them again.
+    hidden, _, _ = reasoner._read(prefix, target, None)
+    first = reasoner.vlm.lm_head(hidden[:, -1]).argmax(dim=-1)
+    for row in range(2):
+        decoded = str(reasoner.tokenizer.decode([int(first[row])], skip_special_tokens=True))
+        assert words[row].startswith(decoded.strip())
+
+
+def test_long_text_is_cut_to_the_limit(reasoner: Reasoner) -> None:
+    ids, mask = reasoner.tokenize(["word " * 500])
+    assert ids.shape == mask.shape == (1, reasoner.config.max_text_tokens)
+    assert bool(mask.all())
