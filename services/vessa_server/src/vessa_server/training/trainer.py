@@ -118,7 +118,7 @@ class Stage1Trainer:
 
     def save(self) -> None:
         """Write the training state and the averaged weights, atomically."""
-        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors = {f"model.{n}": t.detach() for n, t in self.model.state_dict().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.items()}
         names = [n for n, _ in self.model.named_parameters()]
         state = self.optimizer.state_dict()["state"]
@@ -153,10 +153,10 @@ class Stage1Trainer:
         self.step = int(tensors["step"])
         ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = {id(p): n for n, p in self.model.named_parameters()}
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.average[name] = tensors[f"average.{name}"].clone()
+        self.model.load_state_dict(
+            {n[len("model.") :]: t for n, t in tensors.items() if n.startswith("model.")}
+        )
+        self.average = {name: tensors[f"average.{name}"].clone() for name in self.average}
         state = self.optimizer.state_dict()
         for index, parameter in enumerate(ordered):
             prefix = f"optimizer.{names[id(parameter)]}."

@@ -1,0 +1,46 @@
+"""A small data set in the layout of ACDC, for the trainer's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from ssl_trainer.config import AssistantConfig, DataConfig, StudentConfig, TrainConfig
+from support import picture
+
+AFFINE = np.array([[-1.4, 0, 0, 90], [0, 1.6, 0, -70], [0, 0, 8.0, 5], [0, 0, 0, 1.0]])
+
+
+def write_case(folder: Path, name: str, seed: int, *, labelled: bool, depth: int = 3) -> None:
+    """A volume of pictures, with spacing and orientation, and its labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    slices = [picture(seed * 10 + z, (44, 48)) for z in range(depth)]
+    for suffix, index in (("", 0), ("_gt", 1)):
+        if index and not labelled:
+            continue
+        volume = np.stack([s[index] for s in slices], axis=2)
+        nib.save(nib.Nifti1Image(volume, AFFINE), folder / f"{name}{suffix}.nii.gz")
+
+
+def write_dataset(root: Path) -> Path:
+    """Labelled p0, unlabelled p1 and p2, validation p3."""
+    write_case(root / "train", "p0_frame01", 0, labelled=True)
+    for patient in (1, 2):
+        write_case(root / "train", f"p{patient}_frame01", patient, labelled=False)
+    write_case(root / "val", "p3_frame01", 3, labelled=True)
+    return root
+
+
+def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> TrainConfig:
+    """A run of seconds."""
+    return TrainConfig(
+        data=DataConfig(root=root, classes=("disc", "bar"), labelled=("p0",), size=32),
+        student=StudentConfig(channels=(4, 4, 8, 8, 8, 4)),
+        assistant=AssistantConfig(server=server, feedback_start=0.5, timeout_seconds=20),
+        steps=steps,
+        labelled_batch=2,
+        unlabelled_batch=2,
+        validate_every=3,
+        checkpoint_every=2,
+    )

@@ -1,0 +1,193 @@
+"""The trainer's data: configuration, splits, frames, samplers, metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from ssl_trainer import config as configuration
+from ssl_trainer.config import ConfigError
+from ssl_trainer.data import batches, cases, frame
+from ssl_trainer.evaluation import metrics
+from support import ROOT
+from trainer_support import small_config, write_case, write_dataset
+from vessa_client import UInt8Array, files
+
+
+def test_labelled_and_unlabelled_share_no_patient(tmp_path: Path) -> None:
+    split = cases.find(small_config(write_dataset(tmp_path)).data)
+    assert [c.patient for c in split.labelled] == ["p0"]
+    assert [c.patient for c in split.unlabelled] == ["p1", "p2"]
+    assert [c.patient for c in split.val] == ["p3"]
+
+
+def test_labels_of_unlabelled_patients_are_not_used(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    write_case(tmp_path / "train", "p1_frame02", 8, labelled=True)
+    split = cases.find(small_config(tmp_path).data)
+    assert {c.patient for c in split.labelled} == {"p0"}
+    assert len(split.unlabelled) == 3
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    write_case(tmp_path / "val", "p1_frame02", 8, labelled=True)
+    with pytest.raises(ConfigError, match="p1"):
+        cases.find(small_config(tmp_path).data)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"labelled": ["p9"]}}, "no patient 'p9'"),
+        ({"data": {"root": "nowhere"}}, "no folder"),
+        ({"data": {"size": 33}}, "multiple of 16"),
+        ({"data": {"sise": 32}}, "sise"),
+        ({"data": {"patient_pattern": "x(y)"}}, "finds no patient"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": "many"}, "steps"),
+        ({"unimatch": {"ema_decay": 1.5}}, "ema_decay"),
+        ({"assistant": {"feedback_start": 2}}, "fraction"),
+    ],
+)
+def test_wrong_configurations_name_the_key(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    content = configuration.to_dict(small_config(write_dataset(tmp_path / "d")))
+    for key, value in change.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=words):
+        cases.find(configuration.load(file).data)
+
+
+def test_configurations_come_back_and_can_be_overridden(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path))
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(configuration.to_dict(config)))
+    assert configuration.load(file) == config
+    changed = configuration.load(file, ["steps=9", "assistant.server=host:1"])
+    assert changed.steps == 9
+    assert changed.assistant.server == "host:1"
+    with pytest.raises(ConfigError, match="expected key"):
+        configuration.load(file, ["steps"])
+    with pytest.raises(ConfigError, match="No such file"):
+        configuration.load(tmp_path / "missing.yaml")
+
+
+def test_the_example_configuration_is_valid() -> None:
+    split = cases.find(configuration.load(ROOT / "examples" / "acdc.yaml").data)
+    assert {c.patient for c in split.labelled} == {"patient099"}
+    assert len(split.unlabelled) == 12
+    assert all(c.labels for c in split.val)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 90), st.integers(20, 90))
+def test_the_canonical_frame_can_be_left_again(height: int, width: int) -> None:
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = torch.from_numpy((rows / height + 2 * columns / width).astype(np.float32))[None]
+    canvas = frame.resample(image, frame.theta((height, width)), 128, mode="bilinear")
+    back = frame.restore(canvas, (height, width))
+    inner = (slice(None), slice(3, -3), slice(3, -3))
+    assert float((back[inner] - image[inner]).abs().max()) < 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_view_is_the_same_map_for_image_and_labels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((50, 40), np.uint8)
+    labels[12:30, 10:28] = 1
+    matrix = frame.theta(labels.shape, frame.WeakTransform.draw(rng))
+    image = torch.from_numpy(labels.astype(np.float32))[None]
+    smooth = frame.resample(image, matrix, 64, mode="bilinear")[0]
+    hard = frame.resample(image, matrix, 64, mode="nearest")[0]
+    border = torch.from_numpy(
+        ndimage.binary_dilation((smooth > 0.01).numpy() & (smooth < 0.99).numpy(), iterations=1)
+    )
+    assert torch.equal(hard[~border] > 0.5, smooth[~border] > 0.5)
+
+
+def test_transforms_do_what_they_are_called() -> None:
+    image = torch.zeros(1, 32, 32)
+    image[0, 4:8, 20:28] = 1
+    mirrored = frame.resample(
+        image, frame.theta((32, 32), frame.WeakTransform(mirror_x=True)), 32, mode="nearest"
+    )
+    assert torch.equal(mirrored, image.flip(2))
+    upside = frame.resample(
+        image, frame.theta((32, 32), frame.WeakTransform(mirror_y=True)), 32, mode="nearest"
+    )
+    assert torch.equal(upside, image.flip(1))
+    zoomed = frame.resample(
+        image, frame.theta((32, 32), frame.WeakTransform(zoom=0.5)), 32, mode="nearest"
+    )
+    assert float(zoomed.sum()) == pytest.approx(float(image.sum()) / 4, rel=0.3)
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 50))
+def test_every_slice_comes_once_in_an_epoch(count: int, batch: int, seed: int) -> None:
+    sampler = batches.SliceSampler(count, batch, seed)
+    steps = -(-3 * count // batch)
+    seen = [index for step in range(steps) for index in sampler.indices(step)]
+    for epoch in range(3):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+    again = batches.SliceSampler(count, batch, seed)
+    assert again.indices(1) == sampler.indices(1)
+
+
+def _surface(mask: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    eroded = ndimage.binary_erosion(mask, border_value=0)
+    return np.argwhere((mask > 0) & ~eroded)
+
+
+def test_scores_are_those_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    spacing = (1.5, 1.0, 4.0)
+    truth, predicted = np.zeros((12, 14, 6), np.uint8), np.zeros((12, 14, 6), np.uint8)
+    truth[2:8, 3:9, 1:4] = 1
+    predicted[3:9, 3:10, 1:5] = 1
+    predicted[rng.integers(0, 12, 5), rng.integers(0, 14, 5), 0] = 1
+    found = metrics.score("x", predicted, truth, 1, spacing)
+    a, b = predicted == 1, truth == 1
+    assert found.dice[0] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-6)
+    points = [_surface(v) * np.array(spacing) for v in (a, b)]
+    pairwise = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
+    one, other = pairwise.min(axis=1), pairwise.min(axis=0)
+    hd95 = max(np.percentile(one, 95), np.percentile(other, 95))
+    assert found.hd95[0] == pytest.approx(hd95, rel=1e-3)
+    assert found.asd[0] == pytest.approx(np.concatenate([one, other]).mean(), rel=1e-3)
+
+
+def test_missing_structures_are_scored_and_not_forgotten() -> None:
+    empty, full = np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.uint8)
+    both = metrics.score("x", empty, empty, 1, (1, 1, 1))
+    assert (both.dice[0], both.hd95[0], both.asd[0]) == (1, 0, 0)
+    lost = metrics.score("x", empty, full, 1, (1, 1, 1))
+    assert lost.dice[0] == 0
+    assert lost.hd95[0] == lost.asd[0] == pytest.approx(np.sqrt(48))
+
+
+def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    write_case(tmp_path / "other", "p0_frame01", 0, labelled=True, depth=5)
+    (tmp_path / "other" / "p0_frame01_gt.nii.gz").replace(
+        tmp_path / "train" / "p0_frame01_gt.nii.gz"
+    )
+    split = cases.find(small_config(tmp_path).data)
+    with pytest.raises(files.FileError, match="expected the image's"):
+        cases.read_slices(split.labelled, 2, labelled=True)
+
+
+def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:
+    split = cases.find(small_config(write_dataset(tmp_path)).data)
+    with pytest.raises(files.FileError, match=r"label 2, expected 0\.\.1"):
+        cases.read_slices(split.labelled, 1, labelled=True)

@@ -1,0 +1,199 @@
+"""The parts of UniMatch V2 against plain reference computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ssl_trainer.config import AssistantConfig, StudentConfig
+from ssl_trainer.models.unet import Student, predict_probabilities
+from ssl_trainer.unimatch import losses, schedule
+from ssl_trainer.unimatch.dropout import complementary_masks
+from ssl_trainer.unimatch.ema import EmaTeacher
+from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
+from scipy import ndimage
+
+CONFIG = StudentConfig(channels=(4, 4, 8, 8, 8, 4))
+
+
+@given(st.integers(2, 6), st.integers(0, 1000))
+def test_cutmix_pastes_the_partner_inside_of_the_box(batch: int, seed: int) -> None:
+    mix = CutMix.draw(batch, 16, 0.8, np.random.default_rng(seed))
+    images = torch.rand(batch, 2, 16, 16, generator=torch.Generator().manual_seed(seed))
+    mixed, labels = mix.mix(images), mix.mix(images[:, 0])
+    for index in range(batch):
+        partner = int(mix.partner_B[index])
+        assert partner != index
+        for row in range(16):
+            for column in range(16):
+                source = partner if mix.inside_BHW[index, row, column] else index
+                expected = images[source, :, row, column]
+                assert torch.equal(mixed[index, :, row, column], expected)
+                assert labels[index, row, column] == expected[0]
+
+
+def test_cutmix_happens_with_its_probability() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [CutMix.draw(4, 32, 0.5, rng).inside_BHW.flatten(1).any(dim=1) for _ in range(300)]
+    assert abs(float(torch.stack(drawn).float().mean()) - 0.5) < 0.05
+    assert not bool(CutMix.draw(4, 32, 0.0, rng).inside_BHW.any())
+
+
+@given(st.integers(8, 200), st.integers(0, 1000))
+def test_boxes_lie_inside_and_have_their_area(size: int, seed: int) -> None:
+    top, left, height, width = random_box(size, np.random.default_rng(seed))
+    assert top >= 0
+    assert left >= 0
+    assert height >= 1
+    assert width >= 1
+    assert top + height <= size
+    assert left + width <= size
+    assert height * width <= 0.4 * size**2 + size + 1
+
+
+@given(st.integers(1, 12), st.floats(0, 0.99), st.integers(0, 1000))
+def test_dropout_masks_complement_each_other(batch: int, probability: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = complementary_masks(batch, (6, 10), probability, generator)
+    untouched = None
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one + other, torch.full_like(one, 2))
+        assert set(one.unique().tolist()) <= {0.0, 1.0, 2.0}
+        rows = (one == 1).all(dim=1)
+        assert bool((rows == (one == 1).any(dim=1)).all()), "an image is dropped whole or not"
+        assert untouched is None or torch.equal(rows, untouched), "the same images in all levels"
+        untouched = rows
+    assert untouched is not None
+    assert int(untouched.sum()) == int(batch * (1 - probability))
+
+
+def test_dropped_channels_do_not_reach_the_logits() -> None:
+    torch.manual_seed(0)
+    student = Student(CONFIG, 2).eval()
+    image = torch.rand(1, 1, 32, 32)
+    ones = [torch.ones(1, c) for c in student.encoder_channels]
+    assert torch.equal(student(image, ones), student(image))
+    features = student.encode(image)
+    ones[4][0, 3] = 0
+    changed = [f.clone() for f in features]
+    changed[4][0, 3] = 1e3
+    masked = [f * m[:, :, None, None] for f, m in zip(changed, ones, strict=True)]
+    assert torch.equal(student.decode(masked), student(image, ones))
+
+
+def test_the_teacher_is_the_moving_average_of_the_student() -> None:
+    torch.manual_seed(0)
+    student = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    teacher = EmaTeacher(student, decay=0.9)
+    expected = {n: t.clone().double() for n, t in student.state_dict().items()}
+    for step in range(15):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        student(torch.randn(4, 3))
+        teacher.update(student, step)
+        decay = min(1 - 1 / (step + 1), 0.9)
+        for name, value in student.state_dict().items():
+            floating = value.is_floating_point()
+            mixed = decay * expected[name] + (1 - decay) * value.double()
+            expected[name] = mixed if floating else value.double()
+    for name, value in teacher.model.state_dict().items():
+        assert torch.allclose(value.double(), expected[name], atol=1e-5), name
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def _case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    return logits, labels, torch.rand(2, 4, 5, generator=generator)
+
+
+def _entropies(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    values = logits.numpy().astype(np.float64)
+    log_p = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    picked = np.take_along_axis(log_p, labels.numpy()[:, None], axis=1)[:, 0]
+    out: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = -picked
+    return out
+
+
+def test_supervised_loss_is_half_cross_entropy_half_dice() -> None:
+    logits, labels, _ = _case()
+    p = torch.softmax(logits, dim=1).numpy().astype(np.float64)
+    dices = []
+    for b in range(2):
+        for c in range(3):
+            t = (labels[b] == c).numpy()
+            dices.append(1 - (2 * (p[b, c] * t).sum() + 1e-5) / (p[b, c].sum() + t.sum() + 1e-5))
+    expected = (_entropies(logits, labels).mean() + np.mean(dices)) / 2
+    assert float(losses.supervised_loss(logits, labels)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_consistency_counts_confident_pixels_over_all_pixels() -> None:
+    logits, labels, confidence = _case(1)
+    expected = (_entropies(logits, labels) * (confidence.numpy() >= 0.6)).mean()
+    found = losses.consistency_loss(logits, labels, confidence, 0.6)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_assistant_loss_is_weighted_by_pixel() -> None:
+    logits, labels, weight = _case(2)
+    expected = (_entropies(logits, labels) * weight.numpy()).mean()
+    assert float(losses.assistant_loss(logits, labels, weight)) == pytest.approx(expected, abs=1e-6)
+    assert losses.pixel_weight(torch.tensor([0.2, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0.5, 1]
+
+
+def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
+    config = AssistantConfig(weight_start=2.0, weight_end=0.5, decay_end=0.5, feedback_start=0.3)
+    weights = [schedule.assistant_weight(s, 100, config) for s in range(100)]
+    assert weights[0] == 2.0
+    assert weights == sorted(weights, reverse=True)
+    assert weights[50:] == [0.5] * 50
+    assert weights[25] == pytest.approx(1.25)
+    assert [schedule.feedback(s, 100, config) for s in (0, 29, 30, 99)] == [False, False, True, True]
+    assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
+
+
+def test_blur_is_gaussian() -> None:
+    image = torch.rand(1, 24, 24, generator=torch.Generator().manual_seed(0))
+    expected = ndimage.gaussian_filter(image[0].numpy(), 1.3, mode="mirror", truncate=4 / 1.3)
+    assert np.abs(gaussian_blur(image, 1.3)[0].numpy() - expected).max() < 1e-4
+
+
+def test_jitter_changes_intensities_and_not_places() -> None:
+    image = torch.zeros(3, 1, 16, 16)
+    image[..., 8:, :] = 1
+    changed = jitter(image, np.random.default_rng(1))
+    assert not torch.equal(changed, image)
+    assert bool((changed[..., 15, :].mean() > changed[..., 0, :].mean()).all())
+
+
+def test_a_unet_overfits_one_image() -> None:
+    torch.manual_seed(0)
+    student = Student(CONFIG, 2)
+    labels = torch.zeros(1, 32, 32, dtype=torch.long)
+    labels[:, 6:16, 6:16], labels[:, 20:28, 10:30] = 1, 2
+    image = labels[:, None].float() / 2 + 0.1 * torch.randn(1, 1, 32, 32)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(120):
+        optimizer.zero_grad()
+        losses.supervised_loss(student(image), labels).backward()
+        optimizer.step()
+    student.train()
+    with torch.no_grad():
+        predicted = student(image).argmax(dim=1)
+    for value in (1, 2):
+        a, b = predicted == value, labels == value
+        assert 2 * int((a & b).sum()) / int(a.sum() + b.sum()) > 0.97
+
+
+def test_prediction_leaves_the_mode_as_it_was() -> None:
+    student = Student(CONFIG, 2).train()
+    probabilities = predict_probabilities(student, torch.rand(2, 1, 32, 32))
+    assert student.training
+    assert torch.allclose(probabilities.sum(dim=1), torch.ones(2, 32, 32), atol=1e-5)
+    assert math.isfinite(float(probabilities.max()))
