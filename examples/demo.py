@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+
 from ssl_trainer import config as trainer_config
 from ssl_trainer.cli import progress_bar
 from ssl_trainer.config import AssistantConfig, TrainConfig
@@ -31,7 +33,6 @@ from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import CaseScores, score
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
-from torch import nn
 from vessa_client import (
     ClassDefinition,
     SegmentationRequest,

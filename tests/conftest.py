@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from support import RunningServer, engine_of, free_port, redis_server, running, tiny_model
 from vessa_client import VessaClient
 from vessa_server.engine import VessaEngine

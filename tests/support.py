@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from vessa_client import ClassDefinition, UInt8Array
 from vessa_server.bank import TemplateBank
 from vessa_server.cache import FeatureCache, NoCache

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
 from ssl_trainer.config import AssistantConfig, DataConfig, StudentConfig, TrainConfig
 from support import picture
 

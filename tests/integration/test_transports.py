@@ -8,6 +8,7 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
+
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
@@ -113,9 +115,10 @@ def test_a_second_request_by_reference_only_decodes(client: VessaClient) -> None
 
 def test_an_evicted_image_is_sent_again_by_itself(tmp_path: Path) -> None:
     settings = EngineSettings(image_store_bytes=IMAGE.nbytes + 10)
-    with running(engine_of(tmp_path, settings=settings)) as server, VessaClient(
-        server.grpc
-    ) as client:
+    with (
+        running(engine_of(tmp_path, settings=settings)) as server,
+        VessaClient(server.grpc) as client,
+    ):
         one, other = (SegmentationRequest(image=picture(i)[0]) for i in range(2))
         expected = [client.segment(r).labels for r in (one, other)]
         assert np.array_equal(client.segment(one).labels, expected[0])
@@ -126,9 +129,7 @@ def test_an_evicted_image_is_sent_again_by_itself(tmp_path: Path) -> None:
 
 
 def test_one_bad_request_of_a_stream_fails_alone(client: VessaClient) -> None:
-    requests = [
-        SegmentationRequest(image=picture(i)[0], request_id=str(i)) for i in range(6)
-    ]
+    requests = [SegmentationRequest(image=picture(i)[0], request_id=str(i)) for i in range(6)]
     requests[2] = SegmentationRequest(image=IMAGE, class_names=("liver",), request_id="2")
     requests[3] = SegmentationRequest(image=np.zeros(3, np.complex64), request_id="3")
     requests[4] = SegmentationRequest(image=b"no image", request_id="4")
@@ -345,13 +346,16 @@ def test_malformed_messages_are_invalid_arguments(server: RunningServer) -> None
         stub = pb_grpc.PseudoLabelServiceStub(channel)
         for message in (
             pb.SegmentRequest(),
-            pb.SegmentRequest(image=pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[9]))),
+            pb.SegmentRequest(
+                image=pb.Image(tensor=pb.Tensor(dtype=pb.DATA_TYPE_UINT8, shape=[9]))
+            ),
             pb.SegmentRequest(image=pb.Image(tensor=pb.Tensor(shape=[9, 9], data=b"x" * 81))),
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Segment(message)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert dict(caught.value.trailing_metadata())["vessa-field"].startswith("image")
+            metadata: Any = caught.value.trailing_metadata()
+            assert dict(metadata)["vessa-field"].startswith("image")
 
 
 class _Gate(VessaEngine):
@@ -416,12 +420,14 @@ async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(tmp_path
 def test_a_port_in_use_is_told_with_the_flag(tmp_path: Path, server: RunningServer) -> None:
     assert server.ports is not None
     engine = engine_of(tmp_path / "other")
-    with pytest.raises(PortInUseError, match="--grpc-port"), running(
-        engine, grpc_port=server.ports.grpc
+    with (
+        pytest.raises(PortInUseError, match="--grpc-port"),
+        running(engine, grpc_port=server.ports.grpc),
     ):
         pass
-    with pytest.raises(PortInUseError, match="--http-port"), running(
-        engine, http_port=server.ports.http
+    with (
+        pytest.raises(PortInUseError, match="--http-port"),
+        running(engine, http_port=server.ports.http),
     ):
         pass
     assert httpx.get(f"{server.http}/health/ready").status_code == 200

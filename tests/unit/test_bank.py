@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from support import CLASSES, picture
 from vessa_client import AnyArray, ClassDefinition, InvalidRequestError, NotFoundError
 from vessa_server.bank import BankError, TemplateBank
@@ -106,7 +107,7 @@ def test_a_crash_before_the_index_leaves_the_old_state(bank: TemplateBank) -> No
     def crash(*_: object) -> str:
         raise KeyboardInterrupt
 
-    crashed._write_index = crash  # type: ignore[method-assign]
+    crashed._write_index = crash  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         crashed.add(*picture(1), CLASSES)
     reopened = TemplateBank(bank.folder)

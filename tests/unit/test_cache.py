@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 import torch
+
 from support import free_port, redis_server
 from vessa_server.cache import FeatureCache, NoCache, cache_key, open_cache
 from vessa_server.cache.disk import DiskCache

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from support import CLASSES, engine_of, picture, tiny_model
 from vessa_client import (
     AnyArray,
@@ -27,9 +28,9 @@ def same(one: SegmentationResult, other: SegmentationResult) -> bool:
     """Equal in everything but times and cache states."""
     arrays = ("labels", "confidence", "probabilities")
     plain = ("classes", "templates", "model_digest", "bank_version", "image_sha256")
-    return all(
-        np.array_equal(getattr(one, n), getattr(other, n)) for n in arrays
-    ) and all(getattr(one, n) == getattr(other, n) for n in plain)
+    return all(np.array_equal(getattr(one, n), getattr(other, n)) for n in arrays) and all(
+        getattr(one, n) == getattr(other, n) for n in plain
+    )
 
 
 def test_the_result_has_the_images_size_and_the_asked_classes(engine: VessaEngine) -> None:
@@ -150,6 +151,7 @@ def test_text_changes_the_answer(engine: VessaEngine) -> None:
     plain = engine.segment(REQUEST)
     told = engine.segment(dataclasses.replace(REQUEST, text="the left one"))
     assert plain.probabilities is not None
+    assert told.probabilities is not None
     assert not np.array_equal(plain.probabilities, told.probabilities)
 
 
@@ -188,7 +190,11 @@ THREE = np.zeros((3, *IMAGE.shape), np.float32)
     ],
 )
 def test_wrong_requests_name_the_field_and_the_fix(
-    engine: VessaEngine, request_: SegmentationRequest, kind: type[VessaError], field: str, words: str
+    engine: VessaEngine,
+    request_: SegmentationRequest,
+    kind: type[VessaError],
+    field: str,
+    words: str,
 ) -> None:
     with pytest.raises(kind, match=words) as caught:
         engine.segment(request_)
@@ -206,7 +212,9 @@ def test_an_empty_bank_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 def test_dtype_does_not_change_the_answer(engine: VessaEngine, dtype: str) -> None:
     image: AnyArray = IMAGE.astype(dtype)
-    assert np.array_equal(engine.segment(_wrong(image=image)).labels, engine.segment(REQUEST).labels)
+    assert np.array_equal(
+        engine.segment(_wrong(image=image)).labels, engine.segment(REQUEST).labels
+    )
 
 
 def test_evicted_images_are_not_found(tmp_path: Path) -> None:

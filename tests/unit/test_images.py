@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from support import picture
 from vessa_client import InvalidRequestError, OverloadedError, VessaError
 from vessa_server.engine.images import ImageLimits, ImageStore, decode
@@ -66,10 +68,8 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
-    try:
-        decode(data, LIMITS)
-    except VessaError as error:
-        assert error.field == "image.encoded"
+    with contextlib.suppress(VessaError):
+        assert decode(data, LIMITS)[0].ndim in (2, 3)
 
 
 def test_volumes_are_refused_with_the_command_that_does_them() -> None:
@@ -80,7 +80,7 @@ def test_volumes_are_refused_with_the_command_that_does_them() -> None:
 def test_limits_are_checked_before_pixels_are_read() -> None:
     bomb = gzip.compress(b"\0" * (1 << 26))
     assert len(bomb) < LIMITS.max_bytes
-    with pytest.raises(VessaError, match="unpacks|damaged"):
+    with pytest.raises(VessaError, match=r"unpacks|damaged"):
         decode(bomb, LIMITS)
     stream = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(stream, format="PNG")

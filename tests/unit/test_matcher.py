@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vessa_server.matching.template_matcher import TemplateMatcher, foreground_prototype
 
 

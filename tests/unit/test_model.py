@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from sam2.modeling.sam2_base import SAM2Base
 from safetensors.torch import save_file
+from sam2.modeling.sam2_base import SAM2Base
+
 from support import tiny_config, tiny_model
 from vessa_server.model import checkpoint, memory, prompts, tokenizer
 from vessa_server.model.config import DecoderConfig, HieraConfig, VlmConfig
@@ -233,3 +234,25 @@ def test_the_tokenizer_is_the_same_every_time_and_knows_all_bytes(tmp_path: Path
     one.backend_tokenizer.save(str(tmp_path / "t.json"))
     assert tokenizer.load(tmp_path / "t.json").encode(text) == one.encode(text)
     assert len(one.encode("<SEG>")) == 1
+
+
+@torch.no_grad()
+def test_published_checkpoints_are_joined_and_served(tmp_path: Path) -> None:
+    vessa, sam2 = _published_layout()
+    torch.save({"model": sam2.state_dict()}, tmp_path / "sam2.pt")
+    vessa.reasoner.vlm.save_pretrained(tmp_path / "qwen")
+    vessa.reasoner.tokenizer.save_pretrained(tmp_path / "qwen")
+    joined = checkpoint.assemble(vessa.config, str(tmp_path / "qwen"), tmp_path / "sam2.pt")
+    for name, tensor in vessa.reasoner.vlm.state_dict().items():
+        assert torch.equal(joined.reasoner.vlm.state_dict()[name], tensor), name
+    checkpoint.save(joined, tmp_path / "joined", half=False)
+    loaded = checkpoint.load(vessa.config, tmp_path / "joined")
+    image = torch.rand(1, 3, 64, 64)
+    expected, found = joined.encode_image(image, image), loaded.encode_image(image, image)
+    assert torch.equal(found.top_BDHW, expected.top_BDHW)
+    assert torch.equal(found.vlm_tokens_BTD, expected.vlm_tokens_BTD)
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+        checkpoint.assemble(vessa.config, str(tmp_path / "nothing"), tmp_path / "sam2.pt")
+    (tmp_path / "sam2.pt").write_bytes(b"x")
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+        checkpoint.assemble(vessa.config, str(tmp_path / "qwen"), tmp_path / "sam2.pt")

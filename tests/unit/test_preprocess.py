@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vessa_server.model import preprocess
 from vessa_server.model.preprocess import Canvas
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import tiny_model
 from transformers import Qwen2VLImageProcessorPil
+
+from support import tiny_model
 from vessa_server.model.reasoner import Reasoner, VisualTokens
 
 
@@ -43,8 +44,9 @@ def _whole_forward(
         f"<|vision_start|>{pad}<|vision_end|><|im_end|>\n<|im_start|>assistant\n<SEG>"
     )
     ids = torch.tensor([reasoner.tokenizer.encode(text, add_special_tokens=False)])
-    is_image = ids == reasoner.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    reasoner.vlm.config.image_token_id = reasoner.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_token = reasoner._id("<|image_pad|>")
+    is_image: torch.Tensor = torch.eq(ids, image_token)
+    reasoner.vlm.config.image_token_id = image_token
     out = reasoner.vlm.model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -65,9 +67,7 @@ def test_prefix_and_read_are_one_forward_of_the_library(reasoner: Reasoner) -> N
     prefix = reasoner.prefix(ids, mask, reasoner.see(overlays))
     found, _ = reasoner.read(prefix, reasoner.see(targets))
     for row, prompt in enumerate(prompts):
-        expected = _whole_forward(
-            reasoner, prompt, overlays[row : row + 1], targets[row : row + 1]
-        )
+        expected = _whole_forward(reasoner, prompt, overlays[row : row + 1], targets[row : row + 1])
         assert torch.allclose(found[row], expected, atol=1e-4)
 
 

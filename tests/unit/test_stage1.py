@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from support import tiny_model
 from vessa_server.model import prompts
 from vessa_server.training.config import TrainingConfig

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from ssl_trainer import config as configuration
 from ssl_trainer.config import ConfigError
 from ssl_trainer.data import batches, cases, frame

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
+
 from ssl_trainer.config import AssistantConfig, StudentConfig
 from ssl_trainer.models.unet import Student, predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
-from scipy import ndimage
 
 CONFIG = StudentConfig(channels=(4, 4, 8, 8, 8, 4))
 
@@ -113,7 +114,9 @@ def _case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, labels, torch.rand(2, 4, 5, generator=generator)
 
 
-def _entropies(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _entropies(
+    logits: torch.Tensor, labels: torch.Tensor
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     values = logits.numpy().astype(np.float64)
     log_p = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
     picked = np.take_along_axis(log_p, labels.numpy()[:, None], axis=1)[:, 0]
@@ -154,7 +157,12 @@ def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
     assert weights == sorted(weights, reverse=True)
     assert weights[50:] == [0.5] * 50
     assert weights[25] == pytest.approx(1.25)
-    assert [schedule.feedback(s, 100, config) for s in (0, 29, 30, 99)] == [False, False, True, True]
+    assert [schedule.feedback(s, 100, config) for s in (0, 29, 30, 99)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
 
 

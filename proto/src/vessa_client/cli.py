@@ -61,7 +61,7 @@ def _explained(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (VessaError, files.FileError, OSError) as error:
-            errors.print(f"[bold red]Error[/] {error}", highlight=False)
+            errors.print(f"[bold red]Error[/] {error}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
     return run

@@ -20,7 +20,7 @@ console = Console(stderr=True)
 
 
 def _fail(message: str) -> typer.Exit:
-    console.print(f"[bold red]Error[/] {message}", highlight=False)
+    console.print(f"[bold red]Error[/] {message}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 
@@ -102,6 +102,33 @@ def train(
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
     console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")
+
+
+@app.command()
+def assemble(
+    preset: Annotated[str, typer.Option(help="base or large.")],
+    sam2: Annotated[Path, typer.Option(help="SAM 2.1 checkpoint: .pt or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the joined weights.")],
+    qwen: Annotated[str | None, typer.Option(help="Folder or hub id. [the preset's]")] = None,
+) -> None:
+    """Join published Qwen3-VL and SAM 2.1 checkpoints into weights for `serve` and `train`.
+
+    The matching head and the <SEG> projector are in neither; they are random until trained.
+    """
+    from vessa_server.model import checkpoint
+    from vessa_server.model.presets import preset as preset_config
+
+    try:
+        config = preset_config(preset)
+        source = qwen or config.vlm.pretrained
+        if source is None:
+            raise ValueError(
+                f"preset {preset!r}: has no published checkpoints, expected base or large"
+            )
+        checkpoint.save(checkpoint.assemble(config, source, sam2), out)
+    except ValueError as error:
+        raise _fail(str(error)) from None
+    console.print(f"Weights in {out}. The matching head and projector are not trained yet.")
 
 
 if __name__ == "__main__":

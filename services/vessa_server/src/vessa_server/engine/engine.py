@@ -224,7 +224,7 @@ class VessaEngine:
                 [work.canvas.place(preprocess.to_unit_range(work.image.pixels)) for work in works]
             )
             view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
-            features = self.model.encode_image(preprocess.normalise(unit), view)
+            features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
         for index, work in enumerate(works):
             work.features = features.select(torch.tensor([index]))
             size = sum(t.nbytes for t in work.features.to_tensors().values())

@@ -97,7 +97,7 @@ class TemplateStore:
         mask = self._mask(canvas, template.mask(class_name))
         with torch.no_grad():
             view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
-            features = self.model.encode_image(preprocess.normalise(unit), view)
+            features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
             return self.model.encode_template(features, mask)
 
     def _compute_prefix(self, info: TemplateInfo, class_name: str, prompt: str) -> PromptPrefix:

@@ -7,18 +7,22 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vessa_server.model import tokenizer as tokenizers
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.vessa import Vessa
 
 WEIGHTS_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
+VLM_FILE = "vlm_config.json"
+FILES = (WEIGHTS_FILE, TOKENIZER_FILE, VLM_FILE)
 # Parts of a SAM 2 video checkpoint that a reference-guided image model has no use for.
 UNUSED_SAM2_PREFIXES = (
     "obj_ptr_proj",
@@ -53,6 +57,7 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
         os.replace(partial, file)
     backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
     backend.save(str(folder / TOKENIZER_FILE))
+    model.reasoner.vlm.config.to_json_file(folder / VLM_FILE)
     return file
 
 
@@ -62,14 +67,43 @@ def load(config: VessaConfig, folder: Path) -> Vessa:
     Raises:
         CheckpointError: a file is missing, or a tensor is missing or has another shape.
     """
-    file = folder / WEIGHTS_FILE
-    for needed in (file, folder / TOKENIZER_FILE):
-        if not needed.is_file():
+    for name in FILES:
+        if not (folder / name).is_file():
             raise CheckpointError(
-                f"weights: no file {needed}; train with `vessa-server train` or give --weights"
+                f"weights: no file {folder / name}; give --weights, train with "
+                "`vessa-server train`, or join published checkpoints with `vessa-server assemble`"
             )
-    model = Vessa(config, tokenizers.load(folder / TOKENIZER_FILE))
+    words = tokenizers.load(folder / TOKENIZER_FILE)
+    model = Vessa(config, words, Qwen3VLConfig.from_json_file(folder / VLM_FILE))
+    file = folder / WEIGHTS_FILE
     fill(model, read_safetensors(file), file)
+    return model.eval()
+
+
+def assemble(config: VessaConfig, qwen: str, sam2: Path) -> Vessa:
+    """Join published checkpoints of Qwen3-VL and SAM 2 into one model.
+
+    What neither has (matching head, ``<SEG>`` projector) is random until it is trained.
+
+    Args:
+        config: a preset.
+        qwen: folder or hub id of a Qwen3-VL checkpoint.
+        sam2: SAM 2.1 checkpoint, ``.pt`` or safetensors.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or of another size.
+    """
+    try:
+        words = tokenizers.load_pretrained(qwen)
+        published = Qwen3VLForConditionalGeneration.from_pretrained(qwen, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"qwen checkpoint {qwen}: cannot be read: {error}") from error
+    embeddings: Any = published.get_input_embeddings()
+    if len(words) > embeddings.num_embeddings:
+        published.resize_token_embeddings(len(words))
+    model = Vessa(config, words, published.config)
+    model.reasoner.vlm.load_state_dict(published.state_dict())
+    load_sam2(model, sam2)
     return model.eval()
 
 
@@ -108,7 +142,10 @@ def load_sam2(model: Vessa, file: Path) -> None:
     if file.suffix == ".safetensors":
         tensors = read_safetensors(file)
     else:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)["model"]
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)["model"]
+        except (OSError, KeyError, RuntimeError, UnpicklingError) as error:
+            raise CheckpointError(f"sam2 checkpoint {file}: cannot be read: {error}") from error
     used = {n: t for n, t in tensors.items() if not n.startswith(UNUSED_SAM2_PREFIXES)}
     expected = {name for name in model.state_dict() if _is_sam2(name)}
     if set(used) != expected:
@@ -123,9 +160,9 @@ def load_sam2(model: Vessa, file: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    """sha256 of the weights and the tokenizer: the model's identity in answers and cache keys."""
+    """sha256 of weights, tokenizer and architecture: the identity in answers and cache keys."""
     state = hashlib.sha256()
-    for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+    for name in FILES:
         state.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return state.hexdigest()
 

@@ -78,11 +78,7 @@ class MatcherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VlmConfig:
-    """Qwen3-VL.
-
-    ``pretrained`` names a local folder or hub id of a published checkpoint; the sizes
-    below are then read from it and ignored here.
-    """
+    """Qwen3-VL. ``pretrained`` names a published checkpoint, whose sizes then count."""
 
     pretrained: str | None = None
     image_size: int
@@ -114,6 +110,9 @@ class VessaConfig:
     name: str
     image_size: int
     d_model: int
+    # Mean and deviation of canvases in [0, 1]; published SAM 2 encoders expect ImageNet's.
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     hiera: HieraConfig
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vessa_server.model.config import VessaConfig
+
 # Bump when the numbers change: it is part of every cache key.
 PREPROCESSING_VERSION = "1"
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
-CANVAS_MEAN, CANVAS_STD = 0.35, 0.25
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,12 @@ def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
 
-def normalise(unit_B3HW: Tensor) -> Tensor:
+def normalise(unit_B3HW: Tensor, config: VessaConfig) -> Tensor:
     """Centre and scale canvases in [0, 1] for the image encoder."""
-    return (unit_B3HW - CANVAS_MEAN) / CANVAS_STD
+    mean, std = (
+        unit_B3HW.new_tensor(v)[:, None, None] for v in (config.pixel_mean, config.pixel_std)
+    )
+    return (unit_B3HW - mean) / std
 
 
 def vlm_view(unit_B3HW: Tensor, size: int) -> Tensor:

@@ -20,6 +20,8 @@ def nano() -> VessaConfig:
         name="nano",
         image_size=256,
         d_model=128,
+        pixel_mean=(0.35, 0.35, 0.35),
+        pixel_std=(0.25, 0.25, 0.25),
         hiera=HieraConfig(
             embed_dim=32,
             stages=(1, 2, 4, 1),

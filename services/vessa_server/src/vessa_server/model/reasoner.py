@@ -95,19 +95,17 @@ def qwen_config(config: VlmConfig) -> Qwen3VLConfig:
 class Reasoner(nn.Module):
     """Qwen3-VL with a prefix cache and the ``<SEG>`` read-out."""
 
-    def __init__(self, config: VlmConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: VlmConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        architecture: Qwen3VLConfig | None = None,
+    ) -> None:
+        """Build with random weights; ``architecture`` overrides the sizes in ``config``."""
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        if config.pretrained is None:
-            self.vlm = Qwen3VLForConditionalGeneration(qwen_config(config))
-        else:
-            self.vlm = Qwen3VLForConditionalGeneration.from_pretrained(
-                config.pretrained, dtype=torch.float32
-            )
-            embeddings: Any = self.vlm.get_input_embeddings()
-            if len(tokenizer) > embeddings.num_embeddings:
-                self.vlm.resize_token_embeddings(len(tokenizer))
+        self.vlm = Qwen3VLForConditionalGeneration(architecture or qwen_config(config))
         vision: Any = self.vlm.config.vision_config
         self.patch_size: int = vision.patch_size
         self.merge_size: int = vision.spatial_merge_size

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
+from transformers import Qwen3VLConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from vessa_server.matching.template_matcher import MatchPrompts, TemplateMatcher
@@ -80,7 +81,12 @@ class Decoded:
 class Vessa(nn.Module):
     """Reference-guided segmentation model. Attribute names follow SAM 2's checkpoints."""
 
-    def __init__(self, config: VessaConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: VessaConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        vlm_architecture: Qwen3VLConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         d_model = config.d_model
@@ -91,7 +97,7 @@ class Vessa(nn.Module):
             num_positive_points=config.matcher.num_positive_points,
             stride=8,
         )
-        self.reasoner = Reasoner(config.vlm, tokenizer)
+        self.reasoner = Reasoner(config.vlm, tokenizer, vlm_architecture)
         self.seg_projector = SegTokenProjector(self.reasoner.hidden_size, d_model)
         self.memory_encoder = memory.build_memory_encoder(config)
         self.memory_attention = memory.build_memory_attention(config)

@@ -185,7 +185,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 def forward(model: Vessa, episode: Episode, config: TrainingConfig) -> StepOutput:
     """All five steps on an episode, decoded once without and once with student masks."""
     features = model.encode_image(
-        normalise(episode.image_N3HW), vlm_view(episode.image_N3HW, model.config.vlm.image_size)
+        normalise(episode.image_N3HW, model.config),
+        vlm_view(episode.image_N3HW, model.config.vlm.image_size),
     )
     image_P = episode.image_P
     template_PK = choose_templates(features, episode, config)

@@ -1,0 +1,251 @@
+"""The trainer with and without a VESSA server."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from ssl_trainer import config as configuration
+from ssl_trainer.assistant.assistant import Assistant
+from ssl_trainer.cli import app
+from ssl_trainer.config import AssistantConfig, TrainConfig
+from ssl_trainer.data.cases import Slice
+from ssl_trainer.unimatch import state
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from support import CLASSES, RunningServer, engine_of, free_port, picture, running
+from trainer_support import AFFINE, small_config, write_dataset
+from vessa_client import SegmentationRequest, SegmentationResult, VessaError
+from vessa_server.engine import VessaEngine
+
+NAMES = tuple(c.name for c in CLASSES)
+
+
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / state.STATE_FILE)
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = final_weights(one), final_weights(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> UniMatchTrainer:
+    trainer = UniMatchTrainer(config, out)
+    if stop_after is None:
+        trainer.run()
+        return trainer
+
+    def stop(step: int, scalars: dict[str, float]) -> None:
+        if step == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(stop)
+    return trainer
+
+
+@pytest.mark.parametrize("assisted", [False, True])
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
+    tmp_path: Path, server: RunningServer, assisted: bool
+) -> None:
+    config = small_config(
+        write_dataset(tmp_path / "data"), steps=8, server=server.grpc if assisted else None
+    )
+    train(config, tmp_path / "a")
+    # Saved at 4, where student masks of step 4 are under way; 5 is lost.
+    train(config, tmp_path / "b", stop_after=5)
+    train(config, tmp_path / "b")
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_vessa_changes_the_student(tmp_path: Path, server: RunningServer) -> None:
+    root = write_dataset(tmp_path / "data")
+    train(small_config(root), tmp_path / "a")
+    train(small_config(root, server=server.grpc), tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "b")
+    lines = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["assistant/answered"] == 1.0
+    assert 0 <= lines[-1]["val/dice"] <= 1
+
+
+def test_an_absent_server_is_unimatch_alone_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_dataset(tmp_path / "data")
+    train(small_config(root), tmp_path / "a")
+    train(small_config(root, server=f"127.0.0.1:{free_port()}"), tmp_path / "b")
+    first, second = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
+    assert all(torch.equal(first[n], second[n]) for n in first if not n.startswith("pending"))
+    assert capsys.readouterr().out.count("assistant.away") == 1
+
+
+def _slices(count: int) -> list[Slice]:
+    return [Slice(f"s/{i}", picture(i)[0], None) for i in range(count)]
+
+
+def test_the_assistant_comes_back_when_the_server_does(tmp_path: Path) -> None:
+    port = free_port()
+    config = AssistantConfig(server=f"127.0.0.1:{port}", retry_seconds=0, timeout_seconds=20)
+    assistant = Assistant(config, NAMES)
+    assistant.ask(0, _slices(2), None)
+    assert assistant.collect(0) == [None, None]
+    with running(engine_of(tmp_path), grpc_port=port):
+        for step in range(1, 100):
+            assistant.ask(step, _slices(2), None)
+            answers = assistant.collect(step)
+            if all(answers):
+                break
+        assert all(answers)
+        assert answers[0] is not None
+        assert answers[0].labels.shape == (60, 52)
+    assistant.ask(200, _slices(2), None)
+    assert assistant.collect(200) == [None, None]
+    assistant.close()
+
+
+def test_student_masks_reach_the_server_and_cost_no_encoding(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+    assistant.ask(0, _slices(2), None)
+    first = assistant.collect(0)
+    students = [picture(i)[1] for i in range(2)]
+    assistant.ask(1, _slices(2), students)
+    second = assistant.collect(1)
+    assistant.close()
+    expected = [
+        server.engine.segment(SegmentationRequest(image=s.image, class_names=NAMES, student_mask=m))
+        for s, m in zip(_slices(2), students, strict=True)
+    ]
+    for answer, other, result in zip(second, first, expected, strict=True):
+        assert answer is not None
+        assert other is not None
+        assert np.array_equal(answer.confidence, result.confidence)
+        assert not np.array_equal(answer.confidence, other.confidence)
+        assert result.image_features_cached
+
+
+class _SlowEngine(VessaEngine):
+    """Waits until it is let go."""
+
+    go: threading.Event
+
+    def segment_batch(self, requests: object) -> list[SegmentationResult | VessaError]:
+        self.go.wait(30)
+        return super().segment_batch(requests)  # type: ignore[arg-type]
+
+
+def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path)
+    engine.__class__ = _SlowEngine
+    assert isinstance(engine, _SlowEngine)
+    engine.go = threading.Event()
+    with running(engine) as server:
+        config = AssistantConfig(server=server.grpc, timeout_seconds=0.3)
+        assistant = Assistant(config, NAMES)
+        assistant.ask(0, _slices(1), None)
+        assert assistant.collect(0) == [None]
+        assert assistant.failures == 1
+        engine.go.set()
+        assistant.close()
+
+
+def test_asking_is_pipelined(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path)
+    engine.__class__ = _SlowEngine
+    assert isinstance(engine, _SlowEngine)
+    engine.go = threading.Event()
+    with running(engine) as server:
+        assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+        assistant.ask(0, _slices(1), None)
+        assistant.ask(1, _slices(1), None)  # returns although nothing is answered yet
+        engine.go.set()
+        assert assistant.collect(0)[0] is not None
+        assert assistant.collect(1)[0] is not None
+        assistant.close()
+
+
+def run_cli(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_train_evaluate_predict(tmp_path: Path, server: RunningServer) -> None:
+    root = write_dataset(tmp_path / "data")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(configuration.to_dict(small_config(root))))
+    run = tmp_path / "run"
+    result = run_cli("train", file, "-o", run, "--server", server.grpc, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
+    assert {"best.safetensors", "last.safetensors", "log.jsonl", "tensorboard"} <= {
+        f.name for f in run.iterdir()
+    }
+    result = run_cli("evaluate", run)
+    assert result.exit_code == 0, result.output
+    assert "HD95" in result.output
+    scores = json.loads((run / "scores_val.json").read_text())
+    assert [s["name"] for s in scores] == ["p3_frame01"]
+    result = run_cli("predict", run, root / "train", "-o", tmp_path / "seg")
+    assert result.exit_code == 0, result.output
+    labels = nib.load(tmp_path / "seg" / "p1_frame01_seg.nii.gz")
+    assert labels.shape == (44, 48, 3)
+    assert np.allclose(labels.affine, AFFINE)
+
+
+def test_wrong_calls_are_one_line(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(configuration.to_dict(small_config(root))))
+    run = tmp_path / "run"
+    for arguments, words in (
+        (("train", tmp_path / "no.yaml", "-o", run), "No such file"),
+        (("train", file, "-o", run, "--set", "data.size=7"), "multiple of 16"),
+        (("evaluate", tmp_path / "nothing"), "No such file"),
+    ):
+        result = run_cli(*arguments)
+        assert result.exit_code == 1
+        assert words in result.output
+        assert "Traceback" not in result.output
+    assert run_cli("train", file, "-o", run).exit_code == 0
+    result = run_cli("train", file, "-o", run, "--steps", 9)
+    assert result.exit_code == 1
+    assert "another configuration" in result.output
+    (run / "last.safetensors").write_bytes(b"x")
+    result = run_cli("train", file, "-o", run)
+    assert result.exit_code == 1
+    assert "cannot be read" in result.output
+    result = run_cli("evaluate", run, "--split", "test")
+    assert result.exit_code == 1
+    assert "no cases" in result.output
+
+
+def test_supervised_training_alone_works(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "train").glob("p[12]*"):
+        file.unlink()
+    trainer = train(small_config(root), tmp_path / "run")
+    assert trainer.step == 6
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    train(config, tmp_path / "a")
+    train(config, tmp_path / "b")
+    train(dataclasses.replace(config, seed=1), tmp_path / "c")
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "c")
