@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vessa_server.engine.engine import MIB, EngineSettings
@@ -48,6 +48,11 @@ class ServerSettings(BaseSettings):
     default_top_k: int = Field(2, ge=1, le=7, description="Templates for each class.")
     grace_seconds: float = Field(20.0, ge=0, description="Time to finish requests at shutdown.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the logs.")
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     def weights_folder(self) -> Path:
         """Where the weights of the preset are."""

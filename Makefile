@@ -1,0 +1,58 @@
+# VESSA. `make help` lists the targets; each installs what it needs.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := proto services/vessa_server services/ssl_trainer
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test lint format proto redis clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(STAMP) ## Create .venv and install everything
+
+# torch first and sam2 without build isolation: sam2's build asks for torch, and its isolated
+# build would download another copy. Its CUDA extension is optional and not used.
+$(STAMP): constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip "setuptools<82" wheel
+	$(BIN)/pip install --quiet -c constraints.txt torch torchvision
+	SAM2_BUILD_CUDA=0 $(BIN)/pip install --quiet -c constraints.txt --no-build-isolation "sam2>=1.1,<2"
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation \
+		$(addprefix -e ,$(PACKAGES)) --group dev
+	touch $(STAMP)
+
+demo: install ## The whole system on a small real sample: table and pictures
+	$(BIN)/python examples/demo.py
+
+serve: install ## Start a server on this machine
+	$(BIN)/vessa-server serve
+
+test: install redis ## Run all tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: install ## Check format, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: install ## Generate the code of the wire contract
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto/src --pyi_out=proto/src \
+		--grpc_python_out=proto/src proto/vessa/v1/pseudo_label.proto
+
+redis:
+	@command -v redis-server >/dev/null || { \
+		echo "The tests need redis-server: installing it"; \
+		if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; \
+		else sudo apt-get update -qq && sudo apt-get install -y -qq redis-server >/dev/null; fi; }
+
+clean: ## Remove the environment and all outputs
+	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
