@@ -162,12 +162,15 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/templates/{template_id}/overlay.png", dependencies=guarded, tags=["templates"])
     def template_overlay(template_id: str) -> Response:
-        """Picture of a template with its annotation."""
+        """Picture of a template with its annotation; a class has one colour in all of them."""
         bank = service.engine.bank
-        for info in bank.snapshot().templates:
+        listing = bank.snapshot()
+        for info in listing.templates:
             if info.template_id == template_id:
                 template = bank.load(info)
-                picture = render.png(pictures.overlay(template.image, template.labels))
+                order = [c.name for c in listing.classes]
+                lookup = np.array([0, *(order.index(name) + 1 for name in info.class_names)])
+                picture = render.png(pictures.overlay(template.image, lookup[template.labels]))
                 return Response(picture, media_type="image/png")
         raise NotFoundError(f"template_id: no template {template_id!r}", field="template_id")
 
