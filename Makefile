@@ -17,6 +17,7 @@ install: $(STAMP) ## Create .venv and install everything
 # torch first and sam2 without build isolation: sam2's build asks for torch, and its isolated
 # build would download another copy. Its CUDA extension is optional and not used.
 $(STAMP): constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
+	@echo "Installing into $(VENV), once: PyTorch is about 6 GB; a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip "setuptools<82" wheel
 	$(BIN)/pip install --quiet -c constraints.txt torch torchvision

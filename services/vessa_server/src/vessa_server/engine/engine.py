@@ -95,7 +95,7 @@ class _Prepared:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.conditioned.to_tensors().values())
+        return self.conditioned.nbytes + self.prefix.nbytes
 
 
 class VessaEngine:
@@ -227,8 +227,7 @@ class VessaEngine:
             features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
         for index, work in enumerate(works):
             work.features = features.select(torch.tensor([index]))
-            size = sum(t.nbytes for t in work.features.to_tensors().values())
-            self.features.put(("image", work.image.sha256), work.features, size)
+            self.features.put(("image", work.image.sha256), work.features, work.features.nbytes)
 
     def _prepare(self, work: _Work) -> None:
         """Steps 1 to 4 for all classes of one image."""

@@ -21,9 +21,10 @@ from vessa_server.model import preprocess, prompts
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.records import TensorRecord
-from vessa_server.model.vessa import TemplateFeatures, Vessa
+from vessa_server.model.vessa import ImageFeatures, TemplateFeatures, Vessa
 
 R = TypeVar("R", bound=TensorRecord)
+IMAGE_BYTES = 128 * 1024 * 1024
 
 
 class TemplateStore:
@@ -47,6 +48,8 @@ class TemplateStore:
         self.computed = 0
         self._identity = (model_digest, preprocess.PREPROCESSING_VERSION)
         self._memory: ByteLru[TensorRecord] = ByteLru(max_bytes)
+        # Image features of templates: the classes of one template share them.
+        self._images: ByteLru[ImageFeatures] = ByteLru(IMAGE_BYTES)
         self._lock = threading.Lock()
 
     def features(self, info: TemplateInfo, class_name: str) -> TemplateFeatures:
@@ -87,18 +90,24 @@ class TemplateStore:
             with self._lock:
                 self.computed += 1
             self.cache.put(key, value.to_tensors())
-        self._memory.put(key, value, sum(t.nbytes for t in value.to_tensors().values()))
+        self._memory.put(key, value, value.nbytes)
         return value
 
     def _compute_features(self, info: TemplateInfo, class_name: str) -> TemplateFeatures:
         template = self.bank.load(info)
-        canvas = self._canvas(template)
-        unit = canvas.place(preprocess.to_unit_range(template.image))[None]
-        mask = self._mask(canvas, template.mask(class_name))
+        mask = self._mask(self._canvas(template), template.mask(class_name))
         with torch.no_grad():
-            view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
-            features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
-            return self.model.encode_template(features, mask)
+            return self.model.encode_template(self._image_features(template), mask)
+
+    def _image_features(self, template: Template) -> ImageFeatures:
+        held = self._images.get(template.info.template_id)
+        if held is not None:
+            return held
+        unit = self._canvas(template).place(preprocess.to_unit_range(template.image))[None]
+        view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
+        features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
+        self._images.put(template.info.template_id, features, features.nbytes)
+        return features
 
     def _compute_prefix(self, info: TemplateInfo, class_name: str, prompt: str) -> PromptPrefix:
         template = self.bank.load(info)

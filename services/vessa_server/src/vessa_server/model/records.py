@@ -17,6 +17,11 @@ class TensorRecord:
         """Field names and tensors."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all fields."""
+        return sum(tensor.nbytes for tensor in self.to_tensors().values())
+
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """Inverse of :meth:`to_tensors`.
