@@ -22,12 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from ssl_trainer import config as trainer_config
-from ssl_trainer.cli import progress_bar
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation import volumes
@@ -43,6 +41,7 @@ from vessa_client import (
     files,
     pictures,
 )
+from vessa_client.console import console, progress_bar
 
 HERE = Path(__file__).resolve().parent
 CLASSES = (
@@ -53,7 +52,6 @@ CLASSES = (
     ClassDefinition(name="left ventricle", description="Cavity inside the muscle ring."),
 )
 ROWS = ("VESSA one-shot", "student without VESSA", "student with VESSA")
-console = Console()
 
 
 def main() -> None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from vessa_client import files, pictures
@@ -25,21 +14,17 @@ from vessa_client._errors import NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
 from vessa_client._sync import VessaClient
 from vessa_client._types import ClassDefinition, SegmentationRequest
+from vessa_client.console import HELP_OPTIONS, console, explained, progress_bar
 from vessa_client.labelling import LabelJob, label_folder
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     help="Segment medical images with a VESSA server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
 templates = typer.Typer(help="The template bank: annotated images.", no_args_is_help=True)
 app.add_typer(templates, name="templates")
-console = Console()
-errors = Console(stderr=True)
 
 Server = Annotated[
     str, typer.Option("--server", envvar="VESSA_SERVER", help="host:port of the gRPC server.")
@@ -53,18 +38,7 @@ Axis = Annotated[
 ]
 
 
-def _explained(command: Callable[P, R]) -> Callable[P, R]:
-    """Errors as one line and exit code 1 instead of a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (VessaError, files.FileError, OSError) as error:
-            errors.print(f"[bold red]Error[/] {error}", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return run
+_explained = explained(VessaError, files.FileError, OSError)
 
 
 def _client(server: str, token: str | None) -> VessaClient:
@@ -144,15 +118,8 @@ def label(
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise files.FileError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with _client(server, token) as client, Progress(*columns, console=errors) as progress:
-        task = progress.add_task("Labelling", total=len(images))
+    with _client(server, token) as client, progress_bar() as progress:
+        task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
         for outcome in label_folder(client, job, images):
             done += outcome.state == "done"
@@ -209,21 +176,21 @@ def templates_add(
     annotated = [i for i in range(annotation.depth) if annotation.slice(i).any()]
     if not annotated:
         raise files.FileError(f"{label_file}: no pixel is labelled")
-    picks = np.linspace(0, len(annotated) - 1, min(max_slices, len(annotated))).round().astype(int)
+    count = min(max_slices, len(annotated))
+    picks = np.linspace(0, len(annotated) - 1, count).round().astype(int).tolist()
     added = 0
-    with _client(server, token) as client, Progress(console=errors, transient=True) as progress:
-        for position in progress.track(sorted(set(picks.tolist())), description="Adding"):
+    with _client(server, token) as client, progress_bar() as progress:
+        task = progress.add_task("Adding", total=len(picks), note="")
+        for position in picks:
             index = annotated[position]
             name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
             _, created = client.add_template(
                 source.slice(index), annotation.slice(index), definitions, name=name
             )
             added += created
+            progress.advance(task)
         total = len(client.list_templates().templates)
-    console.print(
-        f"{added} added, {len(set(picks.tolist())) - added} there already; "
-        f"the bank has {total} templates."
-    )
+    console.print(f"{added} added, {count - added} there already; the bank has {total} templates.")
 
 
 @templates.command("list")

@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from vessa_client.console import HELP_OPTIONS, console, explained, progress_bar
 
 app = typer.Typer(
     help="Semi-supervised training (UniMatch V2) with a VESSA server as assistant.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
-console = Console()
-errors = Console(stderr=True)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
 
 
-def _explained(command: Callable[P, R]) -> Callable[P, R]:
-    """Errors as one line and exit code 1 instead of a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (ValueError, OSError) as error:  # ConfigError, StateError, FileError are ValueErrors
-            errors.print(f"[bold red]Error[/] {error}", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def progress_bar() -> Progress:
-    """A bar with count, elapsed time and ETA, and a free text at its end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=errors,
-    )
+# ConfigError, StateError and FileError are ValueErrors.
+_explained = explained(ValueError, OSError)
 
 
 @app.command()

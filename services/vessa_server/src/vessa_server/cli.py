@@ -8,19 +8,19 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+
+from vessa_client.console import HELP_OPTIONS, console, errors
 
 app = typer.Typer(
     help="The VESSA segmentation server.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
-console = Console(stderr=True)
 
 
 def _fail(message: str) -> typer.Exit:
-    console.print(f"[bold red]Error[/] {message}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]Error[/] {message}", highlight=False, soft_wrap=True)
     return typer.Exit(2)
 
 

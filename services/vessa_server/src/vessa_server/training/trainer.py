@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
+from vessa_client.console import progress_bar
 from vessa_server.matching.template_matcher import TemplateMatcher
 from vessa_server.model import checkpoint
 from vessa_server.model.preprocess import normalise, overlay, vlm_view
@@ -71,10 +71,11 @@ class Stage1Trainer:
         )
         writer = SummaryWriter(str(self.out / "tensorboard"))
         writer.add_text("config", json.dumps(dataclasses.asdict(self.config), indent=2))
-        columns = (TextColumn("Stage 1"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         last_saved, recent = time.monotonic(), dict[str, list[float]]()
-        with Progress(*columns, TextColumn("{task.fields[score]}")) as progress:
-            task = progress.add_task("", total=self.config.steps, completed=self.step, score="")
+        with progress_bar() as progress:
+            task = progress.add_task(
+                "Stage 1", total=self.config.steps, completed=self.step, note=""
+            )
             for episode in loader:
                 output = self.train_step(episode)
                 for name, value in output.scalars.items():
@@ -83,8 +84,8 @@ class Stage1Trainer:
                     means = {name: sum(v) / len(v) for name, v in recent.items()}
                     recent.clear()
                     self._log(writer, means)
-                    score = f"Dice {means['dice/one_shot']:.3f} loss {means['loss/total']:.3f}"
-                    progress.update(task, score=score)
+                    note = f"Dice {means['dice/one_shot']:.3f} loss {means['loss/total']:.3f}"
+                    progress.update(task, note=note)
                 if self.step % self.config.image_every == 0:
                     writer.add_images("episode", _picture(episode, output), self.step)
                 progress.advance(task)

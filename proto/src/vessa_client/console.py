@@ -1,0 +1,55 @@
+"""What the project's commands share: errors as one line, and progress bars with an ETA."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+console = Console()
+errors = Console(stderr=True)
+
+
+def explained(*kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Turn errors of these kinds into one line on standard error and exit code 1."""
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return command(*args, **kwargs)
+            except kinds as error:
+                errors.print(f"[bold red]Error[/] {error}", highlight=False, soft_wrap=True)
+                raise typer.Exit(1) from None
+
+        return run
+
+    return decorate
+
+
+def progress_bar() -> Progress:
+    """A bar with count, elapsed time and ETA, and the task's ``note`` at its end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=errors,
+    )
