@@ -82,6 +82,14 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser updates in all.")] = 2400,
     preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
     seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
+    canvas: Annotated[
+        int | None, typer.Option(help="Side of the training images; small ones first are faster.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    zoom: Annotated[
+        tuple[float, float], typer.Option(help="Range of random zoom; larger for a small canvas.")
+    ] = (0.5, 1.6),
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
 ) -> None:
     """Train VESSA (Stage 1) on real and synthetic tasks.
@@ -98,7 +106,10 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     try:
-        run(preset_config(preset), TrainingConfig(steps=steps, seed=seed), data, out)
+        config = TrainingConfig(
+            steps=steps, seed=seed, learning_rate=learning_rate, zoom_range=zoom
+        )
+        run(preset_config(preset), config, data, out, canvas=canvas, init=init)
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
     console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")

@@ -120,6 +120,7 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     with partial.open("rb+") as stream:
         os.fsync(stream.fileno())
     os.replace(partial, file)

@@ -52,6 +52,7 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / WEIGHTS_FILE
         save_file(tensors, partial, metadata={"config": json.dumps(model.config.to_dict())})
+        partial.chmod(0o644)  # safetensors makes files that only their owner can read
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, file)
@@ -107,14 +108,18 @@ def assemble(config: VessaConfig, qwen: str, sam2: Path) -> Vessa:
     return model.eval()
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Copy ``tensors`` into ``model``, every one of them, with a clear error."""
+def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path, *, partly: bool = False) -> None:
+    """Copy ``tensors`` into ``model``; ``partly`` lets the model have more than they.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or has no place.
+    """
     try:
         result = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"weights: {file} is for another configuration: {error}") from error
     missing = [name for name in result.missing_keys if not name.endswith("lm_head.weight")]
-    if missing or result.unexpected_keys:
+    if (missing and not partly) or result.unexpected_keys:
         raise CheckpointError(
             f"weights: {file} is for another configuration: "
             f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"

@@ -61,6 +61,7 @@ class DecoderConfig:
     # Weight of the prior's and the student's logits added to the decoder's own: 0 keeps a
     # published SAM 2 decoder as it is.
     residual_init: float = 0.0
+    refinement_width: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)

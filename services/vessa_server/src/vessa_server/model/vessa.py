@@ -21,6 +21,7 @@ from vessa_server.model.config import VessaConfig
 from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_encoder
 from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
 from vessa_server.model.records import TensorRecord
+from vessa_server.model.refinement_head import RefinementHead
 from vessa_server.model.seg_token_projector import SegTokenProjector
 from vessa_server.model.vision_encoder import MatchHead, build_image_encoder, pyramid
 
@@ -111,6 +112,7 @@ class Vessa(nn.Module):
         residual = config.decoder.residual_init
         self.prior_weight = nn.Parameter(torch.tensor(residual))
         self.student_weight = nn.Parameter(torch.tensor(residual))
+        self.refinement = RefinementHead(d_model // 8, config.decoder.refinement_width)
 
     def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor) -> ImageFeatures:
         """Encode normalised canvases, and the same images in [0, 1] at the VLM's size."""
@@ -209,12 +211,15 @@ class Vessa(nn.Module):
         )
         dense = prompts._embed_masks(prior_logit)
         residual = self.prior_weight * prior_logit
+        student = torch.zeros_like(prior_logit).expand(-1, 2, -1, -1)
         if student_P1HW is not None and has_student_P is not None:
             has = has_student_P.to(prior_logit.dtype)[:, None, None, None]
             limit = STUDENT_LOGIT_LIMIT
             student_logit = torch.logit(student_P1HW, eps=1e-4).clamp(-limit, limit)
             dense = dense + has * (prompts._embed_masks(student_logit) + self.student_embedding)
             residual = residual * (1 - has) + has * self.student_weight * student_logit
+            student = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
+        high_res_4 = features.high_res_4_BCHW[image_P]
         masks, iou, _, presence = self.sam_mask_decoder(
             image_embeddings=conditioned.top_PDHW,
             image_pe=prompts.get_dense_pe(),
@@ -222,9 +227,8 @@ class Vessa(nn.Module):
             dense_prompt_embeddings=dense,
             multimask_output=False,
             repeat_image=False,
-            high_res_features=[
-                features.high_res_4_BCHW[image_P],
-                features.high_res_8_BCHW[image_P],
-            ],
+            high_res_features=[high_res_4, features.high_res_8_BCHW[image_P]],
         )
-        return Decoded(masks + residual, iou[:, 0], presence[:, 0])
+        logits = masks + residual
+        logits = logits + self.refinement(logits, prior_logit, student, high_res_4)
+        return Decoded(logits, iou[:, 0], presence[:, 0])

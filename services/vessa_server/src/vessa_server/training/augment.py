@@ -29,12 +29,14 @@ class SpatialTransform:
     elastic: float
 
     @staticmethod
-    def group(rng: np.random.Generator, *, mirror: bool) -> SpatialTransform:
+    def group(
+        rng: np.random.Generator, *, mirror: bool, zoom_range: tuple[float, float]
+    ) -> SpatialTransform:
         """The transform that all images of a task share."""
         turn = rng.uniform(-math.pi, math.pi) if mirror else rng.uniform(-0.25, 0.25)
         return SpatialTransform(
             angle=float(turn) if rng.uniform() < 0.7 else 0.0,
-            zoom=float(np.exp(rng.uniform(math.log(0.5), math.log(1.6)))),
+            zoom=float(np.exp(rng.uniform(*np.log(zoom_range)))),
             mirror=bool(mirror and rng.uniform() < 0.5),
             shift=(float(rng.uniform(-0.12, 0.12)), float(rng.uniform(-0.12, 0.12))),
             elastic=float(rng.uniform(0.0, 0.04)),

@@ -23,6 +23,7 @@ class TrainingConfig:
     retrieval_probability: float = 0.5
     language_weight: float = 0.1
     prior_weight: float = 0.5
+    zoom_range: tuple[float, float] = (0.5, 1.6)
     iou_weight: float = 0.5
     presence_weight: float = 0.2
     seed: int = 0

@@ -95,7 +95,9 @@ class EpisodeDataset(Dataset[Episode]):
     ) -> None:
         first = len(images)
         items, texts = source.sample(rng, self.config.images_per_group)
-        shared = SpatialTransform.group(rng, mirror=source.mirror)
+        shared = SpatialTransform.group(
+            rng, mirror=source.mirror, zoom_range=self.config.zoom_range
+        )
         for item in items:
             image, label = apply_spatial(item, shared.vary(rng), self.canvas_size, rng)
             images.append(apply_intensity(image, rng))

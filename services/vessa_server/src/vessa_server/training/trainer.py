@@ -29,7 +29,7 @@ from vessa_server.model.vessa import (
 )
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.episodes import Episode, EpisodeDataset
-from vessa_server.training.losses import hard_dice, hard_iou, mask_loss
+from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
 
 STATE_FILE = "training_state.safetensors"
 
@@ -209,9 +209,9 @@ def forward(model: Vessa, episode: Episode, config: TrainingConfig) -> StepOutpu
         losses |= {f"{name}/{k}": v for k, v in _decoder_losses(decoded, target, config).items()}
     prior = conditioned.prior_P1HW
     prior_target = F.adaptive_avg_pool2d(episode.masks(), prior.shape[-1])
-    losses["prior"] = config.prior_weight * F.binary_cross_entropy(
-        prior.clamp(1e-4, 1 - 1e-4), prior_target
-    )
+    cross_entropy = F.binary_cross_entropy(prior.clamp(1e-4, 1 - 1e-4), prior_target)
+    overlap = soft_dice_loss(prior, prior_target).mean()
+    losses["prior"] = config.prior_weight * (cross_entropy + overlap)
     total = torch.stack(list(losses.values())).sum()
     scalars = {f"loss/{name}": float(value.detach()) for name, value in losses.items()}
     scalars |= _scores(one_shot, refined, episode, prior, target)
