@@ -58,15 +58,15 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE.parent / "outputs" / "demo")
-    parser.add_argument("--steps", type=int, default=200, help="updates of each training")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each training")
     arguments = parser.parse_args()
     start, out = time.monotonic(), arguments.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     config = dataclasses.replace(
-        trainer_config.load(HERE / "acdc.yaml"),
+        trainer_config.load(HERE / "acdc.yaml", ["data.size=96", "unimatch.ema_decay=0.99"]),
         steps=arguments.steps,
-        validate_every=max(1, arguments.steps // 4),
+        validate_every=max(1, arguments.steps // 6),
     )
     split = find(config.data)
     with running_server(out) as target, VessaClient(target) as client:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssl_trainer import config as configuration
-from ssl_trainer.config import ConfigError
+from ssl_trainer.config import AugmentationConfig, ConfigError
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation import metrics
 from support import ROOT
@@ -54,6 +54,7 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "steps"),
         ({"unimatch": {"ema_decay": 1.5}}, "ema_decay"),
+        ({"augmentation": {"zoom_min": 2}}, "zoom_min"),
         ({"assistant": {"feedback_start": 2}}, "fraction"),
     ],
 )
@@ -101,13 +102,16 @@ def test_the_canonical_frame_can_be_left_again(height: int, width: int) -> None:
     assert float((back[inner] - image[inner]).abs().max()) < 0.05
 
 
+TURNED = AugmentationConfig(rotation_degrees=180, mirror=True, zoom_min=0.6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_a_view_is_the_same_map_for_image_and_labels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.zeros((50, 40), np.uint8)
     labels[12:30, 10:28] = 1
-    matrix = frame.theta(labels.shape, frame.WeakTransform.draw(rng))
+    matrix = frame.theta(labels.shape, frame.WeakTransform.draw(rng, TURNED))
     image = torch.from_numpy(labels.astype(np.float32))[None]
     smooth = frame.resample(image, matrix, 64, mode="bilinear")[0]
     hard = frame.resample(image, matrix, 64, mode="nearest")[0]

@@ -47,6 +47,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AugmentationConfig:
+    """Weak geometric augmentation of labelled and unlabelled slices.
+
+    Attributes:
+        rotation_degrees: largest rotation to either side; half of the slices are turned.
+        zoom_min, zoom_max: range of the zoom.
+        shift: largest shift, as a fraction of the side.
+        mirror: mirror along both axes at random; not where left and right are different.
+    """
+
+    rotation_degrees: float = 20.0
+    zoom_min: float = 0.8
+    zoom_max: float = 1.5
+    shift: float = 0.1
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom_min <= self.zoom_max:
+            raise ValueError(
+                f"zoom_min: {self.zoom_min}, expected above 0 and at most zoom_max, {self.zoom_max}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class StudentConfig:
     """U-Net: channels of the five levels and of the last one."""
 
@@ -102,15 +126,15 @@ class TrainConfig:
     """One run."""
 
     data: DataConfig
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     steps: int = 2500
     labelled_batch: int = 4
     unlabelled_batch: int = 4
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
     poly_power: float = 0.9
     validate_every: int = 250
     checkpoint_every: int = 100

@@ -31,6 +31,7 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="REST and page. [8080]")] = None,
     preset: Annotated[str | None, typer.Option(help="nano, base or large. [nano]")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder of weights. [shipped]")] = None,
+    adaptation: Annotated[Path | None, typer.Option(help="File that `adapt` wrote. [none]")] = None,
     bank: Annotated[Path | None, typer.Option(help="Folder of templates. [vessa-bank]")] = None,
     cache: Annotated[
         str | None, typer.Option(help="redis://host:port/db, a folder, or none. [vessa-cache]")
@@ -57,6 +58,7 @@ def serve(
         "http_port": http_port,
         "preset": preset,
         "weights": weights,
+        "adaptation": adaptation,
         "bank": bank,
         "cache": cache,
         "threads": threads,
@@ -113,6 +115,46 @@ def train(
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
     console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")
+
+
+@app.command()
+def adapt(
+    bank: Annotated[Path, typer.Option(help="Folder of the template bank.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adaptation and its state.")],
+    steps: Annotated[int, typer.Option(help="Optimiser updates; 300 take minutes.")] = 300,
+    preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights. [shipped]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+) -> None:
+    """Fit VESSA to your own template bank, in a few minutes.
+
+    Trains decoder, memory, matching and projector on strongly augmented pairs of the bank's
+    templates, and writes a small file for `serve --adaptation`.
+    """
+    import torch
+
+    from vessa_server.bank import TemplateBank
+    from vessa_server.model.presets import preset as preset_config
+    from vessa_server.serving.settings import SHIPPED_WEIGHTS
+    from vessa_server.training import adaptation
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        file = adaptation.adapt(
+            weights or SHIPPED_WEIGHTS / preset,
+            preset_config(preset),
+            TemplateBank(bank),
+            adaptation.adaptation_config(steps, seed),
+            out,
+        )
+    except (ValueError, OSError) as error:
+        raise _fail(str(error)) from None
+    console.print(
+        f"Adapted: {file}. Use it: vessa-server serve --bank {bank} --adaptation {file}",
+        highlight=False,
+    )
 
 
 @app.command()

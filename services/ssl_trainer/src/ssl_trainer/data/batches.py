@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Slice
 
@@ -56,14 +57,15 @@ class SliceSampler:
 
 
 def labelled_batch(
-    slices: list[Slice], indices: list[int], size: int, rng: np.random.Generator
+    slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
 ) -> LabelledBatch:
     """Augment labelled slices weakly and in intensity."""
+    size = config.data.size
     images, labels = [], []
     for index in indices:
         item = slices[index]
         assert item.labels is not None
-        matrix = frame.theta(item.image.shape, frame.WeakTransform.draw(rng))
+        matrix = frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
         view = frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
         mask = frame.resample(
             torch.from_numpy(item.labels).float()[None], matrix, size, mode="nearest"
@@ -75,13 +77,16 @@ def labelled_batch(
 
 
 def unlabelled_batch(
-    slices: list[Slice], indices: list[int], size: int, rng: np.random.Generator
+    slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
 ) -> UnlabelledBatch:
     """Weak views of unlabelled slices."""
     chosen = tuple(slices[index] for index in indices)
-    thetas = tuple(frame.theta(item.image.shape, frame.WeakTransform.draw(rng)) for item in chosen)
+    thetas = tuple(
+        frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
+        for item in chosen
+    )
     views = [
-        frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
+        frame.resample(frame.to_unit_range(item.image), matrix, config.data.size, mode="bilinear")
         for item, matrix in zip(chosen, thetas, strict=True)
     ]
     return UnlabelledBatch(chosen, thetas, torch.stack(views))

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_trainer.config import AugmentationConfig
+
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 Theta = npt.NDArray[np.float64]
 
@@ -33,15 +35,16 @@ class WeakTransform:
     shift_y: float = 0.0
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> WeakTransform:
+    def draw(rng: np.random.Generator, config: AugmentationConfig) -> WeakTransform:
         """A random one."""
+        turn = math.radians(config.rotation_degrees)
         return WeakTransform(
-            angle=float(rng.uniform(-math.pi, math.pi)) if rng.uniform() < 0.5 else 0.0,
-            zoom=float(np.exp(rng.uniform(math.log(0.75), math.log(1.4)))),
-            mirror_x=bool(rng.uniform() < 0.5),
-            mirror_y=bool(rng.uniform() < 0.5),
-            shift_x=float(rng.uniform(-0.1, 0.1)),
-            shift_y=float(rng.uniform(-0.1, 0.1)),
+            angle=float(rng.uniform(-turn, turn)) if rng.uniform() < 0.5 else 0.0,
+            zoom=float(np.exp(rng.uniform(*np.log([config.zoom_min, config.zoom_max])))),
+            mirror_x=bool(config.mirror and rng.uniform() < 0.5),
+            mirror_y=bool(config.mirror and rng.uniform() < 0.5),
+            shift_x=float(rng.uniform(-config.shift, config.shift)),
+            shift_y=float(rng.uniform(-config.shift, config.shift)),
         )
 
 

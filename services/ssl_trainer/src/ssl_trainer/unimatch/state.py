@@ -1,6 +1,6 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds student, teacher, momentum, step, best score, and the student masks of the requests
+It holds student, teacher, optimiser, step, best score, and the student masks of the requests
 that were under way, so that a resumed run asks VESSA the same again.
 """
 
@@ -46,7 +46,7 @@ def save_state(
     tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors[f"momentum.{index}"] = state["momentum_buffer"]
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     for index, mask in enumerate(pending or []):
         tensors[f"pending.{index}"] = mask
     metadata = {
@@ -80,10 +80,11 @@ def load_state(
     _fill(student, _part(tensors, "student."), file)
     _fill(teacher, _part(tensors, "teacher."), file)
     state = optimizer.state_dict()
-    state["state"] = {
-        int(index): {"momentum_buffer": value}
-        for index, value in _part(tensors, "momentum.").items()
-    }
+    restored: dict[int, dict[str, Tensor]] = {}
+    for name, value in _part(tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        restored.setdefault(int(index), {})[key] = value
+    state["state"] = restored
     optimizer.load_state_dict(state)
     masks = _part(tensors, "pending.")
     pending = [masks[str(index)] for index in range(len(masks))] or None

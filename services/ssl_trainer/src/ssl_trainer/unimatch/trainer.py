@@ -72,11 +72,10 @@ class UniMatchTrainer:
         torch.manual_seed(config.seed)
         self.student = Student(config.student, count)
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
-        self.optimizer = torch.optim.SGD(
-            self.student.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+        # AdamW as UniMatch V2. With SGD a student of this size falls for the background, of
+        # which the teacher is sure first.
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.assistant = (
             Assistant(config.assistant, config.data.classes)
@@ -118,13 +117,13 @@ class UniMatchTrainer:
             self._ask(step + 1, self._pending)
         self.student.train()
         labelled = batches.labelled_batch(
-            self.labelled, self.labelled_sampler.indices(step), config.data.size, rng
+            self.labelled, self.labelled_sampler.indices(step), config, rng
         )
         loss = losses.supervised_loss(self.student(labelled.image_B1HW), labelled.labels_BHW)
         scalars = {"loss/supervised": float(loss.detach())}
         if self.unlabelled_sampler is not None:
             indices = self.unlabelled_sampler.indices(step)
-            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config.data.size, rng)
+            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
             extra, more = self._unlabelled_loss(unlabelled, answers, rng)
             loss = loss + extra
             scalars |= more

@@ -22,6 +22,7 @@ from vessa_server.model.vessa import Vessa
 
 WEIGHTS_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
 VLM_FILE = "vlm_config.json"
+DELTA_FILE = "adaptation.safetensors"
 FILES = (WEIGHTS_FILE, TOKENIZER_FILE, VLM_FILE)
 # Parts of a SAM 2 video checkpoint that a reference-guided image model has no use for.
 UNUSED_SAM2_PREFIXES = (
@@ -49,13 +50,7 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
         if name != "reasoner.vlm.lm_head.weight" or not _is_tied(model)
     }
     file = folder / WEIGHTS_FILE
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        partial = Path(scratch) / WEIGHTS_FILE
-        save_file(tensors, partial, metadata={"config": json.dumps(model.config.to_dict())})
-        partial.chmod(0o644)  # safetensors makes files that only their owner can read
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
+    _write_safetensors(file, tensors, {"config": json.dumps(model.config.to_dict())})
     backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
     backend.save(str(folder / TOKENIZER_FILE))
     model.reasoner.vlm.config.to_json_file(folder / VLM_FILE)
@@ -164,12 +159,54 @@ def load_sam2(model: Vessa, file: Path) -> None:
         raise CheckpointError(f"sam2 checkpoint {file}: {error}") from error
 
 
+def save_delta(tensors: dict[str, Tensor], base: str, folder: Path) -> Path:
+    """Write tensors that replace those of the weights with digest ``base``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / DELTA_FILE
+    halves = {n: t.detach().to(torch.float16).contiguous() for n, t in tensors.items()}
+    _write_safetensors(file, halves, {"base": base})
+    return file
+
+
+def apply_delta(model: Vessa, file: Path, base: str) -> str:
+    """Put the tensors of a delta into ``model``, whose weights have digest ``base``.
+
+    Returns:
+        The digest of weights and delta together.
+
+    Raises:
+        CheckpointError: the delta is damaged, or belongs to other weights.
+    """
+    tensors = read_safetensors(file)
+    with safe_open(file, framework="pt") as stream:
+        belongs_to = (stream.metadata() or {}).get("base")
+    if belongs_to != base:
+        raise CheckpointError(
+            f"adaptation: {file} belongs to other weights; run `vessa-server adapt` again"
+        )
+    known = set(model.state_dict())
+    if not set(tensors) <= known:
+        raise CheckpointError(f"adaptation: {file} is for another configuration")
+    fill(model, tensors, file, partly=True)
+    return hashlib.sha256(base.encode() + file.read_bytes()).hexdigest()
+
+
 def digest(folder: Path) -> str:
     """sha256 of weights, tokenizer and architecture: the identity in answers and cache keys."""
     state = hashlib.sha256()
     for name in FILES:
         state.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return state.hexdigest()
+
+
+def _write_safetensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        partial = Path(scratch) / file.name
+        save_file(tensors, partial, metadata=metadata)
+        partial.chmod(0o644)  # safetensors makes files that only their owner can read
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
 
 
 def _is_sam2(name: str) -> bool:

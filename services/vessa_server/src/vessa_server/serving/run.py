@@ -54,9 +54,12 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
         torch.set_num_threads(settings.threads)
     folder = settings.weights_folder()
     model = checkpoint.load(preset(settings.preset), folder)
+    digest = checkpoint.digest(folder)
+    if settings.adaptation is not None:
+        digest = checkpoint.apply_delta(model, settings.adaptation, digest)
     return VessaEngine(
         model,
-        checkpoint.digest(folder),
+        digest,
         TemplateBank(settings.bank),
         open_cache(settings.cache, settings.cache_max_bytes),
         settings.engine_settings(),

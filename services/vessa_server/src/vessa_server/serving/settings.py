@@ -25,6 +25,9 @@ class ServerSettings(BaseSettings):
     weights: Path | None = Field(
         None, description="Folder with model.safetensors and tokenizer.json; shipped for nano."
     )
+    adaptation: Path | None = Field(
+        None, description="File that `vessa-server adapt` wrote: weights fitted to the bank."
+    )
     bank: Path = Field(Path("vessa-bank"), description="Folder of the template bank.")
     cache: str = Field(
         "vessa-cache", description="redis://host:port/db, a folder, or none: template features."

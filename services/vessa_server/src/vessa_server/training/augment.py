@@ -42,17 +42,20 @@ class SpatialTransform:
             elastic=float(rng.uniform(0.0, 0.04)),
         )
 
-    def vary(self, rng: np.random.Generator) -> SpatialTransform:
-        """The transform of one image: the shared one, slightly changed."""
+    def vary(
+        self, rng: np.random.Generator, *, strength: float = 1.0, full_turn: bool = False
+    ) -> SpatialTransform:
+        """The transform of one image: the shared one, changed by ``strength``."""
+        turn = rng.uniform(-math.pi, math.pi) if full_turn else rng.normal(0, 0.15 * strength)
         return SpatialTransform(
-            angle=self.angle + float(rng.normal(0, 0.15)),
-            zoom=self.zoom * float(np.exp(rng.normal(0, 0.12))),
+            angle=self.angle + float(turn),
+            zoom=self.zoom * float(np.exp(rng.normal(0, 0.12 * strength))),
             mirror=self.mirror,
             shift=(
-                self.shift[0] + float(rng.normal(0, 0.04)),
-                self.shift[1] + float(rng.normal(0, 0.04)),
+                self.shift[0] + float(rng.normal(0, 0.04 * strength)),
+                self.shift[1] + float(rng.normal(0, 0.04 * strength)),
             ),
-            elastic=self.elastic,
+            elastic=self.elastic * strength,
         )
 
 
@@ -89,6 +92,20 @@ def apply_spatial(
     labels = torch.from_numpy(np.ascontiguousarray(item.labels)).float()[None, None]
     warped = F.grid_sample(labels, grid, mode="nearest", align_corners=False)[0, 0]
     return image, warped.to(torch.uint8)
+
+
+def shift_structures(
+    image_3HW: Tensor, labels_HW: Tensor, strength: float, rng: np.random.Generator
+) -> Tensor:
+    """Change the intensity of each annotated structure on its own, with soft borders."""
+    out = image_3HW
+    for value in labels_HW.unique().tolist():
+        if value == 0:
+            continue
+        mask = (labels_HW == value).float()[None, None]
+        soft = F.avg_pool2d(mask, 3, stride=1, padding=1)[0]
+        out = out + soft * float(rng.normal(0, strength))
+    return out.clamp(0, 1)
 
 
 def apply_intensity(image_3HW: Tensor, rng: np.random.Generator) -> Tensor:

@@ -16,7 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vessa_server.model import prompts
-from vessa_server.training.augment import SpatialTransform, apply_intensity, apply_spatial
+from vessa_server.training.augment import (
+    SpatialTransform,
+    apply_intensity,
+    apply_spatial,
+    shift_structures,
+)
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.corruption import corrupt
 from vessa_server.training.sources import ClassText, TaskSource
@@ -99,7 +104,10 @@ class EpisodeDataset(Dataset[Episode]):
             rng, mirror=source.mirror, zoom_range=self.config.zoom_range
         )
         for item in items:
-            image, label = apply_spatial(item, shared.vary(rng), self.canvas_size, rng)
+            own = shared.vary(rng, strength=self.config.variation, full_turn=self.config.full_turn)
+            image, label = apply_spatial(item, own, self.canvas_size, rng)
+            if self.config.structure_shift:
+                image = shift_structures(image, label, self.config.structure_shift, rng)
             images.append(apply_intensity(image, rng))
             labels.append(label)
         members = range(first, len(images))

@@ -56,7 +56,7 @@ class Stage1Trainer:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(model, self.config.weight_decay), lr=self.config.learning_rate
         )
-        self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self.average = {n: p.detach().clone() for n, p in self._trained()}
 
     def run(self) -> None:
         """Train up to ``config.steps``, resuming from ``out`` where a state is there."""
@@ -113,7 +113,7 @@ class Stage1Trainer:
         # A short average at first, so that it is not held back by the random start.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 self.average[name].lerp_(parameter, 1 - decay)
         return output
 
@@ -136,14 +136,22 @@ class Stage1Trainer:
         os.replace(partial, self.out / STATE_FILE)
         self._save_average()
 
-    def _save_average(self) -> None:
-        current = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+    def use_average(self) -> None:
+        """Put the averaged weights into the model; training does not go on after that."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 parameter.copy_(self.average[name])
-            checkpoint.save(self.model, self.out)
-            for name, parameter in self.model.named_parameters():
+
+    def _save_average(self) -> None:
+        current = {n: p.detach().clone() for n, p in self._trained()}
+        self.use_average()
+        checkpoint.save(self.model, self.out)
+        with torch.no_grad():
+            for name, parameter in self._trained():
                 parameter.copy_(current[name])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
     def resume(self) -> bool:
         """Load the state in ``out``, if there is one."""
@@ -298,8 +306,9 @@ def _scores(
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
