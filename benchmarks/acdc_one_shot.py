@@ -1,4 +1,4 @@
-"""One-shot Dice of VESSA on ACDC, next to copying the matched template's mask.
+"""One-shot Dice of VESSA on ACDC, as shipped and fitted to the bank, next to copying a mask.
 
     python benchmarks/acdc_one_shot.py --data DATA/acdc --weights WEIGHTS --split val
 
@@ -34,6 +34,7 @@ from vessa_server.cache import NoCache
 from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
+from vessa_server.training import adaptation
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {1: ("patient099",), 3: ("patient099", "patient038", "patient050")}
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--cases", type=int, choices=sorted(CASES), default=1)
     parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--adapt-steps", type=int, default=0, help="also fit to the bank")
+    parser.add_argument("--seed", type=int, default=0, help="of the fitting")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     names = tuple(c.name for c in CLASSES)
@@ -64,11 +67,14 @@ def main() -> None:
         engine = build_engine(arguments.weights, Path(folder))
         bank = fill(engine, split.labelled)
         methods: dict[str, Segment] = {
-            "VESSA one-shot": lambda image: (
-                engine.segment(SegmentationRequest(image=image, top_k=arguments.top_k)).labels
-            ),
+            "VESSA one-shot": lambda image: one_shot(engine, image, arguments.top_k),
             "copy of the matched template": lambda image: copy_mask(engine, bank, image),
         }
+        if arguments.adapt_steps:
+            adapted = adapt(engine, arguments, Path(folder))
+            methods["VESSA fitted to the bank"] = lambda image: one_shot(
+                adapted, image, arguments.top_k
+            )
         results = {name: evaluate(name, segment, cases) for name, segment in methods.items()}
     show(results, f"Dice, {arguments.split}, {arguments.cases} labelled case(s)")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +107,23 @@ def fill(engine: VessaEngine, labelled: tuple[Case, ...]) -> dict[str, UInt8Arra
                 info, _ = engine.add_template(image.slice(index), labels, CLASSES)
                 bank[info.template_id] = labels
     return bank
+
+
+def adapt(engine: VessaEngine, arguments: argparse.Namespace, folder: Path) -> VessaEngine:
+    """An engine with the same bank and weights fitted to it."""
+    config = adaptation.adaptation_config(arguments.adapt_steps, arguments.seed)
+    out = folder / "adaptation"
+    file = adaptation.adapt(arguments.weights, preset("nano"), engine.bank, config, out)
+    model = checkpoint.load(preset("nano"), arguments.weights)
+    digest = checkpoint.apply_delta(model, file, checkpoint.digest(arguments.weights))
+    return VessaEngine(model, digest, engine.bank, NoCache())
+
+
+def one_shot(
+    engine: VessaEngine, image: np.ndarray[tuple[int, ...], np.dtype[np.generic]], top_k: int
+) -> UInt8Array:
+    """VESSA's label map."""
+    return engine.segment(SegmentationRequest(image=image, top_k=top_k)).labels
 
 
 def copy_mask(
@@ -168,6 +191,8 @@ def circumstances(arguments: argparse.Namespace) -> dict[str, object]:
         "cases": arguments.cases,
         "split": arguments.split,
         "top_k": arguments.top_k,
+        "adapt_steps": arguments.adapt_steps,
+        "seed": arguments.seed,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
