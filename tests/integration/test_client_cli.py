@@ -97,6 +97,9 @@ def test_label_does_a_folder_and_goes_on_where_it_stopped(
     assert result.exit_code == 0
     assert "1 labelled, 3 there already, 0 failed" in result.output
     assert target.stat().st_mtime_ns == stamp
+    with (out / "summary.csv").open() as stream:
+        again = list(csv.DictReader(stream))
+    assert sorted(map(str, again)) == sorted(map(str, rows)), "no row is lost or doubled"
     with VessaClient(server.grpc) as client:
         assert client.info().num_templates == 3
 

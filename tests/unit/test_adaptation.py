@@ -93,9 +93,8 @@ def test_variation_is_stronger_where_it_is_asked_for() -> None:
     shared = SpatialTransform(angle=0.0, zoom=1.0, mirror=False, shift=(0.0, 0.0), elastic=0.01)
     rng = np.random.default_rng(0)
     angles = [
-        np.std([shared.vary(rng, strength=s, full_turn=turn).angle for _ in range(300)])
-        for s, turn in ((1.0, False), (2.0, False), (1.0, True))
+        np.std([shared.vary(rng, strength=strength).angle for _ in range(300)])
+        for strength in (1.0, 2.0)
     ]
     assert 0.12 < angles[0] < 0.18
     assert 0.25 < angles[1] < 0.35
-    assert angles[2] > 1.5

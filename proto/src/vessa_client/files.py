@@ -184,6 +184,11 @@ def write_picture(path: Path, pixels: UInt8Array) -> None:
     _atomically(path, lambda file: picture.save(file, format="PNG"))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    _atomically(path, lambda file: file.write_text(text, newline=""))
+
+
 def output_path(folder: Path, image: ImageFile, ending: str) -> Path:
     """``folder/stem + ending + suffix`` with the suffix that fits the image."""
     if image.nifti is None:

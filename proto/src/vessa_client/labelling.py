@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,22 +101,35 @@ def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResu
     files.write_labels(
         files.output_path(folder, image, "_confidence"), [r.confidence for r in results], image
     )
-    _append_summary(job, image, results)
+    _update_summary(job, image, results)
     # Last, since its presence says that the image is done.
     files.write_labels(
         files.output_path(folder, image, "_pseudo"), [r.labels for r in results], image
     )
 
 
-def _append_summary(
+def _update_summary(
     job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]
 ) -> None:
-    new = not job.summary.exists()
-    with job.summary.open("a", newline="") as stream:
-        writer = csv.writer(stream)
-        if new:
-            writer.writerow(["image", "class", "label", "voxels", "mean_predicted_iou"])
-        for label, found in enumerate(results[0].classes, start=1):
-            voxels = sum(int((r.labels == label).sum()) for r in results)
-            iou = float(np.mean([r.classes[label - 1].predicted_iou for r in results]))
-            writer.writerow([image.path.name, found.class_name, label, voxels, f"{iou:.3f}"])
+    """Replace the image's rows, so that one that is labelled again is not in it twice."""
+    name = str(image.path.relative_to(job.folder))
+    rows: list[dict[str, object]] = []
+    if job.summary.exists():
+        with job.summary.open(newline="") as stream:
+            rows = [{**row} for row in csv.DictReader(stream) if row["image"] != name]
+    for label, found in enumerate(results[0].classes, start=1):
+        iou = float(np.mean([r.classes[label - 1].predicted_iou for r in results]))
+        rows.append(
+            {
+                "image": name,
+                "class": found.class_name,
+                "label": label,
+                "voxels": sum(int((r.labels == label).sum()) for r in results),
+                "mean_predicted_iou": f"{iou:.3f}",
+            }
+        )
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(job.summary, text.getvalue())

@@ -42,13 +42,10 @@ class SpatialTransform:
             elastic=float(rng.uniform(0.0, 0.04)),
         )
 
-    def vary(
-        self, rng: np.random.Generator, *, strength: float = 1.0, full_turn: bool = False
-    ) -> SpatialTransform:
+    def vary(self, rng: np.random.Generator, *, strength: float = 1.0) -> SpatialTransform:
         """The transform of one image: the shared one, changed by ``strength``."""
-        turn = rng.uniform(-math.pi, math.pi) if full_turn else rng.normal(0, 0.15 * strength)
         return SpatialTransform(
-            angle=self.angle + float(turn),
+            angle=self.angle + float(rng.normal(0, 0.15 * strength)),
             zoom=self.zoom * float(np.exp(rng.normal(0, 0.12 * strength))),
             mirror=self.mirror,
             shift=(

@@ -24,10 +24,9 @@ class TrainingConfig:
     language_weight: float = 0.1
     prior_weight: float = 0.5
     zoom_range: tuple[float, float] = (0.5, 1.6)
-    # Strength of each image's own variation, whether it turns freely on its own, and by how
-    # much single structures change their intensity (as in SynthSeg).
+    # Strength of each image's own variation, and by how much single structures change their
+    # intensity (as in SynthSeg).
     variation: float = 1.0
-    full_turn: bool = False
     structure_shift: float = 0.0
     iou_weight: float = 0.5
     presence_weight: float = 0.2

@@ -104,7 +104,7 @@ class EpisodeDataset(Dataset[Episode]):
             rng, mirror=source.mirror, zoom_range=self.config.zoom_range
         )
         for item in items:
-            own = shared.vary(rng, strength=self.config.variation, full_turn=self.config.full_turn)
+            own = shared.vary(rng, strength=self.config.variation)
             image, label = apply_spatial(item, own, self.canvas_size, rng)
             if self.config.structure_shift:
                 image = shift_structures(image, label, self.config.structure_shift, rng)
