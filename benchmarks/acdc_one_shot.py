@@ -134,7 +134,7 @@ def copy_mask(
     """Label map of the best template of the most classes, scaled to the image's size."""
     result = engine.segment(SegmentationRequest(image=image, top_k=1))
     used = [t.template_id for t in result.templates]
-    labels = torch.from_numpy(bank[max(set(used), key=used.count)])[None, None].float()
+    labels = torch.from_numpy(bank[max(used, key=used.count)])[None, None].float()
     scaled = torch.nn.functional.interpolate(labels, size=image.shape[:2], mode="nearest")
     out: UInt8Array = scaled[0, 0].to(torch.uint8).numpy()
     return out
