@@ -50,7 +50,7 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
         if name != "reasoner.vlm.lm_head.weight" or not _is_tied(model)
     }
     file = folder / WEIGHTS_FILE
-    _write_safetensors(file, tensors, {"config": json.dumps(model.config.to_dict())})
+    write_safetensors(file, tensors, {"config": json.dumps(model.config.to_dict())})
     backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
     backend.save(str(folder / TOKENIZER_FILE))
     model.reasoner.vlm.config.to_json_file(folder / VLM_FILE)
@@ -164,7 +164,7 @@ def save_delta(tensors: dict[str, Tensor], base: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / DELTA_FILE
     halves = {n: t.detach().to(torch.float16).contiguous() for n, t in tensors.items()}
-    _write_safetensors(file, halves, {"base": base})
+    write_safetensors(file, halves, {"base": base})
     return file
 
 
@@ -199,7 +199,8 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def _write_safetensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors atomically: a temporary file, synced and renamed."""
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         partial = Path(scratch) / file.name
         save_file(tensors, partial, metadata=metadata)

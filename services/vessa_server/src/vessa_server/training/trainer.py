@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -129,11 +128,9 @@ class Stage1Trainer:
             for key, value in state.get(index, {}).items():
                 tensors[f"optimizer.{by_parameter[id(parameter)]}.{key}"] = value
         tensors["step"] = torch.tensor(self.step)
-        partial = self.out / (STATE_FILE + ".partial")
-        save_file({n: t.contiguous().clone() for n, t in tensors.items()}, partial)
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, self.out / STATE_FILE)
+        # Tied parameters share memory, which safetensors refuses: each gets its own copy.
+        copies = {n: t.contiguous().clone() for n, t in tensors.items()}
+        checkpoint.write_safetensors(self.out / STATE_FILE, copies, {})
         self._save_average()
 
     def use_average(self) -> None:

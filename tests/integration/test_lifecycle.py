@@ -1,0 +1,115 @@
+"""A server under load, starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support import RunningServer, engine_of, free_port, picture, running
+from vessa_client import (
+    AsyncVessaClient,
+    ClientOptions,
+    OverloadedError,
+    RetryPolicy,
+    SegmentationRequest,
+    SegmentationResult,
+    UnavailableError,
+    VessaClient,
+    VessaError,
+)
+from vessa_server.engine import VessaEngine
+from vessa_server.serving.grpc_server import PortInUseError
+
+IMAGE, _ = picture(0)
+
+
+class _Gate(VessaEngine):
+    """An engine that waits until it may work, and tells when it has begun."""
+
+    opened: threading.Event
+    entered: threading.Event
+
+    def segment_batch(self, requests: object) -> list[SegmentationResult | VessaError]:
+        self.entered.set()
+        assert self.opened.wait(30)
+        return super().segment_batch(requests)  # type: ignore[arg-type]
+
+
+def _gate(folder: Path) -> _Gate:
+    engine = engine_of(folder)
+    engine.__class__ = _Gate
+    assert isinstance(engine, _Gate)
+    engine.opened, engine.entered = threading.Event(), threading.Event()
+    return engine
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
+    engine = _gate(tmp_path)
+    with running(engine, max_queue=2, max_batch=1) as server:
+        async with AsyncVessaClient(server.grpc) as client:
+            first = asyncio.create_task(client.segment(SegmentationRequest(image=IMAGE)))
+            await asyncio.to_thread(engine.entered.wait, 30)
+            many = [
+                asyncio.create_task(client.segment(SegmentationRequest(image=picture(i)[0])))
+                for i in range(1, 6)
+            ]
+            done, _ = await asyncio.wait(many, return_when=asyncio.FIRST_EXCEPTION)
+            refused = next(iter(done)).exception()
+            assert isinstance(refused, OverloadedError)
+            assert refused.retry_after > 0
+            engine.opened.set()
+            outcomes = await asyncio.gather(first, *many, return_exceptions=True)
+            assert sum(isinstance(o, SegmentationResult) for o in outcomes) == 3
+            assert sum(isinstance(o, OverloadedError) for o in outcomes) == 3
+
+
+async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+    engine = _gate(tmp_path)
+    with running(engine, grace_seconds=20) as server:
+        once = ClientOptions(retry=RetryPolicy(attempts=1))
+        async with AsyncVessaClient(server.grpc, once) as client:
+            accepted = asyncio.create_task(client.segment(SegmentationRequest(image=IMAGE)))
+            await asyncio.to_thread(engine.entered.wait, 30)
+            server.request_stop()
+            while await client.healthy():
+                await asyncio.sleep(0)
+            assert httpx.get(f"{server.http}/health/ready").status_code == 503
+            with pytest.raises(UnavailableError):
+                await client.segment(SegmentationRequest(image=picture(1)[0]))
+            engine.opened.set()
+            assert isinstance(await accepted, SegmentationResult)
+    with VessaClient(server.grpc, once) as late, pytest.raises(UnavailableError):
+        late.info()
+
+
+def test_a_port_in_use_is_told_with_the_flag(tmp_path: Path, server: RunningServer) -> None:
+    assert server.ports is not None
+    engine = engine_of(tmp_path / "other")
+    with (
+        pytest.raises(PortInUseError, match="--grpc-port"),
+        running(engine, grpc_port=server.ports.grpc),
+    ):
+        pass
+    with (
+        pytest.raises(PortInUseError, match="--http-port"),
+        running(engine, http_port=server.ports.http),
+    ):
+        pass
+    assert httpx.get(f"{server.http}/health/ready").status_code == 200
+
+
+def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    port = free_port()
+    options = ClientOptions(retry=RetryPolicy(attempts=60, initial_seconds=0.1, max_seconds=0.2))
+    outcome: list[SegmentationResult] = []
+    with VessaClient(f"127.0.0.1:{port}", options) as client:
+        request = SegmentationRequest(image=IMAGE)
+        waiting = threading.Thread(target=lambda: outcome.append(client.segment(request)))
+        waiting.start()
+        with running(engine_of(tmp_path), grpc_port=port):
+            waiting.join(30)
+    assert len(outcome) == 1
