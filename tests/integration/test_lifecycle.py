@@ -13,6 +13,7 @@ from support import RunningServer, engine_of, free_port, picture, running
 from vessa_client import (
     AsyncVessaClient,
     ClientOptions,
+    DeadlineError,
     OverloadedError,
     RetryPolicy,
     SegmentationRequest,
@@ -113,3 +114,11 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         with running(engine_of(tmp_path), grpc_port=port):
             waiting.join(30)
     assert len(outcome) == 1
+
+
+def test_a_deadline_is_kept(tmp_path: Path) -> None:
+    engine = _gate(tmp_path)
+    with running(engine) as server, VessaClient(server.grpc, ClientOptions(timeout=0.3)) as client:
+        with pytest.raises(DeadlineError):
+            client.segment(SegmentationRequest(image=IMAGE))
+        engine.opened.set()
