@@ -116,6 +116,7 @@ def test_info_and_health(server: RunningServer) -> None:
     ("arguments", "words"),
     [
         (("segment", "missing.png"), "no such file"),
+        (("segment", "missing[red].png"), "missing[red].png: no such file"),
         (("segment", "text.png"), "cannot be read"),
         (("label", "nowhere", "-o", "out"), "no such folder"),
         (("label", "empty", "-o", "out"), "no images"),

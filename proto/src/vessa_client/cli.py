@@ -14,7 +14,7 @@ from vessa_client._errors import NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
 from vessa_client._sync import VessaClient
 from vessa_client._types import ClassDefinition, SegmentationRequest
-from vessa_client.console import HELP_OPTIONS, console, explained, progress_bar
+from vessa_client.console import HELP_OPTIONS, console, explained, print_error, progress_bar
 from vessa_client.labelling import LabelJob, label_folder
 
 app = typer.Typer(
@@ -31,10 +31,11 @@ Server = Annotated[
 ]
 Token = Annotated[str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token.")]
 Classes = Annotated[
-    list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. [all]")
+    list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. Default: all.")
 ]
 Axis = Annotated[
-    int | None, typer.Option(min=0, max=2, help="Slicing axis of volumes. [thickest slices]")
+    int | None,
+    typer.Option(min=0, max=2, help="Slicing axis of volumes. Default: thickest slices."),
 ]
 
 
@@ -126,7 +127,7 @@ def label(
             skipped += outcome.state == "skipped"
             failed += outcome.state == "failed"
             if outcome.state == "failed":
-                progress.console.print(f"[red]{outcome.image}[/]: {outcome.message}")
+                print_error(f"{outcome.image}: {outcome.message}")
             progress.advance(task)
     console.print(
         f"{done} labelled, {skipped} there already, {failed} failed. "
@@ -141,7 +142,9 @@ def label(
 @_explained
 def templates_add(
     image: Annotated[Path, typer.Argument(help="Image, or volume whose annotated slices count.")],
-    labels: Annotated[Path | None, typer.Argument(help="Label file. [NAME_gt beside it]")] = None,
+    labels: Annotated[
+        Path | None, typer.Argument(help="Label file. Default: NAME_gt beside it.")
+    ] = None,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", "-c", help='Label i, in order: "name" or "name: description".'),

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +26,11 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def print_error(message: str) -> None:
+    """One line on standard error; brackets in it are no markup."""
+    errors.print(f"[bold red]Error[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 def explained(*kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Turn errors of these kinds into one line on standard error and exit code 1."""
 
@@ -34,7 +40,7 @@ def explained(*kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P,
             try:
                 return command(*args, **kwargs)
             except kinds as error:
-                errors.print(f"[bold red]Error[/] {error}", highlight=False, soft_wrap=True)
+                print_error(str(error))
                 raise typer.Exit(1) from None
 
         return run

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from vessa_client.console import HELP_OPTIONS, console, errors
+from vessa_client.console import HELP_OPTIONS, console, print_error
 
 app = typer.Typer(
     help="The VESSA segmentation server.",
@@ -20,24 +20,37 @@ app = typer.Typer(
 
 
 def _fail(message: str) -> typer.Exit:
-    errors.print(f"[bold red]Error[/] {message}", highlight=False, soft_wrap=True)
+    print_error(message)
     return typer.Exit(2)
 
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all. [127.0.0.1]")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port. [50051]")] = None,
-    http_port: Annotated[int | None, typer.Option(help="REST and page. [8080]")] = None,
-    preset: Annotated[str | None, typer.Option(help="nano, base or large. [nano]")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder of weights. [shipped]")] = None,
-    adaptation: Annotated[Path | None, typer.Option(help="File that `adapt` wrote. [none]")] = None,
-    bank: Annotated[Path | None, typer.Option(help="Folder of templates. [vessa-bank]")] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="redis://host:port/db, a folder, or none. [vessa-cache]")
+    host: Annotated[
+        str | None, typer.Option(help="Address; 0.0.0.0 for all. Default: 127.0.0.1.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch. [all cores]")] = None,
-    log_format: Annotated[str | None, typer.Option(help="console or json. [console]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port. Default: 50051.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="REST and page. Default: 8080.")] = None,
+    preset: Annotated[str | None, typer.Option(help="nano, base or large. Default: nano.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights. Default: shipped.")
+    ] = None,
+    adaptation: Annotated[
+        Path | None, typer.Option(help="File that `adapt` wrote. Default: none.")
+    ] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="Folder of templates. Default: vessa-bank.")
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="redis://host:port/db, a folder, or none. Default: vessa-cache."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch. Default: all cores.")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(help="console or json. Default: console.")
+    ] = None,
 ) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C.
 
@@ -123,7 +136,9 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adaptation and its state.")],
     steps: Annotated[int, typer.Option(help="Optimiser updates; 300 take minutes.")] = 300,
     preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
-    weights: Annotated[Path | None, typer.Option(help="Folder of weights. [shipped]")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights. Default: shipped.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
 ) -> None:
