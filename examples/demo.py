@@ -30,6 +30,7 @@ from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import CaseScores, score
+from ssl_trainer.unimatch.progress import run_with_progress
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
 from vessa_client import (
     ClassDefinition,
@@ -182,17 +183,7 @@ def one_shot_volume(client: VessaClient, case: Case) -> list[SegmentationResult]
 
 def train(config: TrainConfig, out: Path) -> nn.Module:
     """Train a student; returns the best one."""
-    trainer = UniMatchTrainer(config, out)
-    with progress_bar() as progress:
-        task = progress.add_task("Training", total=config.steps, note="")
-
-        def on_step(step: int, scalars: dict[str, float]) -> None:
-            note = f"loss {scalars['loss/total']:.3f}"
-            if trainer.best >= 0:
-                note += f"  best Dice {trainer.best:.3f}"
-            progress.update(task, completed=step, note=note)
-
-        trainer.run(on_step)
+    run_with_progress(UniMatchTrainer(config, out))
     return load_best(out, config)
 
 

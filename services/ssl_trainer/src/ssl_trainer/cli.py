@@ -46,6 +46,7 @@ def train(
     import torch
 
     from ssl_trainer.config import load
+    from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
     if threads:
@@ -54,17 +55,7 @@ def train(
     for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
         if value is not None:
             changes.append(f"{key}={json.dumps(value)}")
-    trainer = UniMatchTrainer(load(config, changes), out)
-    with progress_bar() as progress:
-        task = progress.add_task("Training", total=trainer.config.steps, note="")
-
-        def on_step(step: int, scalars: dict[str, float]) -> None:
-            note = f"loss {scalars['loss/total']:.3f}"
-            if trainer.best >= 0:
-                note += f"  best val Dice {trainer.best:.3f}"
-            progress.update(task, completed=step, note=note)
-
-        trainer.run(on_step)
+    run_with_progress(UniMatchTrainer(load(config, changes), out))
     console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
     console.print(f"Evaluate it:  ssl-trainer evaluate {out} --split test", highlight=False)
 

@@ -5,7 +5,6 @@ An unknown key or a value of the wrong type is an error that names the key.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -189,11 +188,6 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Configuration to a dictionary of plain values, ready for YAML."""
     plain: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
     return plain
-
-
-def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """A copy with other top-level values."""
-    return dataclasses.replace(config, **changes)
 
 
 def _set(content: dict[str, Any], override: str) -> None:

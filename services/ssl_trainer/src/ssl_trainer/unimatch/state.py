@@ -106,17 +106,6 @@ def load_student(file: Path, student: nn.Module) -> None:
     _fill(student, tensors, file)
 
 
-def read_config(file: Path) -> dict[str, object]:
-    """The configuration that a student was saved with.
-
-    Raises:
-        StateError: missing or damaged.
-    """
-    _, metadata = _read(file)
-    content: dict[str, object] = json.loads(metadata["config"])
-    return content
-
-
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")

@@ -24,7 +24,6 @@ from vessa_server.engine.lru import ByteLru
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 GZIP_MAGIC = b"\x1f\x8b"
-NIFTI1_HEADER_BYTES, NIFTI2_HEADER_BYTES = 348, 540
 MIN_SIDE = 8
 
 

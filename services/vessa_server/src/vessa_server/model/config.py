@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +117,6 @@ class VessaConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     matcher: MatcherConfig = field(default_factory=MatcherConfig)
     vlm: VlmConfig
-    sam2_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % 32:
@@ -133,8 +130,3 @@ class VessaConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, ready for JSON or YAML."""
         return dataclasses.asdict(self)
-
-    def digest(self) -> str:
-        """sha256 over the canonical JSON of the configuration."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()

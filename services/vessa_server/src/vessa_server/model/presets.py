@@ -52,7 +52,6 @@ def base() -> VessaConfig:
             fpn_top_down_levels=(2, 3),
         ),
         vlm=VlmConfig(pretrained="Qwen/Qwen3-VL-2B-Instruct", image_size=448, max_text_tokens=96),
-        sam2_checkpoint="sam2.1_hiera_small.pt",
     )
 
 
@@ -72,7 +71,6 @@ def large() -> VessaConfig:
             fpn_top_down_levels=(2, 3),
         ),
         vlm=VlmConfig(pretrained="Qwen/Qwen3-VL-8B-Instruct", image_size=448, max_text_tokens=96),
-        sam2_checkpoint="sam2.1_hiera_large.pt",
     )
 
 

@@ -110,7 +110,7 @@ STAGE1_SOURCES: tuple[SourceSpec, ...] = (
 class FolderSource:
     """A data set on disk, held in memory."""
 
-    def __init__(self, spec: SourceSpec, root: Path, *, holdout: bool = False) -> None:
+    def __init__(self, spec: SourceSpec, root: Path) -> None:
         """Read the ``train`` split; every tenth subject is held out for validation.
 
         Raises:
@@ -123,7 +123,7 @@ class FolderSource:
         labels = sorted(folder.glob("*_gt.*"))
         if not labels:
             raise FileNotFoundError(f"data: no *_gt.* label files in {folder}")
-        chosen = [f for i, f in enumerate(labels) if (i % 10 == 9) == holdout]
+        chosen = [f for i, f in enumerate(labels) if i % 10 != 9]
         self._subjects = [_read_pair(f, spec) for f in chosen]
 
     def sample(
