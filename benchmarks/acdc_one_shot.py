@@ -1,175 +1,234 @@
-"""One-shot Dice of VESSA on ACDC, as shipped and fitted to the bank, next to copying a mask.
+"""One-shot Dice on ACDC: VESSA, VESSA without each of its parts, fitted to the bank, and rivals.
 
-    python benchmarks/acdc_one_shot.py --data DATA/acdc --weights WEIGHTS --split val
+    python benchmarks/acdc_one_shot.py --data DATA/acdc --split val --cases 1 --seeds 0 1 2
 
 Templates are all annotated slices of the 1-case (patient099) or 3-case split. Scores are 3D, for
-each structure, over the volumes of the split; mean and standard deviation over patients. Writes
-``benchmarks/results/acdc_one_shot_<split>_<cases>.json``.
+each structure, over the volumes of the split, at native in-plane size; mean and standard
+deviation over patients. Methods that train do so for each seed; their table shows the mean over
+seeds. ``--adapted`` keeps trained models, so that another split is scored with the same ones.
+Writes ``benchmarks/results/acdc_one_shot_<split>_<cases>.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.table import Table
+from safetensors.torch import load_file
 
-from ssl_trainer.config import DataConfig
-from ssl_trainer.data.cases import Case, find
-from ssl_trainer.evaluation import volumes
-from ssl_trainer.evaluation.metrics import score
-from vessa_client import ClassDefinition, SegmentationRequest, UInt8Array
-from vessa_client.console import console, progress_bar
+import acdc
+from ablations import without
+from acdc import NAMES, RESULTS, Segment
+from baselines import SupervisedUNet, copy_mask, matched_template, register
+from ssl_trainer.data.cases import Case
+from student_masks import LEVELS, calibration, corrupted, repair
+from vessa_client import AnyArray, NotFoundError, SegmentationRequest, UInt8Array, files
+from vessa_client.console import console
 from vessa_server.bank import TemplateBank
-from vessa_server.cache import NoCache
 from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
+from vessa_server.model.vessa import Vessa
+from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import adaptation
 
-ROOT = Path(__file__).resolve().parent.parent
-CASES = {1: ("patient099",), 3: ("patient099", "patient038", "patient050")}
-CLASSES = (
-    ClassDefinition(
-        name="right ventricle", description="Cavity of the heart that leans on the muscle ring."
-    ),
-    ClassDefinition(name="myocardium", description="Muscle ring around the left cavity."),
-    ClassDefinition(name="left ventricle", description="Cavity inside the muscle ring."),
-)
-Segment = Callable[[np.ndarray[tuple[int, ...], np.dtype[np.generic]]], UInt8Array]
+Result = dict[str, object]
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of ACDC")
-    parser.add_argument("--weights", type=Path, default=checkpoint_folder())
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
     parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--cases", type=int, choices=sorted(CASES), default=1)
-    parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--adapt-steps", type=int, default=0, help="also fit to the bank")
-    parser.add_argument("--seed", type=int, default=0, help="of the fitting")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--cases", type=int, choices=sorted(acdc.LABELLED), default=1)
+    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="of methods that train")
+    parser.add_argument("--adapt-steps", type=int, default=adaptation.STEPS)
+    parser.add_argument("--adapted", type=Path, help="folder that keeps what was trained")
+    parser.add_argument("--parts", nargs="*", default=["rivals", "ablations", "students"])
     arguments = parser.parse_args()
-    names = tuple(c.name for c in CLASSES)
-    split = find(DataConfig(root=arguments.data, classes=names, labelled=CASES[arguments.cases]))
+    split = acdc.split(arguments.data, arguments.cases)
     cases = getattr(split, arguments.split)
-    with tempfile.TemporaryDirectory() as folder:
-        engine = build_engine(arguments.weights, Path(folder))
-        bank = fill(engine, split.labelled)
-        methods: dict[str, Segment] = {
-            "VESSA one-shot": lambda image: one_shot(engine, image, arguments.top_k),
-            "copy of the matched template": lambda image: copy_mask(engine, bank, image),
-        }
-        if arguments.adapt_steps:
-            adapted = adapt(engine, arguments, Path(folder))
-            methods["VESSA fitted to the bank"] = lambda image: one_shot(
-                adapted, image, arguments.top_k
-            )
-        results = {name: evaluate(name, segment, cases) for name, segment in methods.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        bank = TemplateBank(Path(scratch))
+        acdc.fill(bank, split.labelled)
+        runner = Runner(arguments, bank, arguments.adapted or Path(scratch))
+        results: dict[str, Result] = {}
+        for name, segment in runner.methods().items():
+            results[name] = acdc.evaluate(name, segment, cases)
+        if "ablations" in arguments.parts:
+            results |= runner.ablations(cases)
+        results |= runner.trained(cases)
+        students = runner.students(cases) if "students" in arguments.parts else {}
     show(results, f"Dice, {arguments.split}, {arguments.cases} labelled case(s)")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / f"acdc_one_shot_{arguments.split}_{arguments.cases}.json"
-    file.write_text(json.dumps({**circumstances(arguments), "results": results}, indent=2) + "\n")
-    console.print(f"Results {file}", highlight=False)
+    facts = acdc.circumstances(
+        weights=checkpoint.digest(arguments.weights),
+        **{k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)},
+    )
+    name = f"acdc_one_shot_{arguments.split}_{arguments.cases}.json"
+    content = {**facts, "results": results, **students}
+    files.write_text(RESULTS / name, json.dumps(content, indent=2) + "\n")
+    console.print(f"Results {RESULTS / name}", highlight=False)
 
 
-def checkpoint_folder() -> Path:
-    """The shipped weights."""
-    return ROOT / "services" / "vessa_server" / "weights" / "nano"
+class Runner:
+    """The methods on one bank."""
+
+    def __init__(self, arguments: argparse.Namespace, bank: TemplateBank, folder: Path) -> None:
+        self.arguments = arguments
+        self.bank = bank
+        self.folder = folder
+        self.digest = checkpoint.digest(arguments.weights)
+
+    def model(self) -> Vessa:
+        """The weights as shipped."""
+        return checkpoint.load(preset("nano"), self.arguments.weights)
+
+    def engine(self, model: Vessa) -> VessaEngine:
+        """A fresh engine: nothing that another variant computed is reused."""
+        return acdc.new_engine(model, self.digest, self.bank)
+
+    def one_shot(self, model: Vessa) -> Segment:
+        """VESSA's label map."""
+        engine = self.engine(model)
+        top_k = self.arguments.top_k
+        return lambda image: engine.segment(SegmentationRequest(image=image, top_k=top_k)).labels
+
+    def methods(self) -> dict[str, Segment]:
+        """VESSA as shipped, and rivals that do not train."""
+        methods = {"VESSA one-shot": self.one_shot(self.model())}
+        if "rivals" in self.arguments.parts:
+            engine = self.engine(self.model())
+            methods["copy of the matched template"] = lambda image: copy_mask(
+                matched_template(engine, self.bank, image), image
+            )
+            methods["registration of the matched template"] = lambda image: register(
+                matched_template(engine, self.bank, image), image
+            )
+        return methods
+
+    def ablations(self, cases: tuple[Case, ...]) -> dict[str, Result]:
+        """Each part off in turn, masked."""
+        results = {}
+        for part, name in (
+            ("matching", "without dense matching"),
+            ("vlm", "without <SEG>"),
+            ("memory", "without memory"),
+            ("prototype", "prototype matching alone"),
+        ):
+            model = self.model()
+            with without(model, part):
+                results[name] = acdc.evaluate(name, self.one_shot(model), cases)
+        engine, rng = self.engine(self.model()), np.random.default_rng(0)
+        ids = [t.template_id for t in self.bank.snapshot().templates]
+
+        def random_templates(image: AnyArray) -> UInt8Array:
+            top_k = min(self.arguments.top_k, len(ids))
+            chosen = tuple(str(i) for i in rng.choice(ids, size=top_k, replace=False))
+            while True:
+                try:
+                    request = SegmentationRequest(image=image, top_k=top_k, template_ids=chosen)
+                    return engine.segment(request).labels
+                except NotFoundError:  # none of them shows one of the structures
+                    chosen = (*chosen, str(rng.choice(ids)))
+
+        name = "without retrieval (random templates)"
+        return results | {name: acdc.evaluate(name, random_templates, cases)}
+
+    def trained(self, cases: tuple[Case, ...]) -> dict[str, Result]:
+        """VESSA fitted to the bank, and the U-Net of the same wall-clock, for each seed."""
+        found: dict[str, list[Result]] = {}
+        for seed in self.arguments.seeds:
+            adapted, seconds = self.adapted(seed)
+            name = "VESSA fitted to the bank"
+            score = acdc.evaluate(f"{name}, seed {seed}", self.one_shot(adapted), cases)
+            found.setdefault(name, []).append({**score, "training_seconds": seconds})
+            student = self.unet(seed, seconds)
+            name = "U-Net on the labelled case, same wall-clock"
+            score = acdc.evaluate(f"{name}, seed {seed}", student.segment, cases)
+            found.setdefault(name, []).append({**score, "updates": student.updates})
+        return {name: over_seeds(scores) for name, scores in found.items()}
+
+    def adapted(self, seed: int) -> tuple[Vessa, float]:
+        """The fitted model, and the seconds that fitting took."""
+        out = self.folder / f"adapted_{self.arguments.cases}_{seed}"
+        note = out / "seconds.json"
+        if not note.is_file():
+            start = time.perf_counter()
+            adaptation.adapt(
+                self.arguments.weights,
+                preset("nano"),
+                self.bank,
+                adaptation.adaptation_config(self.arguments.adapt_steps, seed),
+                out,
+            )
+            files.write_text(note, json.dumps(time.perf_counter() - start))
+        model = self.model()
+        checkpoint.apply_delta(model, out / checkpoint.DELTA_FILE, self.digest)
+        return model, float(json.loads(note.read_text()))
+
+    def unet(self, seed: int, seconds: float) -> SupervisedUNet:
+        """The trained rival."""
+        student = SupervisedUNet(self.bank, size=preset("nano").image_size, seed=seed)
+        file = self.folder / f"unet_{self.arguments.cases}_{seed}.safetensors"
+        if file.is_file():
+            tensors = load_file(file)
+            student.updates = int(tensors.pop("updates"))
+            student.student.load_state_dict(tensors)
+        else:
+            student.train(seconds)
+            tensors = {n: t.clone() for n, t in student.student.state_dict().items()}
+            checkpoint.write_safetensors(
+                file, tensors | {"updates": torch.tensor(student.updates)}, {}
+            )
+        return student
+
+    def students(self, cases: tuple[Case, ...]) -> dict[str, Result]:
+        """Repair of corrupted masks at each level, and calibration."""
+        items = acdc.slices(cases)
+        top_k = self.arguments.top_k
+        found: Result = {}
+        models = {"VESSA one-shot": self.model()}
+        if self.arguments.seeds:
+            models["VESSA fitted to the bank"] = self.adapted(self.arguments.seeds[0])[0]
+        for name, model in models.items():
+            engine = self.engine(model)
+            found[name] = {
+                "calibration": calibration(engine, items, top_k),
+                "corrupted_masks": {
+                    str(level): repair(engine, corrupted(items, level, seed=0), top_k)
+                    for level in LEVELS
+                },
+            }
+            console.print(name, found[name])
+        return {"student_masks": found}
 
 
-def build_engine(weights: Path, folder: Path) -> VessaEngine:
-    """An engine with an empty bank."""
-    model = checkpoint.load(preset("nano"), weights)
-    return VessaEngine(model, checkpoint.digest(weights), TemplateBank(folder), NoCache())
-
-
-def fill(engine: VessaEngine, labelled: tuple[Case, ...]) -> dict[str, UInt8Array]:
-    """Add all annotated slices; returns their label maps by template id."""
-    bank = {}
-    for case in labelled:
-        image = case.read()
-        truth = case.read_labels(image, len(CLASSES))
-        assert truth is not None
-        for index in range(image.depth):
-            labels = truth.slice(index).astype(np.uint8)
-            if labels.any():
-                info, _ = engine.add_template(image.slice(index), labels, CLASSES)
-                bank[info.template_id] = labels
-    return bank
-
-
-def adapt(engine: VessaEngine, arguments: argparse.Namespace, folder: Path) -> VessaEngine:
-    """An engine with the same bank and weights fitted to it."""
-    config = adaptation.adaptation_config(arguments.adapt_steps, arguments.seed)
-    out = folder / "adaptation"
-    file = adaptation.adapt(arguments.weights, preset("nano"), engine.bank, config, out)
-    model = checkpoint.load(preset("nano"), arguments.weights)
-    digest = checkpoint.apply_delta(model, file, checkpoint.digest(arguments.weights))
-    return VessaEngine(model, digest, engine.bank, NoCache())
-
-
-def one_shot(
-    engine: VessaEngine, image: np.ndarray[tuple[int, ...], np.dtype[np.generic]], top_k: int
-) -> UInt8Array:
-    """VESSA's label map."""
-    return engine.segment(SegmentationRequest(image=image, top_k=top_k)).labels
-
-
-def copy_mask(
-    engine: VessaEngine,
-    bank: dict[str, UInt8Array],
-    image: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
-) -> UInt8Array:
-    """Label map of the best template of the most classes, scaled to the image's size."""
-    result = engine.segment(SegmentationRequest(image=image, top_k=1))
-    used = [t.template_id for t in result.templates]
-    labels = torch.from_numpy(bank[max(used, key=used.count)])[None, None].float()
-    scaled = torch.nn.functional.interpolate(labels, size=image.shape[:2], mode="nearest")
-    out: UInt8Array = scaled[0, 0].to(torch.uint8).numpy()
-    return out
-
-
-def evaluate(name: str, segment: Segment, cases: tuple[Case, ...]) -> dict[str, object]:
-    """Dice of each patient (mean of its volumes) and their mean and deviation."""
-    by_patient: dict[str, list[tuple[float, ...]]] = {}
-    start, slices = time.perf_counter(), 0
-    with progress_bar() as progress:
-        task = progress.add_task(name, total=len(cases), note="")
-        for case in cases:
-            image = case.read()
-            truth = case.read_labels(image, len(CLASSES))
-            assert truth is not None
-            predicted = volumes.stack([segment(s) for s in image.slices()], image)
-            expected = volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
-            found = score(image.stem, predicted, expected, len(CLASSES), (1, 1, 1), distances=False)
-            by_patient.setdefault(case.patient, []).append(found.dice)
-            slices += image.depth
-            progress.advance(task)
-    patients = {p: np.mean(dice, axis=0).tolist() for p, dice in by_patient.items()}
-    table = np.array(list(patients.values()))
+def over_seeds(scores: list[Result]) -> Result:
+    """Mean over seeds of the patients' scores; deviation over patients, and over seeds."""
+    names = list(scores[0]["patients"])  # type: ignore[call-overload]
+    table = np.array([[s["patients"][n] for n in names] for s in scores])  # type: ignore[index]
+    by_patient = table.mean(axis=0)
+    seeds = table.mean(axis=(1, 2))
     return {
-        "patients": patients,
-        "mean": table.mean(axis=0).tolist(),
-        "sd": table.std(axis=0).tolist(),
+        "mean": by_patient.mean(axis=0).tolist(),
+        "sd": by_patient.std(axis=0, ddof=1).tolist(),
         "mean_of_structures": float(table.mean()),
-        "seconds_per_slice": (time.perf_counter() - start) / slices,
+        "sd_over_seeds": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+        "seeds": scores,
     }
 
 
-def show(results: dict[str, dict[str, object]], title: str) -> None:
+def show(results: dict[str, Result], title: str) -> None:
     """Print the table."""
-    table = Table("", *(c.name for c in CLASSES), "mean", title=title)
+    table = Table("", *NAMES, "mean", title=title)
     for name, found in results.items():
         means, deviations = found["mean"], found["sd"]
         assert isinstance(means, list)
@@ -177,27 +236,6 @@ def show(results: dict[str, dict[str, object]], title: str) -> None:
         cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(means, deviations, strict=True)]
         table.add_row(name, *cells, f"{found['mean_of_structures']:.3f}")
     console.print(table)
-
-
-def circumstances(arguments: argparse.Namespace) -> dict[str, object]:
-    """Commit, machine, versions, weights and arguments."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "weights": checkpoint.digest(arguments.weights),
-        "cases": arguments.cases,
-        "split": arguments.split,
-        "top_k": arguments.top_k,
-        "adapt_steps": arguments.adapt_steps,
-        "seed": arguments.seed,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "structures": [c.name for c in CLASSES],
-    }
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def tiny_config() -> VessaConfig:
         matcher=MatcherConfig(feature_dim=16),
         vlm=VlmConfig(
             image_size=64,
-            max_text_tokens=24,
+            max_text_tokens=48,
             vocab_size=600,
             hidden_size=32,
             num_layers=2,

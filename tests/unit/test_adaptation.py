@@ -16,7 +16,9 @@ from vessa_server.training import adaptation
 from vessa_server.training.augment import SpatialTransform, shift_structures
 from vessa_server.training.config import TrainingConfig
 
-CONFIG = TrainingConfig(steps=3, images_per_group=3, log_every=1, structure_shift=0.1)
+CONFIG = TrainingConfig(
+    steps=3, images_per_group=3, max_templates=2, log_every=1, structure_shift=0.1
+)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_an_adaptation_changes_what_it_says_and_nothing_else(
     }
     assert changed
     assert changed <= set(delta)
-    assert not any(name.startswith(("image_encoder.", "reasoner.")) for name in changed)
+    assert not any(name.startswith("reasoner.") for name in changed)
 
 
 def test_an_adaptation_belongs_to_its_weights(
@@ -90,11 +92,11 @@ def test_structures_change_their_intensity_each_on_its_own() -> None:
 
 
 def test_variation_is_stronger_where_it_is_asked_for() -> None:
-    shared = SpatialTransform(angle=0.0, zoom=1.0, mirror=False, shift=(0.0, 0.0), elastic=0.01)
+    shared = SpatialTransform(angle=0.0, zoom=1.0, mirror=False, centre=(0.0, 0.0), elastic=0.01)
     rng = np.random.default_rng(0)
     angles = [
         np.std([shared.vary(rng, strength=strength).angle for _ in range(300)])
         for strength in (1.0, 2.0)
     ]
-    assert 0.12 < angles[0] < 0.18
-    assert 0.25 < angles[1] < 0.35
+    assert 0.17 < angles[0] < 0.23
+    assert 0.34 < angles[1] < 0.46

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from support import CLASSES, engine_of, picture, tiny_model
 from vessa_client import (
@@ -19,6 +20,7 @@ from vessa_client import (
 )
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Vessa
 
 IMAGE, LABELS = picture(0)
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
@@ -234,3 +236,54 @@ def test_a_damaged_template_fails_alone(engine: VessaEngine) -> None:
     assert "cannot be read" in str(outcomes[0])
     engine.bank.delete(info.template_id)
     assert isinstance(engine.segment(REQUEST), SegmentationResult)
+
+
+class _Painting(Vessa):
+    """Finds what is bright, whatever the templates say."""
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        image_P: torch.Tensor,
+        conditioned: Conditioned,
+        student_P1HW: torch.Tensor | None,
+        has_student_P: torch.Tensor | None,
+    ) -> Decoded:
+        bright = features.detail_BCHW[image_P].mean(dim=1, keepdim=True)
+        pairs = len(image_P)
+        return Decoded(10 * (bright - 1), torch.ones(pairs), torch.ones(pairs))
+
+
+def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> None:
+    """The canvas has 64 pixels; the image 400, of which the structure takes 40."""
+    image = np.zeros((400, 400), np.uint8)
+    rows, columns = np.mgrid[:400, :400]
+    truth = (rows - 301) ** 2 + (columns - 87) ** 2 < 20**2
+    image[truth] = 255
+    errors, seen = [], []
+    for focus in (False, True):
+        engine = engine_of(tmp_path / str(focus), settings=EngineSettings(focus=focus))
+        engine.model.__class__ = _Painting
+        request = SegmentationRequest(image=image, class_names=("disc",))
+        result = engine.segment(request)
+        errors.append(int(((result.labels > 0) != truth).sum()))
+        again = engine.segment(request)
+        assert again.image_features_cached
+        assert np.array_equal(again.labels, result.labels)
+        seen.append(engine.pipeline.features.bytes)
+    assert errors[1] < errors[0] / 2
+    assert seen[1] > seen[0]
+
+
+def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
+    images = [picture(seed)[0] for seed in range(3)]
+    requests = [SegmentationRequest(image=i, return_probabilities=True) for i in images]
+    fused = engine_of(tmp_path / "a", settings=EngineSettings(fuse=True))
+    alone = engine_of(tmp_path / "b", settings=EngineSettings())
+    for found, request in zip(fused.segment_batch(requests), requests, strict=True):
+        assert isinstance(found, SegmentationResult)
+        expected = alone.segment(request)
+        assert found.probabilities is not None
+        assert expected.probabilities is not None
+        difference = found.probabilities.astype(int) - expected.probabilities.astype(int)
+        assert int(np.abs(difference).max()) <= 2

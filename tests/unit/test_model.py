@@ -46,7 +46,7 @@ def test_one_forward_for_images_times_classes(model: Vessa) -> None:
     features, image_P = _encode(model, 2), torch.tensor([0, 0, 1])
     conditioned = _condition(model, features, image_P, templates=2)
     decoded = model.decode(features, image_P, conditioned, None, None)
-    assert decoded.logits_P1HW.shape == (3, 1, 16, 16)
+    assert decoded.logits_P1HW.shape == (3, 1, 32, 32)
     alone = model.decode(
         features.select(torch.tensor([1])),
         torch.tensor([0]),
@@ -78,7 +78,7 @@ def test_the_order_of_templates_does_not_matter(model: Vessa) -> None:
 def test_student_masks_reach_only_their_pairs(model: Vessa) -> None:
     features, image_P = _encode(model, 1), torch.tensor([0, 0])
     conditioned = _condition(model, features, image_P)
-    student = torch.zeros(2, 1, 16, 16)
+    student = torch.zeros(2, 1, 32, 32)
     student[..., 4:10, 4:10] = 1
     without = model.decode(features, image_P, conditioned, None, None)
     has = torch.tensor([True, False])
@@ -91,7 +91,7 @@ def test_every_part_learns(model: Vessa) -> None:
     training = tiny_model(seed=1)
     features, image_P = _encode(training, 1), torch.tensor([0])
     conditioned = _condition(training, features, image_P)
-    student = torch.full((1, 1, 16, 16), 0.7)
+    student = torch.full((1, 1, 32, 32), 0.7)
     decoded = training.decode(features, image_P, conditioned, student, torch.tensor([True]))
     total = decoded.class_logits().sum() + decoded.iou_P.sum() + decoded.presence_P.sum()
     (total + conditioned.prior_P1HW.sum()).backward()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vessa_server.model import preprocess
-from vessa_server.model.preprocess import Canvas
+from vessa_server.model.preprocess import Canvas, Crop
 
 sides = st.integers(8, 300)
 
@@ -47,12 +47,68 @@ def test_constant_images_are_defined() -> None:
         assert bool(torch.isfinite(unit).all())
 
 
-def test_the_overlay_tints_only_the_masks() -> None:
+def test_the_overlay_tints_every_structure_in_its_own_colour() -> None:
     image = torch.full((1, 3, 4, 4), 0.5)
-    asked, other = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    asked[..., 0, 0], other[..., 3, 3] = 1, 1
-    tinted = preprocess.overlay(image, asked, other)
-    changed = (tinted != image).any(dim=1)[0]
-    assert changed.sum() == 2
-    assert tinted[0, 0, 0, 0] > tinted[0, 2, 0, 0]
-    assert tinted[0, 2, 3, 3] > tinted[0, 0, 3, 3]
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labels[0, 0, 0], labels[0, 3, 3], labels[0, 1, 1] = 1, 3, 7
+    tinted = preprocess.overlay(image, labels)
+    assert (tinted != image).any(dim=1)[0].sum() == 3
+    names = [preprocess.tint_of(value).name for value in (1, 3, 7)]
+    assert names == ["red", "blue", "red"]
+    assert tinted[0, :, 0, 0].argmax() == 0
+    assert tinted[0, :, 3, 3].argmax() == 2
+    assert torch.equal(tinted[0, :, 1, 1], tinted[0, :, 0, 0])
+
+
+def test_a_window_comes_back_where_it_was() -> None:
+    mask = torch.zeros(1, 60, 80)
+    mask[0, 20:32, 50:66] = 1
+    crop = Crop(14, 44, 24, 30)
+    canvas = Canvas(60, 80, 64, crop)
+    placed = canvas.place(mask, mode="area")
+    assert float(placed.mean()) > 4 * float(mask.mean())
+    restored = canvas.restore(placed, outside=-1.0)[0]
+    assert torch.equal(restored[14:38, 44:74] > 0.5, mask[0, 14:38, 44:74] > 0.5)
+    outside = torch.ones(60, 80, dtype=torch.bool)
+    outside[14:38, 44:74] = False
+    assert bool((restored[outside] == -1).all())
+
+
+@given(
+    st.integers(30, 300), st.integers(30, 300), st.floats(0, 1), st.floats(0, 1), st.integers(1, 60)
+)
+def test_the_window_holds_the_structure_and_lies_in_the_image(
+    height: int, width: int, row: float, column: float, extent: int
+) -> None:
+    mask = np.zeros((height, width), dtype=bool)
+    top, left = round(row * (height - 1)), round(column * (width - 1))
+    mask[top : top + extent, left : left + extent] = True
+    crop = preprocess.focus(mask)
+    rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
+    wanted = preprocess.FOCUS_MARGIN * max(len(rows), len(columns))
+    if crop is None:
+        assert wanted + 1 > preprocess.FOCUS_BELOW * max(height, width) or extent < 24
+        return
+    assert 0 <= crop.top <= crop.top + crop.height <= height
+    assert 0 <= crop.left <= crop.left + crop.width <= width
+    assert crop.top <= rows[0]
+    assert rows[-1] < crop.top + crop.height
+    assert crop.left <= columns[0]
+    assert columns[-1] < crop.left + crop.width
+    assert max(crop.height, crop.width) <= max(wanted + 1, preprocess.MIN_FOCUS)
+
+
+def test_specks_do_not_widen_the_window_and_nothing_has_none() -> None:
+    mask = np.zeros((100, 100), dtype=bool)
+    assert preprocess.focus(mask) is None
+    mask[40:60, 40:60] = True
+    alone = preprocess.focus(mask)
+    mask[2, 2] = True
+    assert preprocess.focus(mask) == alone
+    mask[80:92, 80:92] = True  # a second structure, not a speck
+    both = preprocess.focus(mask)
+    assert both is not None
+    assert alone is not None
+    assert both.height > alone.height
+    mask[:] = True
+    assert preprocess.focus(mask) is None

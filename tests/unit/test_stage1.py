@@ -9,18 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from support import tiny_model
-from vessa_server.model import prompts
-from vessa_server.training.config import TrainingConfig
+from support import tiny_config, tiny_model
+from vessa_server.model import checkpoint, prompts
+from vessa_server.training import lora
+from vessa_server.training.config import ConfigError, FineTuningConfig, TrainingConfig
 from vessa_server.training.corruption import corrupt
 from vessa_server.training.episodes import Episode, EpisodeDataset
 from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
-from vessa_server.training.sources import ClassText, FolderSource, SourceSpec
+from vessa_server.training.objective import choose_templates
 from vessa_server.training.synthetic import SyntheticSource
-from vessa_server.training.trainer import Stage1Trainer, choose_templates, learning_rate
+from vessa_server.training.trainer import Stage1Trainer, learning_rate
 
 CONFIG = TrainingConfig(
-    steps=4, groups=2, images_per_group=3, warmup_steps=1, image_every=2, log_every=1
+    steps=4,
+    groups=2,
+    images_per_group=3,
+    max_templates=2,
+    warmup_steps=1,
+    image_every=2,
+    log_every=1,
+    distractor_probability=0.0,
 )
 
 
@@ -128,9 +136,9 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path) -> None:
     broken = Stage1Trainer(tiny_model(), _dataset(), tmp_path / "b")
     broken.out.mkdir()
     for step in range(2):
-        broken.train_step(broken.dataset[step])
+        broken.train_step([broken.dataset[step]])
     broken.save()
-    broken.train_step(broken.dataset[2])  # work that is lost
+    broken.train_step([broken.dataset[2]])  # work that is lost
     resumed = Stage1Trainer(tiny_model(seed=9), _dataset(), tmp_path / "b")
     resumed.run()
     expected, found = _state(unbroken), _state(resumed)
@@ -142,7 +150,7 @@ def test_training_lowers_the_loss_on_a_repeated_episode(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=40, learning_rate=3e-3, retrieval_probability=0)
     trainer = Stage1Trainer(tiny_model(), _dataset(config), tmp_path)
     episode = trainer.dataset[0]
-    losses = [trainer.train_step(episode).scalars["loss/total"] for _ in range(40)]
+    losses = [trainer.train_step([episode]).scalars["loss/total"] for _ in range(40)]
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
 
 
@@ -153,33 +161,6 @@ def test_answers_name_size_and_place() -> None:
     assert prompts.answer(mask) == " medium at top right"
 
 
-def test_folders_of_pictures_and_volumes_are_sources(tmp_path: Path) -> None:
-    import nibabel as nib
-    from PIL import Image
-
-    (tmp_path / "p" / "train").mkdir(parents=True)
-    (tmp_path / "v" / "train").mkdir(parents=True)
-    for index in range(3):
-        label = np.zeros((20, 30), np.uint8)
-        label[5:12, 4:20] = 255
-        Image.fromarray(label // 2).save(tmp_path / "p" / "train" / f"{index}.png")
-        Image.fromarray(label).save(tmp_path / "p" / "train" / f"{index}_gt.png")
-        volume = np.repeat((label > 0).astype(np.uint8)[..., None], 6, axis=2)
-        for name, array in ((f"{index}", volume * 90), (f"{index}_gt", volume)):
-            file = tmp_path / "v" / "train" / f"{name}.nii.gz"
-            nib.save(nib.Nifti1Image(array, np.eye(4)), file)
-    rng = np.random.default_rng(0)
-    for folder, binary in (("p", True), ("v", False)):
-        spec = SourceSpec(folder=folder, classes=(ClassText(name="x"),), binary=binary)
-        items, texts = FolderSource(spec, tmp_path).sample(rng, 2)
-        assert [t.name for t in texts] == ["x"]
-        assert all(i.image.shape == i.labels.shape == (20, 30) for i in items)
-        assert {int(v) for i in items for v in np.unique(i.labels)} <= {0, 1}
-    missing = SourceSpec(folder="nothing", classes=(ClassText(name="x"),))
-    with pytest.raises(FileNotFoundError, match="nothing"):
-        FolderSource(missing, tmp_path)
-
-
 def test_the_shipped_weights_load_and_see(tmp_path: Path) -> None:
     from vessa_server.model import checkpoint
     from vessa_server.model.presets import preset
@@ -187,7 +168,141 @@ def test_the_shipped_weights_load_and_see(tmp_path: Path) -> None:
 
     model = checkpoint.load(preset("nano"), SHIPPED_WEIGHTS / "nano")
     with torch.no_grad():
-        features = model.encode_image(torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 128, 128))
-    assert features.top_BDHW.shape == (1, 128, 16, 16)
+        features = model.encode_image(torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128))
+    assert features.top_BDHW.shape == (1, 128, 8, 8)
     norms = torch.linalg.vector_norm(features.match_BDHW, dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-4)
+
+
+def test_where_only_the_text_decides_templates_show_all_structures() -> None:
+    config = dataclasses.replace(CONFIG, text_decides=1.0)
+    several = 0
+    for step in range(12):
+        episode = _dataset(config)[step]
+        for row in range(len(episode.prompts)):
+            if int(episode.shown_PV[row].sum()) < 2:
+                continue
+            several += 1
+            assert bool(episode.shown_PV[row, episode.class_P[row]])
+            template = int(torch.nonzero(episode.candidates_PN[row])[0])
+            one = dataclasses.replace(
+                episode,
+                image_P=episode.image_P[row : row + 1],
+                class_P=episode.class_P[row : row + 1],
+                shown_PV=episode.shown_PV[row : row + 1],
+            )
+            shown = one.shown_masks(torch.tensor([template]))[0, 0]
+            expected = episode.labels_NHW[template] > 0
+            values = torch.nonzero(episode.shown_PV[row]).flatten()
+            expected = torch.isin(episode.labels_NHW[template], values.to(torch.uint8))
+            assert torch.equal(shown > 0, expected)
+    assert several > 10
+
+
+def test_distractors_are_of_another_task() -> None:
+    config = dataclasses.replace(CONFIG, distractor_probability=1.0, retrieval_probability=0)
+    episode = _dataset(config)[1]
+    features = tiny_model().encode_image(episode.image_N3HW, episode.image_N3HW)
+    groups = episode.group_N[episode.image_P]
+    several = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        chosen = choose_templates(features, episode, config)
+        assert bool((episode.group_N[chosen[:, 0]] == groups).all())
+        if chosen.shape[1] > 1:
+            several += 1
+            assert bool((episode.group_N[chosen[:, -1]] != groups).all())
+    assert several
+
+
+def test_synthetic_cavities_lie_inside_their_rings() -> None:
+    rng, seen = np.random.default_rng(0), 0
+    for _ in range(60):
+        images, texts = SyntheticSource().sample(rng, 2)
+        names = [text.name for text in texts]
+        if not {"ring", "cavity"} <= set(names):
+            continue
+        seen += 1
+        for item in images:
+            assert item.image.shape == item.labels.shape
+            ring, cavity = (item.labels == names.index(n) + 1 for n in ("ring", "cavity"))
+            if not (ring.any() and cavity.any()):
+                continue
+            row, column = (int(v.mean()) for v in np.nonzero(cavity))
+            rows, columns = np.nonzero(ring | cavity)
+            assert rows.min() <= row <= rows.max()
+            assert columns.min() <= column <= columns.max()
+    assert seen > 5
+
+
+def test_held_out_scores_do_not_change_the_run(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, validate_every=1, validation_batches=2)
+    trainers = []
+    for name, held_out in (("a", None), ("b", _dataset(config))):
+        trainer = Stage1Trainer(tiny_model(), _dataset(config), tmp_path / name, held_out=held_out)
+        trainer.run()
+        trainers.append(trainer)
+    first, second = (_state(t) for t in trainers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = (tmp_path / "b" / "log.jsonl").read_text().splitlines()
+    assert sum("val/dice/one_shot" in line for line in lines) == 4
+    assert (tmp_path / "b" / "first_batch.png").is_file()
+
+
+def test_a_run_does_not_go_on_with_another_configuration(tmp_path: Path) -> None:
+    trainer = Stage1Trainer(tiny_model(), _dataset(), tmp_path, identity="a")
+    trainer.train_step([trainer.dataset[0]])
+    trainer.save()
+    other = Stage1Trainer(tiny_model(), _dataset(), tmp_path, identity="b")
+    with pytest.raises(ConfigError, match="another configuration"):
+        other.resume()
+
+
+def test_bf16_computes_nearly_the_same(tmp_path: Path) -> None:
+    totals = []
+    for precision in ("fp32", "bf16"):
+        config = dataclasses.replace(CONFIG, precision=precision)
+        trainer = Stage1Trainer(tiny_model(), _dataset(config), tmp_path)
+        totals.append(trainer.train_step([trainer.dataset[0]]).scalars["loss/total"])
+    assert totals[0] != totals[1]
+    assert totals[1] == pytest.approx(totals[0], rel=0.1)
+
+
+def test_a_frozen_encoder_stays_and_a_slow_one_moves_less(tmp_path: Path) -> None:
+    moved = {}
+    for rate in (0.0, 0.1, 1.0):
+        trainer = Stage1Trainer(tiny_model(), _dataset(), tmp_path, encoder_rate=rate)
+        before = {n: p.clone() for n, p in trainer.model.image_encoder.named_parameters()}
+        trainer.train_step([trainer.dataset[0]])
+        after = dict(trainer.model.image_encoder.named_parameters())
+        moved[rate] = max(float((after[n] - before[n]).detach().abs().max()) for n in before)
+    assert moved[0.0] == 0.0
+    assert moved[0.1] == pytest.approx(0.1 * moved[1.0], rel=0.05)
+
+
+def test_lora_trains_adapters_only_and_stores_a_plain_model(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {n: p.clone() for n, p in model.reasoner.vlm.named_parameters()}
+    handle = lora.inject(model, FineTuningConfig(lora_rank=2, lora_alpha=64))
+    trainer = Stage1Trainer(
+        model, _dataset(), tmp_path, export=lambda trained: lora.merged(trained, handle)
+    )
+    for step in range(3):
+        trainer.train_step([trainer.dataset[step]])
+    trainer.use_average()
+    trainer.average = {n: p.detach().clone() for n, p in trainer._trained()}
+    trainer.save()
+    trained = {n for n, p in model.reasoner.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    plain = checkpoint.load(tiny_config(), tmp_path)
+    stored = dict(plain.reasoner.vlm.named_parameters())
+    assert stored.keys() == before.keys()
+    changed = {n for n in before if not torch.allclose(before[n], stored[n], atol=2e-3)}
+    assert all("language_model" in name for name in changed)
+    episode = trainer.dataset[0]
+    with torch.no_grad():
+        ids, mask = model.reasoner.tokenize(episode.prompts[:1])
+        view = model.reasoner.see(episode.image_N3HW[:1])
+        seen = [m.reasoner.prefix(ids, mask, view).keys_PLGTD for m in (model, plain)]
+    assert torch.allclose(seen[0], seen[1], atol=1e-2)

@@ -92,39 +92,33 @@ def serve(
 
 @app.command()
 def train(
+    config: Annotated[str, typer.Argument(help="YAML file, or a recipe: nano or base.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder for each data set.")],
     out: Annotated[Path, typer.Option(help="Folder for weights, state and TensorBoard.")],
-    steps: Annotated[int, typer.Option(help="Optimiser updates in all.")] = 2400,
-    preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
-    seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = 0,
-    canvas: Annotated[
-        int | None, typer.Option(help="Side of the training images; small ones first are faster.")
-    ] = None,
     init: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    zoom: Annotated[
-        tuple[float, float], typer.Option(help="Range of random zoom; larger for a small canvas.")
-    ] = (0.5, 1.6),
+    steps: Annotated[int | None, typer.Option(help="Updates. Default: the file's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed. Default: the file's.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
 ) -> None:
-    """Train VESSA (Stage 1) on real and synthetic tasks.
+    """Train VESSA (Stage 1) on annotated data sets of your own and on synthetic tasks.
 
-    Runs until --steps; started again with the same --out it goes on where it stopped, bit for
-    bit. Look at it with `tensorboard --logdir OUT`.
+    Runs until its last step; started again with the same --out it goes on where it stopped,
+    bit for bit. OUT/first_batch.png shows at once whether images and labels are as meant;
+    look at the rest with `tensorboard --logdir OUT`. On several GPUs:
+    `torchrun --nproc-per-node 4 -m vessa_server train ...`. docs/training.md has the keys.
     """
     import torch
 
-    from vessa_server.model.presets import preset as preset_config
-    from vessa_server.training.config import TrainingConfig
+    from vessa_server.training import config as configuration
+    from vessa_server.training.processes import joined
     from vessa_server.training.run import train as run
 
     if threads:
         torch.set_num_threads(threads)
     try:
-        config = TrainingConfig(
-            steps=steps, seed=seed, learning_rate=learning_rate, zoom_range=zoom
-        )
-        run(preset_config(preset), config, data, out, canvas=canvas, init=init)
+        settings = configuration.load(config, {"steps": steps, "seed": seed})
+        with joined() as processes:
+            run(settings, data, out, init=init, processes=processes)
     except (ValueError, OSError) as error:
         raise _fail(str(error)) from None
     console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")

@@ -21,7 +21,6 @@ from vessa_client import (
     SegmentationRequest,
     TemplateInfo,
 )
-from vessa_server.model.preprocess import Canvas
 
 MAX_TEXT_LENGTH = 400
 
@@ -126,10 +125,8 @@ def _allowed_templates(ids: tuple[str, ...], bank: BankListing) -> tuple[Templat
     return tuple(by_id[template_id] for template_id in ids)
 
 
-def student_probabilities(
-    student: AnyArray, shape: tuple[int, int], num_classes: int, canvas: Canvas, size: int
-) -> Tensor:
-    """Student mask to (C, 1, size, size) probabilities on the canvas.
+def student_probabilities(student: AnyArray, shape: tuple[int, int], num_classes: int) -> Tensor:
+    """Student mask to (C, H, W) probabilities at the image's size.
 
     Raises:
         InvalidRequestError: size, dtype, number of classes or values do not fit.
@@ -170,5 +167,4 @@ def student_probabilities(
             )
         labels = torch.from_numpy(student.astype(np.int64))
         maps = F.one_hot(labels, num_classes + 1)[..., 1:].permute(2, 0, 1).float()
-    placed = canvas.place(maps, mode="area")
-    return F.adaptive_avg_pool2d(placed, size)[:, None]
+    return maps

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vessa_client import ClassDefinition, TemplateInfo, UInt8Array
+from vessa_client import ClassDefinition, TemplateInfo
 from vessa_server.bank.template_bank import Template, TemplateBank
 from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.engine.lru import ByteLru
@@ -23,6 +23,8 @@ from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.records import TensorRecord
 from vessa_server.model.vessa import ImageFeatures, TemplateFeatures, Vessa
 
+# Classes of a second look, or None for the whole image.
+Focus = tuple[str, ...] | None
 R = TypeVar("R", bound=TensorRecord)
 IMAGE_BYTES = 128 * 1024 * 1024
 
@@ -52,24 +54,34 @@ class TemplateStore:
         self._images: ByteLru[ImageFeatures] = ByteLru(IMAGE_BYTES)
         self._lock = threading.Lock()
 
-    def features(self, info: TemplateInfo, class_name: str) -> TemplateFeatures:
-        """Memory, matching features and retrieval embedding; one row."""
+    def features(
+        self, info: TemplateInfo, class_name: str, *, focus_on: Focus = None
+    ) -> TemplateFeatures:
+        """Memory, matching features and retrieval embedding; one row.
+
+        ``focus_on`` names the classes around which the template is shown more closely; see
+        :func:`vessa_server.model.preprocess.focus`.
+        """
         return self._get(
             TemplateFeatures,
             "template",
-            (info.template_id, class_name),
-            lambda: self._compute_features(info, class_name),
+            (info.template_id, class_name, *_view(focus_on)),
+            lambda: self._compute_features(info, class_name, focus_on),
         )
 
-    def prefix(self, info: TemplateInfo, definition: ClassDefinition, text: str) -> PromptPrefix:
+    def prefix(
+        self, info: TemplateInfo, definition: ClassDefinition, text: str, *, focus_on: Focus = None
+    ) -> PromptPrefix:
         """Key/value cache of the prompt up to the target image; one row."""
-        words = " ".join(part for part in (definition.description, text) if part)
-        prompt = prompts.prompt(definition.name, words)
+        # The request comes first: what does not fit is cut at the end.
+        words = " ".join(part for part in (text, definition.description) if part)
+        colour = preprocess.tint_of(info.class_names.index(definition.name) + 1).name
+        prompt = prompts.prompt(definition.name, words, colour)
         return self._get(
             PromptPrefix,
             "prefix",
-            (info.template_id, definition.name, prompt),
-            lambda: self._compute_prefix(info, definition.name, prompt),
+            (info.template_id, definition.name, prompt, *_view(focus_on)),
+            lambda: self._compute_prefix(info, prompt, focus_on),
         )
 
     def _get(
@@ -93,42 +105,52 @@ class TemplateStore:
         self._memory.put(key, value, value.nbytes)
         return value
 
-    def _compute_features(self, info: TemplateInfo, class_name: str) -> TemplateFeatures:
+    def _compute_features(
+        self, info: TemplateInfo, class_name: str, focus_on: Focus
+    ) -> TemplateFeatures:
         template = self.bank.load(info)
-        mask = self._mask(self._canvas(template), template.mask(class_name))
+        mask = torch.from_numpy(template.mask(class_name).astype(np.float32))[None]
+        # Bilinear: thin structures survive a smaller canvas.
+        placed = self._canvas(template, focus_on).place(mask, mode="bilinear")
         with torch.no_grad():
-            return self.model.encode_template(self._image_features(template), mask)
+            features = self._image_features(template, focus_on)
+            return self.model.encode_template(features, (placed >= 0.5).float()[None])
 
-    def _image_features(self, template: Template) -> ImageFeatures:
-        held = self._images.get(template.info.template_id)
+    def _image_features(self, template: Template, focus_on: Focus) -> ImageFeatures:
+        key = (template.info.template_id, focus_on)
+        held = self._images.get(key)
         if held is not None:
             return held
-        unit = self._canvas(template).place(preprocess.to_unit_range(template.image))[None]
+        unit = self._unit(template, focus_on)
         view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
         features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
-        self._images.put(template.info.template_id, features, features.nbytes)
+        self._images.put(key, features, features.nbytes)
         return features
 
-    def _compute_prefix(self, info: TemplateInfo, class_name: str, prompt: str) -> PromptPrefix:
+    def _compute_prefix(self, info: TemplateInfo, prompt: str, focus_on: Focus) -> PromptPrefix:
         template = self.bank.load(info)
-        canvas = self._canvas(template)
-        unit = canvas.place(preprocess.to_unit_range(template.image))[None]
-        mask = template.mask(class_name)
-        asked = self._mask(canvas, mask)
-        other = self._mask(canvas, ((template.labels > 0) & (mask == 0)).astype(np.uint8))
-        tinted = preprocess.overlay(unit, asked, other)
+        labels = torch.from_numpy(template.labels)[None].float()
+        placed = self._canvas(template, focus_on).place(labels, mode="nearest")
+        tinted = preprocess.overlay(self._unit(template, focus_on), placed)
         reasoner = self.model.reasoner
         with torch.no_grad():
             view = preprocess.vlm_view(tinted, self.model.config.vlm.image_size)
             ids, attention = reasoner.tokenize([prompt])
             return reasoner.prefix(ids, attention, reasoner.see(view))
 
-    def _canvas(self, template: Template) -> Canvas:
-        height, width = template.labels.shape
-        return Canvas(height, width, self.model.config.image_size)
+    def _unit(self, template: Template, focus_on: Focus) -> Tensor:
+        """The template on its canvas in [0, 1], (1, 3, H, W)."""
+        unit = preprocess.to_unit_range(template.image)
+        return self._canvas(template, focus_on).place(unit)[None]
 
-    @staticmethod
-    def _mask(canvas: Canvas, mask: UInt8Array) -> Tensor:
-        """Binary mask on the canvas, (1, 1, H, W); thin structures survive a smaller canvas."""
-        placed = canvas.place(torch.from_numpy(mask.astype(np.float32))[None], mode="bilinear")
-        return (placed >= 0.5).float()[None]
+    def _canvas(self, template: Template, focus_on: Focus) -> Canvas:
+        height, width = template.labels.shape
+        crop = None
+        if focus_on:
+            shown = [template.mask(n) > 0 for n in focus_on if n in template.info.class_names]
+            crop = preprocess.focus(np.any(shown, axis=0))
+        return Canvas(height, width, self.model.config.image_size, crop)
+
+
+def _view(focus_on: Focus) -> tuple[str, ...]:
+    return () if focus_on is None else ("focus", *focus_on)

@@ -57,8 +57,10 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
     return file
 
 
-def load(config: VessaConfig, folder: Path) -> Vessa:
+def load(config: VessaConfig, folder: Path, *, partly: bool = False) -> Vessa:
     """Build the model of ``config`` and fill it from ``folder``.
+
+    ``partly`` leaves random what the folder's weights lack.
 
     Raises:
         CheckpointError: a file is missing, or a tensor is missing or has another shape.
@@ -72,7 +74,7 @@ def load(config: VessaConfig, folder: Path) -> Vessa:
     words = tokenizers.load(folder / TOKENIZER_FILE)
     model = Vessa(config, words, Qwen3VLConfig.from_json_file(folder / VLM_FILE))
     file = folder / WEIGHTS_FILE
-    fill(model, read_safetensors(file), file)
+    fill(model, read_safetensors(file), file, partly=partly)
     return model.eval()
 
 

@@ -59,7 +59,8 @@ class DecoderConfig:
     # Weight of the prior's and the student's logits added to the decoder's own: 0 keeps a
     # published SAM 2 decoder as it is.
     residual_init: float = 0.0
-    refinement_width: int = 32
+    # Channels of the refinement head at strides 2, 4, 8 and 16.
+    refinement_widths: tuple[int, int, int, int] = (8, 24, 32, 48)
 
 
 @dataclass(frozen=True, kw_only=True)

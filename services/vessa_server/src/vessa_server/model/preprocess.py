@@ -12,48 +12,112 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from vessa_server.model.config import VessaConfig
 
 # Bump when the numbers change: it is part of every cache key.
-PREPROCESSING_VERSION = "1"
+PREPROCESSING_VERSION = "2"
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+# A second look: how much larger than the structures its window is, the smallest window in
+# pixels, the share of the image above which there is no use in one, and the area of a part,
+# relative to the largest, below which it is a speck.
+FOCUS_MARGIN, MIN_FOCUS, FOCUS_BELOW, SPECK = 1.5, 24, 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square window of an image, in pixels; it may be cut off by the image's border."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Placement of an image of ``height`` x ``width`` pixels on a square of side ``size``."""
+    """Placement of an image of ``height`` x ``width`` pixels on a square of side ``size``.
+
+    With ``crop`` only that part of the image is on the canvas.
+    """
 
     height: int
     width: int
     size: int
+    crop: Crop | None = None
+
+    @property
+    def window(self) -> Crop:
+        """The part of the image that is on the canvas."""
+        return self.crop or Crop(0, 0, self.height, self.width)
 
     @property
     def inner(self) -> tuple[int, int]:
-        """Height and width of the image on the canvas."""
-        scale = self.size / max(self.height, self.width)
+        """Height and width of the window on the canvas."""
+        window = self.window
+        scale = self.size / max(window.height, window.width)
         return (
-            max(1, min(self.size, round(self.height * scale))),
-            max(1, min(self.size, round(self.width * scale))),
+            max(1, min(self.size, round(window.height * scale))),
+            max(1, min(self.size, round(window.width * scale))),
         )
 
     def place(self, image_CHW: Tensor, *, mode: str = "bilinear") -> Tensor:
         """Scale and pad ``image_CHW`` to (C, size, size). ``mode``: bilinear, area or nearest."""
-        inner = self.inner
+        inner, window = self.inner, self.window
         smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
-        scaled = F.interpolate(image_CHW[None], size=inner, mode=mode, **smooth)[0]
+        seen = image_CHW[
+            None,
+            :,
+            window.top : window.top + window.height,
+            window.left : window.left + window.width,
+        ]
+        scaled = F.interpolate(seen, size=inner, mode=mode, **smooth)[0]
         return F.pad(scaled, (0, self.size - inner[1], 0, self.size - inner[0]))
 
-    def restore(self, maps_CHW: Tensor) -> Tensor:
-        """Bring maps of any square size back to (C, height, width)."""
+    def restore(self, maps_CHW: Tensor, *, outside: float = 0.0) -> Tensor:
+        """Bring maps of any square size back to (C, height, width).
+
+        ``outside`` is the value of pixels that are not on the canvas.
+        """
         side = maps_CHW.shape[-1]
         full = maps_CHW[None]
         if side != self.size:
             full = F.interpolate(full, size=(self.size, self.size), mode="bilinear")
-        inner = self.inner
+        inner, window = self.inner, self.window
         cropped = full[..., : inner[0], : inner[1]]
-        return F.interpolate(cropped, size=(self.height, self.width), mode="bilinear")[0]
+        seen = F.interpolate(cropped, size=(window.height, window.width), mode="bilinear")[0]
+        margins = (
+            window.left,
+            self.width - window.left - window.width,
+            window.top,
+            self.height - window.top - window.height,
+        )
+        return F.pad(seen, margins, value=outside)
+
+
+def focus(mask: npt.NDArray[np.bool_]) -> Crop | None:
+    """The window around what ``mask`` shows, :data:`FOCUS_MARGIN` times as large.
+
+    Specks far smaller than the largest part do not count. None where nothing is shown, or the
+    window would be nearly the whole image.
+    """
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return None
+    areas = np.bincount(parts.ravel())[1:]
+    kept = np.isin(parts, 1 + np.flatnonzero(areas >= SPECK * areas.max()))
+    rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
+    height, width = mask.shape
+    side = round(FOCUS_MARGIN * (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1))
+    side = max(side, MIN_FOCUS)
+    if side > FOCUS_BELOW * max(height, width):
+        return None
+    tall, wide = min(side, height), min(side, width)
+    top = int(np.clip((rows[0] + rows[-1] + 1 - tall) // 2, 0, height - tall))
+    left = int(np.clip((columns[0] + columns[-1] + 1 - wide) // 2, 0, width - wide))
+    return Crop(top, left, tall, wide)
 
 
 def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
@@ -93,16 +157,35 @@ def vlm_view(unit_B3HW: Tensor, size: int) -> Tensor:
     )
 
 
-# The asked class is tinted red in the overlay, all other annotated classes blue.
-ASKED_TINT, OTHER_TINT = (1.0, 0.1, 0.1), (0.1, 0.3, 1.0)
-TINT_WEIGHT = 0.5
+@dataclass(frozen=True)
+class Tint:
+    """A colour of the overlay and the word for it in the prompt."""
+
+    name: str
+    rgb: tuple[float, float, float]
 
 
-def overlay(unit_B3HW: Tensor, asked_B1HW: Tensor, other_B1HW: Tensor) -> Tensor:
-    """Tint template images with their annotation for the VLM; masks are binary."""
-    out = unit_B3HW
-    for mask, tint in ((asked_B1HW, ASKED_TINT), (other_B1HW, OTHER_TINT)):
-        colour = torch.tensor(tint, device=out.device)[None, :, None, None]
-        weight = TINT_WEIGHT * mask
-        out = out * (1 - weight) + colour * weight
-    return out
+# All structures of a template are tinted in one overlay; the text says which one is asked.
+PALETTE = (
+    Tint("red", (1.0, 0.1, 0.1)),
+    Tint("green", (0.1, 0.9, 0.1)),
+    Tint("blue", (0.1, 0.2, 1.0)),
+    Tint("yellow", (1.0, 0.9, 0.1)),
+    Tint("purple", (0.7, 0.1, 0.9)),
+    Tint("cyan", (0.1, 0.9, 1.0)),
+)
+TINT_WEIGHT = 0.6
+
+
+def tint_of(value: int) -> Tint:
+    """The tint of label ``value``, from 1; more labels than tints share them."""
+    return PALETTE[(value - 1) % len(PALETTE)]
+
+
+def overlay(unit_B3HW: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Tint images with their label maps for the VLM."""
+    tints = unit_B3HW.new_tensor([tint.rgb for tint in PALETTE])
+    labels = labels_BHW.long()
+    colour_B3HW = tints[(labels - 1).clamp(min=0) % len(PALETTE)].permute(0, 3, 1, 2)
+    weight = TINT_WEIGHT * (labels > 0)[:, None].to(unit_B3HW.dtype)
+    return unit_B3HW * (1 - weight) + colour_B3HW * weight

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-PROMPT = "Segment {name}. {description} The red area shows it in another image."
+PROMPT = "Segment {name}{shown}. {description}"
+SHOWN = ", the {colour} area of another image"
 # Word list of the tokenizer besides class names: body parts and image kinds users ask for.
 VOCABULARY = (
     "left right upper lower anterior posterior superior inferior medial lateral inner outer "
@@ -17,15 +18,20 @@ VOCABULARY = (
     "cartilage tooth mandible skull eye lens skin organ structure region background shape ring "
     "MRI CT X-ray ultrasound microscopy fundus photograph radiograph scan slice axial sagittal "
     "coronal short axis long view image bright dark thin thick round elongated small medium "
-    "large inside outside around between cavity encloses enclosed"
+    "large inside outside around between cavity encloses enclosed leans from beside ring side "
+    "red green blue yellow purple cyan"
 )
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SIZES = ((0.01, "tiny"), (0.04, "small"), (0.12, "medium"), (1.01, "large"))
 
 
-def prompt(name: str, description: str = "") -> str:
-    """Text part of the prompt for one class."""
-    text = PROMPT.format(name=name.replace("_", " "), description=description)
+def prompt(name: str, description: str = "", colour: str = "") -> str:
+    """Text part of the prompt for one class.
+
+    ``colour`` says which area of the template overlay shows it, where that is known.
+    """
+    shown = SHOWN.format(colour=colour) if colour else ""
+    text = PROMPT.format(name=name.replace("_", " "), shown=shown, description=description)
     return " ".join(text.split())
 
 
@@ -46,4 +52,4 @@ def corpus(texts: list[str]) -> list[str]:
     answers = [
         f" {size} at {row} {column}" for _, size in SIZES for row in ROWS for column in COLUMNS
     ]
-    return [PROMPT, VOCABULARY, " absent", *answers, *texts] * 4
+    return [PROMPT, SHOWN, VOCABULARY, " absent", *answers, *texts] * 4

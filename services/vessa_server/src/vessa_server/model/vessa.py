@@ -33,6 +33,7 @@ PRIOR_EPSILON = 1e-3
 class ImageFeatures(TensorRecord):
     """What the decoder, matcher and VLM need of an image; independent of classes."""
 
+    detail_BCHW: Tensor
     high_res_4_BCHW: Tensor
     high_res_8_BCHW: Tensor
     top_BDHW: Tensor
@@ -68,7 +69,7 @@ class Conditioned(TensorRecord):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Output of step 5, at stride 4: mask logits, predicted IoU and presence logit."""
+    """Output of step 5, at stride 2: mask logits, predicted IoU and presence logit."""
 
     logits_P1HW: Tensor
     iou_P: Tensor
@@ -112,13 +113,14 @@ class Vessa(nn.Module):
         residual = config.decoder.residual_init
         self.prior_weight = nn.Parameter(torch.tensor(residual))
         self.student_weight = nn.Parameter(torch.tensor(residual))
-        self.refinement = RefinementHead(d_model // 8, config.decoder.refinement_width)
+        self.refinement = RefinementHead(d_model, config.decoder.refinement_widths)
 
     def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor) -> ImageFeatures:
         """Encode normalised canvases, and the same images in [0, 1] at the VLM's size."""
         levels = pyramid(self.image_encoder, canvas_B3HW)
         visual = self.reasoner.see(vlm_B3HW)
         return ImageFeatures(
+            detail_BCHW=F.avg_pool2d(canvas_B3HW, 2),
             high_res_4_BCHW=self.sam_mask_decoder.conv_s0(levels.level_4_BCHW),
             high_res_8_BCHW=self.sam_mask_decoder.conv_s1(levels.level_8_BCHW),
             top_BDHW=levels.level_16_BCHW,
@@ -199,27 +201,27 @@ class Vessa(nn.Module):
             features: of the B images.
             image_P: image of each pair.
             conditioned: the pairs after steps 1 to 4.
-            student_P1HW: student probabilities at stride 4, in [0, 1]; None for none at all.
+            student_P1HW: student probabilities at stride 2, in [0, 1]; None for none at all.
             has_student_P: which pairs have one.
         """
         prompts = self.sam_prompt_encoder
         sparse = prompts._embed_points(conditioned.points_PN2, conditioned.labels_PN, pad=False)
         sparse = torch.cat([sparse, conditioned.seg_P1D], dim=1)
-        size = prompts.mask_input_size
-        prior_logit = F.interpolate(
-            torch.logit(conditioned.prior_P1HW, eps=PRIOR_EPSILON), size=size, mode="bilinear"
-        )
-        dense = prompts._embed_masks(prior_logit)
-        residual = self.prior_weight * prior_logit
-        student = torch.zeros_like(prior_logit).expand(-1, 2, -1, -1)
+        prior_logit = torch.logit(conditioned.prior_P1HW, eps=PRIOR_EPSILON)
+        prior_4, prior_2 = (_enlarge(prior_logit, factor) for factor in (2.0, 4.0))
+        dense = prompts._embed_masks(prior_4)
+        residual = self.prior_weight * prior_4
+        student_2 = torch.zeros_like(prior_2).expand(-1, 2, -1, -1)
         if student_P1HW is not None and has_student_P is not None:
             has = has_student_P.to(prior_logit.dtype)[:, None, None, None]
             limit = STUDENT_LOGIT_LIMIT
             student_logit = torch.logit(student_P1HW, eps=1e-4).clamp(-limit, limit)
-            dense = dense + has * (prompts._embed_masks(student_logit) + self.student_embedding)
-            residual = residual * (1 - has) + has * self.student_weight * student_logit
-            student = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
+            student_2 = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
+            student_4 = F.avg_pool2d(student_logit, 2)
+            dense = dense + has * (prompts._embed_masks(student_4) + self.student_embedding)
+            residual = residual * (1 - has) + has * self.student_weight * student_4
         high_res_4 = features.high_res_4_BCHW[image_P]
+        high_res_8 = features.high_res_8_BCHW[image_P]
         masks, iou, _, presence = self.sam_mask_decoder(
             image_embeddings=conditioned.top_PDHW,
             image_pe=prompts.get_dense_pe(),
@@ -227,8 +229,20 @@ class Vessa(nn.Module):
             dense_prompt_embeddings=dense,
             multimask_output=False,
             repeat_image=False,
-            high_res_features=[high_res_4, features.high_res_8_BCHW[image_P]],
+            high_res_features=[high_res_4, high_res_8],
         )
-        logits = masks + residual
-        logits = logits + self.refinement(logits, prior_logit, student, high_res_4)
+        logits = _enlarge(masks + residual, 2.0)
+        logits = logits + self.refinement(
+            image_PCHW=features.detail_BCHW[image_P],
+            logits_P1HW=logits,
+            prior_logits_P1HW=prior_2,
+            student_P2HW=student_2,
+            high_res_4_PCHW=high_res_4,
+            high_res_8_PCHW=high_res_8,
+            conditioned_PDHW=conditioned.top_PDHW,
+        )
         return Decoded(logits, iou[:, 0], presence[:, 0])
+
+
+def _enlarge(map_P1HW: Tensor, factor: float) -> Tensor:
+    return F.interpolate(map_P1HW, scale_factor=factor, mode="bilinear")

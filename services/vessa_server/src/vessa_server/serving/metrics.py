@@ -89,7 +89,7 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(
             "vessa_image_feature_bytes",
             "Bytes of image features in memory.",
-            value=self.engine.features.bytes,
+            value=self.engine.pipeline.features.bytes,
         )
         yield GaugeMetricFamily(
             "vessa_image_store_bytes",

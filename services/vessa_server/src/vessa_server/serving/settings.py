@@ -48,7 +48,10 @@ class ServerSettings(BaseSettings):
     max_image_side: int = Field(4096, ge=8, description="Longest side of an image, in pixels.")
     max_classes: int = Field(32, ge=1, le=255, description="Classes of one request.")
     feature_bytes: int = Field(2048 * MIB, ge=0, description="Image features kept in memory.")
-    default_top_k: int = Field(2, ge=1, le=7, description="Templates for each class.")
+    default_top_k: int = Field(5, ge=1, le=7, description="Templates for each class.")
+    focus: bool = Field(
+        True, description="Look a second time, closer, where structures are small in the image."
+    )
     grace_seconds: float = Field(20.0, ge=0, description="Time to finish requests at shutdown.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the logs.")
 
@@ -68,6 +71,7 @@ class ServerSettings(BaseSettings):
             max_image_side=self.max_image_side,
             max_classes=self.max_classes,
             default_top_k=self.default_top_k,
+            focus=self.focus,
             feature_bytes=self.feature_bytes,
             fuse=self.batch_mode == "fused",
         )

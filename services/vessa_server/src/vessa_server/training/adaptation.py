@@ -8,6 +8,8 @@ and stored as a delta beside the weights.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ from vessa_server.model import checkpoint
 from vessa_server.model.config import VessaConfig
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.episodes import EpisodeDataset
-from vessa_server.training.sources import ClassText, LabelledImage
+from vessa_server.training.tasks import ClassText, LabelledImage
 from vessa_server.training.trainer import Stage1Trainer
 
-# Parts that are fine-tuned; encoder and language model stay as they are.
+STEPS = 400
+# Parts that are fine-tuned: all but the language model.
 ADAPTED_PREFIXES = (
+    "image_encoder.",
     "match_head.",
     "matcher.",
     "seg_projector.",
@@ -41,6 +45,7 @@ class BankSource:
     """The templates of a bank as a task source; every image is another look at one of them."""
 
     name = "bank"
+    named = True
 
     def __init__(self, bank: TemplateBank, *, mirror: bool) -> None:
         """Read all templates.
@@ -66,7 +71,10 @@ class BankSource:
         self, rng: np.random.Generator, count: int
     ) -> tuple[list[LabelledImage], list[ClassText]]:
         """See :class:`vessa_server.training.sources.TaskSource`."""
-        chosen = rng.choice(len(self.images), size=count, replace=count > len(self.images))
+        # Two images, each several times: pairs of one image in two looks, as of one slice in
+        # two patients, and pairs of different images.
+        different = rng.choice(len(self.images), size=min(2, len(self.images)), replace=False)
+        chosen = rng.permutation(np.resize(different, count))
         return [self.images[int(index)] for index in chosen], self.texts
 
 
@@ -79,18 +87,20 @@ def _labelled(template: Template, order: list[str]) -> LabelledImage:
 
 
 def adaptation_config(steps: int, seed: int) -> TrainingConfig:
-    """Strong variation of every image, one task a step, small steps."""
+    """Strong variation of every image, small steps."""
     return TrainingConfig(
         steps=steps,
-        groups=1,
-        images_per_group=4,
+        groups=3,
         max_classes=3,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         warmup_steps=20,
         ema_decay=0.99,
         language_weight=0.0,
-        zoom_range=(0.8, 1.25),
-        variation=2.0,
+        text_decides=0.0,
+        distractor_probability=0.0,
+        zoom_range=(0.65, 1.45),
+        variation=1.5,
+        turn_probability=0.3,
         structure_shift=0.12,
         seed=seed,
     )
@@ -106,17 +116,18 @@ def adapt(
 
     Raises:
         CheckpointError: the weights cannot be used.
+        ConfigError: ``out`` holds an adaptation of other weights, or to another bank.
         ValueError: the bank is empty.
     """
     model = checkpoint.load(preset, weights)
-    model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(ADAPTED_PREFIXES))
-    dataset = EpisodeDataset(
-        [(BankSource(bank, mirror=True), 1.0)], config, model.config.image_size
-    )
-    trainer = Stage1Trainer(model, dataset, out)
+    source = BankSource(bank, mirror=True)
+    dataset = EpisodeDataset([(source, 1.0)], config, preset.image_size)
+    base = checkpoint.digest(weights)
+    identity = json.dumps([base, bank.snapshot().version, dataclasses.asdict(config)])
+    trainer = Stage1Trainer(model, dataset, out, identity=identity)
     trainer.run()
     trainer.use_average()
     adapted = {n: t for n, t in model.state_dict().items() if n.startswith(ADAPTED_PREFIXES)}
-    return checkpoint.save_delta(adapted, checkpoint.digest(weights), out)
+    return checkpoint.save_delta(adapted, base, out)

@@ -6,54 +6,112 @@ Axes: C channels, H W space.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vessa_server.model.preprocess import to_unit_range
-from vessa_server.training.sources import LabelledImage
+from vessa_client import UInt8Array
+from vessa_server.model.preprocess import FOCUS_MARGIN, to_unit_range
 from vessa_server.training.synthetic import smooth_noise
+from vessa_server.training.tasks import LabelledImage
+
+# A second look is never much wider than the image, and never blows up a few pixels.
+LOOK_ZOOM = (0.7, 8.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialTransform:
-    """Rotation (radians), zoom, mirroring, shift (fraction of the side), elastic strength."""
+    """Rotation (radians), zoom, mirroring, centre of the view, elastic strength.
+
+    ``centre`` is x, y in the image, from -1 to 1; ``elastic`` a fraction of the canvas.
+    """
 
     angle: float
     zoom: float
     mirror: bool
-    shift: tuple[float, float]
+    centre: tuple[float, float]
     elastic: float
 
     @staticmethod
     def group(
-        rng: np.random.Generator, *, mirror: bool, zoom_range: tuple[float, float]
+        rng: np.random.Generator,
+        *,
+        mirror: bool,
+        zoom_range: tuple[float, float],
+        focus: tuple[float, float] = (0.0, 0.0),
     ) -> SpatialTransform:
-        """The transform that all images of a task share."""
+        """The transform that all images of a task share.
+
+        ``focus`` is a point, from -1 to 1, that stays in view however strong the zoom.
+        """
         turn = rng.uniform(-math.pi, math.pi) if mirror else rng.uniform(-0.25, 0.25)
+        zoom = float(np.exp(rng.uniform(*np.log(zoom_range))))
+        pull = max(0.0, 1.0 - 1.0 / zoom)
         return SpatialTransform(
             angle=float(turn) if rng.uniform() < 0.7 else 0.0,
-            zoom=float(np.exp(rng.uniform(*np.log(zoom_range)))),
+            zoom=zoom,
             mirror=bool(mirror and rng.uniform() < 0.5),
-            shift=(float(rng.uniform(-0.12, 0.12)), float(rng.uniform(-0.12, 0.12))),
+            centre=(
+                pull * focus[0] + float(rng.uniform(-0.15, 0.15)) / zoom,
+                pull * focus[1] + float(rng.uniform(-0.15, 0.15)) / zoom,
+            ),
             elastic=float(rng.uniform(0.0, 0.04)),
         )
 
-    def vary(self, rng: np.random.Generator, *, strength: float = 1.0) -> SpatialTransform:
-        """The transform of one image: the shared one, changed by ``strength``."""
+    def vary(
+        self, rng: np.random.Generator, *, strength: float = 1.0, turn: bool = False
+    ) -> SpatialTransform:
+        """The transform of one image: the shared one, changed by ``strength``.
+
+        ``turn`` adds a rotation by any angle.
+        """
+        own_turn = rng.uniform(-math.pi, math.pi) if turn else 0.0
         return SpatialTransform(
-            angle=self.angle + float(rng.normal(0, 0.15 * strength)),
-            zoom=self.zoom * float(np.exp(rng.normal(0, 0.12 * strength))),
+            angle=self.angle + float(rng.normal(0, 0.2 * strength) + own_turn),
+            zoom=self.zoom * float(np.exp(rng.normal(0, 0.15 * strength))),
             mirror=self.mirror,
-            shift=(
-                self.shift[0] + float(rng.normal(0, 0.04 * strength)),
-                self.shift[1] + float(rng.normal(0, 0.04 * strength)),
+            centre=(
+                self.centre[0] + float(rng.normal(0, 0.06 * strength)) / self.zoom,
+                self.centre[1] + float(rng.normal(0, 0.06 * strength)) / self.zoom,
             ),
             elastic=self.elastic * strength,
         )
+
+    def look_at(self, labels: UInt8Array, rng: np.random.Generator) -> SpatialTransform:
+        """The transform with place and zoom of a second look at what is annotated.
+
+        The window is that of :func:`vessa_server.model.preprocess.focus` around the truth,
+        changed at random as one around a first prediction would be.
+        """
+        rows, columns = np.flatnonzero(labels.any(axis=1)), np.flatnonzero(labels.any(axis=0))
+        if not rows.size:
+            return self
+        height, width = labels.shape
+        extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+        doubt = 0.4 if rng.uniform() < 0.15 else 0.15
+        side = FOCUS_MARGIN * extent * float(np.exp(rng.normal(0, doubt)))
+        zoom = float(np.clip(max(height, width) / side, *LOOK_ZOOM))
+        return replace(
+            self,
+            zoom=zoom,
+            centre=(
+                (columns[0] + columns[-1] + 1) / width - 1 + float(rng.normal(0, 0.1)) / zoom,
+                (rows[0] + rows[-1] + 1) / height - 1 + float(rng.normal(0, 0.1)) / zoom,
+            ),
+        )
+
+
+def focus_point(labels: UInt8Array, rng: np.random.Generator) -> tuple[float, float]:
+    """x, y from -1 to 1 of a random annotated pixel; the middle where there is none."""
+    annotated = np.flatnonzero(labels)
+    if not annotated.size:
+        return 0.0, 0.0
+    row, column = divmod(int(rng.choice(annotated)), labels.shape[1])
+    height, width = labels.shape
+    return 2 * (column + 0.5) / width - 1, 2 * (row + 0.5) / height - 1
 
 
 def apply_spatial(
@@ -73,20 +131,17 @@ def apply_spatial(
     flip = -1.0 if transform.mirror else 1.0
     theta = torch.tensor(
         [
-            [to_x * cos * flip, -to_x * sin, to_x * transform.shift[0]],
-            [to_y * sin * flip, to_y * cos, to_y * transform.shift[1]],
+            [to_x * cos * flip, -to_x * sin, transform.centre[0]],
+            [to_y * sin * flip, to_y * cos, transform.centre[1]],
         ],
         dtype=torch.float32,
     )
     grid = F.affine_grid(theta[None], [1, 3, size, size], align_corners=False)
     if transform.elastic:
-        field = np.stack([smooth_noise(rng, 64, rng.uniform(2, 5)) for _ in range(2)])
-        offset = F.interpolate(
-            torch.from_numpy(field)[None], size=(size, size), mode="bilinear", align_corners=False
-        )
-        grid = grid + transform.elastic * offset.permute(0, 2, 3, 1)
+        field = np.stack([smooth_noise(rng, size, rng.uniform(2, 5)) for _ in range(2)], axis=-1)
+        grid = grid + transform.elastic / transform.zoom * torch.from_numpy(field)[None]
     image = F.grid_sample(unit_3HW[None], grid, mode="bilinear", align_corners=False)[0]
-    labels = torch.from_numpy(np.ascontiguousarray(item.labels)).float()[None, None]
+    labels = torch.from_numpy(item.labels.astype(np.float32))[None, None]
     warped = F.grid_sample(labels, grid, mode="nearest", align_corners=False)[0, 0]
     return image, warped.to(torch.uint8)
 
@@ -111,10 +166,7 @@ def apply_intensity(image_3HW: Tensor, rng: np.random.Generator) -> Tensor:
     if rng.uniform() < 0.1:
         out = 1 - out
     if rng.uniform() < 0.4:
-        field = torch.from_numpy(smooth_noise(rng, 64, 2.0))
-        bias = F.interpolate(
-            field[None, None], size=out.shape[1:], mode="bilinear", align_corners=False
-        )[0]
+        bias = torch.from_numpy(smooth_noise(rng, out.shape[-1], 2.0))
         out = out * torch.exp(0.25 * bias)
     if rng.uniform() < 0.3:
         factor = float(rng.uniform(0.3, 0.8))

@@ -1,174 +1,159 @@
-"""Real data for Stage 1: folders of NIfTI volumes or PNG images with ``*_gt`` label files."""
+"""Real data for Stage 1: annotated volumes and pictures in the layouts that people use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
-from vessa_client import UInt8Array
+from vessa_client import AnyArray, UInt8Array, files
+from vessa_server.engine.lru import ByteLru
+from vessa_server.training import layouts
+from vessa_server.training.config import SourceConfig
+from vessa_server.training.layouts import DataError, Subject
+from vessa_server.training.tasks import ClassText, LabelledImage
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClassText:
-    """Name and description of one structure, as the prompt uses them."""
-
-    name: str
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """Image (H, W) or (H, W, 3) and label map (H, W); labels are 1-based class indices."""
-
-    image: npt.NDArray[np.generic]
-    labels: UInt8Array
-
-
-class TaskSource(Protocol):
-    """Gives groups of images of one task, each from another subject where possible."""
-
-    name: str
-    mirror: bool
-
-    def sample(
-        self, rng: np.random.Generator, count: int
-    ) -> tuple[list[LabelledImage], list[ClassText]]:
-        """``count`` images of one task and the texts of classes 1, 2, ..."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec:
-    """A data set: where it is, how its labels are called, how it may be cut and mirrored."""
-
-    folder: str
-    classes: tuple[ClassText, ...]
-    axes: tuple[int, ...] = (2,)
-    repeat_last_axis: int = 1
-    binary: bool = False
-    # False where left and right have names: mirrored images would contradict the text.
-    mirror: bool = True
-    weight: float = 1.0
-
-
-STAGE1_SOURCES: tuple[SourceSpec, ...] = (
-    SourceSpec(
-        folder="left_atrium",
-        classes=(ClassText(name="left atrium", description="Cavity of the heart in MRI."),),
-        axes=(2, 2, 0, 1),
-        repeat_last_axis=2,
-        weight=2.0,
-    ),
-    SourceSpec(
-        folder="hippocampus",
-        classes=(
-            ClassText(name="anterior hippocampus", description="Head of the hippocampus in MRI."),
-            ClassText(name="posterior hippocampus", description="Body and tail in MRI."),
-        ),
-        axes=(0, 1, 2),
-        weight=1.5,
-    ),
-    SourceSpec(
-        folder="chest_xray",
-        classes=(
-            ClassText(name="right lung", description="On the left side of the radiograph."),
-            ClassText(name="left lung", description="On the right side of the radiograph."),
-            ClassText(name="heart", description="Between the lungs."),
-        ),
-        mirror=False,
-        weight=1.5,
-    ),
-    SourceSpec(
-        folder="blood_cells",
-        classes=(
-            ClassText(name="nucleus", description="Dark part of the white blood cell."),
-            ClassText(name="cytoplasm", description="Pale ring around the nucleus."),
-        ),
-        weight=1.5,
-    ),
-    SourceSpec(
-        folder="drive",
-        classes=(ClassText(name="retinal vessels", description="Fundus photograph."),),
-        binary=True,
-        weight=0.5,
-    ),
-    SourceSpec(
-        folder="isbi_em",
-        classes=(ClassText(name="cell membrane", description="Electron microscopy."),),
-        binary=True,
-        weight=0.5,
-    ),
-)
+HELD_OUT_EVERY = 10
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+# Pixels that are this much longer than wide, or wider than long, are resampled to squares.
+ANISOTROPY = 1.1
+MAX_VOXELS = 2**31
 
 
 class FolderSource:
-    """A data set on disk, held in memory."""
+    """An annotated data set on disk; subjects are read when needed and kept while they fit."""
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        """Read the ``train`` split; every tenth subject is held out for validation.
+    named = True
+
+    def __init__(self, config: SourceConfig, root: Path, *, held_out: bool = False) -> None:
+        """List the subjects, less every tenth; ``held_out`` takes only those.
 
         Raises:
-            FileNotFoundError: the folder has no images with labels.
+            DataError: the folder is missing, or has no labelled images.
         """
-        self.spec = spec
-        self.name = spec.folder
-        self.mirror = spec.mirror
-        folder = root / spec.folder / "train"
-        labels = sorted(folder.glob("*_gt.*"))
-        if not labels:
-            raise FileNotFoundError(f"data: no *_gt.* label files in {folder}")
-        chosen = [f for i, f in enumerate(labels) if i % 10 != 9]
-        self._subjects = [_read_pair(f, spec) for f in chosen]
+        self.config = config
+        self.name = config.folder
+        self.mirror = config.mirror
+        listing = layouts.find(config.layout, root / config.folder, config.channel)
+        self.texts = list(config.classes) or [
+            ClassText(name=name) for name in listing.names.values()
+        ]
+        if not self.texts:
+            raise DataError(f"data: {root / config.folder}: classes are not named; set `classes`")
+        # Label values of the classes, in order.
+        self._values = list(listing.names) if listing.names else None
+        chosen = [
+            subject
+            for index, subject in enumerate(listing.subjects)
+            if (index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+        ]
+        self._subjects = chosen or list(listing.subjects[-1:])
+        self._held: ByteLru[_Arrays] = ByteLru(int(config.memory_gib * 2**30))
 
     def sample(
         self, rng: np.random.Generator, count: int
     ) -> tuple[list[LabelledImage], list[ClassText]]:
         """See :class:`TaskSource`. Slices of volumes lie at similar relative positions."""
         subjects = rng.choice(len(self._subjects), size=count, replace=count > len(self._subjects))
-        axis = int(rng.choice(self.spec.axes))
+        axis = int(rng.choice(self.config.axes))
         position = rng.uniform()
         picked = []
-        for subject in subjects:
-            image, labels = self._subjects[int(subject)]
-            if image.ndim == 3 and labels.ndim == 3:
+        for index in subjects:
+            arrays = self._read(self._subjects[int(index)])
+            if arrays.labels.ndim == 3:
                 relative = position + rng.normal(0.0, 0.08)
-                picked.append(_slice(image, labels, axis, relative, rng))
+                picked.append(_slice(arrays, axis, relative, rng))
             else:
-                picked.append(LabelledImage(image, labels))
-        return picked, list(self.spec.classes)
+                picked.append(LabelledImage(arrays.image, arrays.labels))
+        return picked, self.texts
+
+    def _read(self, subject: Subject) -> _Arrays:
+        held = self._held.get(subject.name)
+        if held is None:
+            held = _Arrays(subject, self.config, self._values)
+            self._held.put(subject.name, held, held.image.nbytes + held.labels.nbytes)
+        return held
 
 
-def _read_pair(label_file: Path, spec: SourceSpec) -> tuple[UInt8Array, UInt8Array]:
-    image_file = label_file.with_name(label_file.name.replace("_gt.", "."))
-    if label_file.name.endswith((".nii", ".nii.gz")):
-        image = np.asarray(nib.load(image_file).dataobj, dtype=np.uint8)
-        labels = np.asarray(nib.load(label_file).dataobj, dtype=np.uint8)
-        if spec.repeat_last_axis > 1:
-            image = np.repeat(image, spec.repeat_last_axis, axis=2)
-            labels = np.repeat(labels, spec.repeat_last_axis, axis=2)
-        return image, labels
-    image = np.asarray(Image.open(image_file))
-    labels = np.asarray(Image.open(label_file))
-    return image, (labels > 0).astype(np.uint8) if spec.binary else labels.astype(np.uint8)
+class _Arrays:
+    """Image as uint8 and labels as class indices of one subject."""
+
+    def __init__(self, subject: Subject, config: SourceConfig, values: list[int] | None) -> None:
+        image, spacing = _pixels(subject.image, labels=False)
+        labels, _ = _pixels(subject.labels, labels=True)
+        self.spacing = config.spacing or spacing
+        if labels.ndim == 3 and image.ndim == 4:
+            image = image[..., config.channel]
+        if image.shape[: labels.ndim] != labels.shape:
+            raise DataError(
+                f"data: {subject.image} is {image.shape}, its labels are {labels.shape}"
+            )
+        self.image = _to_bytes(image, config.window)
+        self.labels = _to_indices(labels, config, values)
 
 
-def _slice(
-    image: UInt8Array, labels: UInt8Array, axis: int, relative: float, rng: np.random.Generator
-) -> LabelledImage:
+def _pixels(file: Path, *, labels: bool) -> tuple[AnyArray, tuple[float, ...]]:
+    """Array and voxel spacing; volumes may have modalities on a fourth axis."""
+    if not file.name.lower().endswith(files.NIFTI_SUFFIXES):
+        return files.read(file, labels=labels).pixels, (1.0, 1.0)
+    try:
+        image = nib.load(file)
+        if math.prod(image.shape) > MAX_VOXELS:
+            raise DataError(f"data: {file} has shape {image.shape}, more than {MAX_VOXELS} voxels")
+        return np.asarray(image.dataobj), tuple(float(z) for z in image.header.get_zooms()[:3])
+    except (OSError, EOFError, ImageFileError) as error:
+        raise DataError(f"data: {file} cannot be read: {error}") from error
+
+
+def _to_bytes(image: AnyArray, window: tuple[float, float] | None) -> UInt8Array:
+    """To 0..255 by the window of intensities, or by percentiles; bytes stay as they are."""
+    if window is None and image.dtype == np.uint8:
+        return np.asarray(image, dtype=np.uint8)
+    values = np.asarray(image, dtype=np.float32)
+    low, high = window or np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    scaled = (values - low) * (255.0 / max(float(high - low), 1e-6))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _to_indices(labels: AnyArray, config: SourceConfig, values: list[int] | None) -> UInt8Array:
+    whole = labels.astype(np.int64)
+    if config.binary:
+        return np.asarray(whole > 0, dtype=np.uint8)
+    if values is None:
+        whole = np.where(whole > len(config.classes), 0, whole)
+        return np.maximum(whole, 0).astype(np.uint8)
+    out = np.zeros(whole.shape, dtype=np.uint8)
+    for index, value in enumerate(values, start=1):
+        out[whole == value] = index
+    return out
+
+
+def _slice(arrays: _Arrays, axis: int, relative: float, rng: np.random.Generator) -> LabelledImage:
     """A slice at ``relative`` of the annotated extent, sometimes just outside of it."""
+    labels = arrays.labels
     other = tuple(a for a in range(3) if a != axis)
     annotated = np.flatnonzero(labels.any(axis=other))
     first, last = (annotated[0], annotated[-1]) if annotated.size else (0, labels.shape[axis] - 1)
     margin = 0.08 * (last - first) if rng.uniform() < 0.3 else 0.0
     wanted = first - margin + relative * (last - first + 2 * margin)
     index = int(np.clip(round(wanted), 0, labels.shape[axis] - 1))
-    where = [slice(None)] * 3
-    where[axis] = slice(index, index + 1)
-    chosen = tuple(where)
-    return LabelledImage(image[chosen].squeeze(axis), labels[chosen].squeeze(axis))
+    sides = [arrays.spacing[a] for a in other]
+    finest = min(sides)
+    shape = tuple(
+        round(labels.shape[a] * side / finest) for a, side in zip(other, sides, strict=True)
+    )
+    image = np.take(arrays.image, index, axis=axis)
+    chosen = np.take(labels, index, axis=axis)
+    if max(sides) > ANISOTROPY * finest:
+        image = _resize(image, shape, Image.Resampling.BILINEAR)
+        chosen = _resize(chosen, shape, Image.Resampling.NEAREST)
+    return LabelledImage(image, chosen)
+
+
+def _resize(array: UInt8Array, shape: tuple[int, ...], resample: Image.Resampling) -> UInt8Array:
+    height, width = shape
+    return np.asarray(Image.fromarray(array).resize((width, height), resample), dtype=np.uint8)

@@ -6,28 +6,56 @@ UniverSeg's synthetic tasks (Butoi et al., 2023).
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from vessa_client import UInt8Array
-from vessa_server.training.sources import ClassText, LabelledImage
+from vessa_server.training.tasks import ClassText, LabelledImage
 
 FloatArray = npt.NDArray[np.float32]
 SIZE = 128
-FAMILIES = ("noise", "nested", "crescent", "blobs")
-STRUCTURE_NAMES = ("structure A", "structure B", "structure C")
-MAX_CLASSES = len(STRUCTURE_NAMES)
+FAMILIES = ("noise", "blobs", "crescent", "nested")
+FAMILY_SHARE = (0.15, 0.2, 0.15, 0.5)
+MAX_CLASSES = 3
+# Region numbers: background below SHAPE, drawn shapes from there on, and small pieces that look
+# like a ring but belong to its cavity.
+MAX_REGIONS, SHAPE, MUSCLE = 16, 10, 15
+NAMELESS = tuple(ClassText(name=f"structure {letter}") for letter in "ABC")
+# Structures whose names say how they lie to each other; an unseen organ may be built alike.
+CAVITY = ClassText(name="cavity", description="Inside the ring.")
+RING = ClassText(name="ring", description="Around the cavity.")
+NEIGHBOUR = ClassText(name="side cavity", description="Leans on the ring from outside.")
+TEXTS = (*NAMELESS, CAVITY, RING, NEIGHBOUR)
+
+
+@cache
+def _spline_basis(coarse: int, size: int) -> FloatArray:
+    """Values of the ``coarse + 3`` cubic B-splines at ``size`` positions, (size, coarse + 3)."""
+    position = (np.arange(size, dtype=np.float32) + 0.5) * coarse / size
+    cell = np.floor(position).astype(np.intp)
+    u = position - cell
+    weights = (
+        (1 - u) ** 3 / 6,
+        (3 * u**3 - 6 * u**2 + 4) / 6,
+        (-3 * u**3 + 3 * u**2 + 3 * u + 1) / 6,
+        u**3 / 6,
+    )
+    basis = np.zeros((size, coarse + 3), dtype=np.float32)
+    for offset, weight in enumerate(weights):
+        basis[np.arange(size), cell + offset] = weight
+    return basis
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: float) -> FloatArray:
     """Noise with about ``cells`` bumps along each side, zero mean and unit deviation."""
     coarse = max(2, round(cells))
-    field = rng.standard_normal((coarse + 3, coarse + 3)).astype(np.float32)
-    zoomed = ndimage.zoom(field, size / coarse, order=3, mode="grid-constant")
-    start = (zoomed.shape[0] - size) // 2
-    out = zoomed[start : start + size, start : start + size]
-    scaled: FloatArray = ((out - out.mean()) / (out.std() + 1e-6)).astype(np.float32)
+    knots = rng.standard_normal((coarse + 3, coarse + 3)).astype(np.float32)
+    basis = _spline_basis(coarse, size)
+    out = basis @ knots @ basis.T
+    scaled: FloatArray = (out - out.mean()) / (out.std() + np.float32(1e-6))
     return scaled
 
 
@@ -36,54 +64,119 @@ class SyntheticSource:
 
     name = "synthetic"
     mirror = True
+    named = True
 
     def sample(
         self, rng: np.random.Generator, count: int
     ) -> tuple[list[LabelledImage], list[ClassText]]:
         """See :class:`vessa_server.training.sources.TaskSource`."""
-        regions = _random_regions(rng)
-        annotated, names = _choose_structures(regions, rng)
-        count_regions = int(regions.max()) + 1
-        means = rng.uniform(0.05, 0.95, count_regions)
-        deviations = rng.uniform(0.01, 0.12, count_regions)
-        spread = rng.uniform(0.0, 0.08)
-        strength = rng.uniform(2.0, 9.0)
+        family = str(rng.choice(FAMILIES, p=FAMILY_SHARE))
+        scene = _Scene(rng, family)
+        means = rng.uniform(0.05, 0.95, MAX_REGIONS)
+        means[MUSCLE] = means[scene.innermost - 1]
+        if rng.uniform() < 0.4:  # both cavities hold the same blood
+            means[SHAPE + 3] = means[scene.innermost]
+        deviations = rng.uniform(0.01, 0.12, MAX_REGIONS)
+        spread = rng.uniform(0.0, 0.1)
+        strength = rng.uniform(1.5, 7.0)
+        values, texts = scene.annotated(rng)
         images = []
         for _ in range(count):
-            warped = _warp(np.stack([regions, annotated]), rng, strength)
-            image = _paint(warped[0], means + rng.normal(0, spread, count_regions), deviations, rng)
-            images.append(LabelledImage(image, warped[1]))
-        return images, [ClassText(name=name) for name in names]
+            regions = _warp(scene.draw(rng), rng, strength)
+            lookup = np.zeros(MAX_REGIONS, dtype=np.uint8)
+            lookup[values] = np.arange(1, len(values) + 1)
+            lookup[MUSCLE] = lookup[scene.innermost]
+            image = _paint(regions, means + rng.normal(0, spread, MAX_REGIONS), deviations, rng)
+            images.append(LabelledImage(image, lookup[regions]))
+        return images, texts
 
 
-def _random_regions(rng: np.random.Generator) -> UInt8Array:
-    family = rng.choice(FAMILIES)
-    background = _noise_regions(rng, int(rng.integers(2, 7)), rng.uniform(2, 7))
-    if family == "noise":
-        return background
-    base = int(background.max()) + 1
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5
-    wobble = 0.15 * smooth_noise(rng, SIZE, rng.uniform(2, 4)) * rng.uniform(0, 1)
-    if family == "blobs":
-        for index in range(int(rng.integers(1, 4))):
-            distance = _ellipse(rows, columns, rng, 0.35) + wobble
-            background[distance < 1] = base + index
-        return background
-    distance = _ellipse(rows, columns, rng, 0.2) + wobble
-    if family == "crescent":
-        shift = rng.uniform(0.05, 0.14, 2) * rng.choice([-1, 1], 2)
-        other = _ellipse(rows - shift[0], columns - shift[1], rng, 0.05) + wobble
-        background[distance < 1.6] = base
-        background[other < 1] = base + 1
-        return background
-    for index, limit in enumerate(np.sort(rng.uniform(0.4, 1.6, 3))[::-1]):
-        background[distance < limit] = base + index
-    if rng.uniform() < 0.6:  # something crescent-shaped that leans on the rings
-        angle = rng.uniform(0, 2 * np.pi)
-        radius = rng.uniform(0.1, 0.22)
-        side = _ellipse(rows - radius * np.sin(angle), columns - radius * np.cos(angle), rng, 0.02)
-        background[(side + wobble < 1) & (background < base)] = base + 3
-    return background
+class _Scene:
+    """What the images of one task share: background, shapes, and how they may vary."""
+
+    def __init__(self, rng: np.random.Generator, family: str) -> None:
+        self.family = family
+        self.fields = (int(rng.integers(2, 8)), float(rng.uniform(2, 7)))
+        self.background = _noise_regions(rng, *self.fields)
+        self.changes_background = family != "noise" and bool(rng.uniform() < 0.4)
+        self.wobble = 0.15 * smooth_noise(rng, SIZE, rng.uniform(2, 4)) * rng.uniform(0, 1)
+        self.rows, self.columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5
+        self.blobs = [_Ellipse(rng, 0.35) for _ in range(int(rng.integers(1, 4)))]
+        self.body = _Ellipse(rng, 0.15)
+        # Radii of the rings as shares of the body's, outermost first.
+        self.limits = np.sort(rng.uniform(0.4, 1.6, int(rng.integers(2, 4))))[::-1]
+        self.innermost = SHAPE + len(self.limits) - 1
+        self.offset = (rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.4))
+        self.has_neighbour = bool(rng.uniform() < 0.8)
+        self.neighbour = _Ellipse(rng, 0.0, scale=rng.uniform(0.6, 1.3) * self.body.mean_radius)
+        self.has_muscles = bool(rng.uniform() < 0.4)
+
+    def draw(self, rng: np.random.Generator) -> UInt8Array:
+        """Region numbers of one image: shapes grow, shrink and move against each other."""
+        if self.changes_background:
+            regions = _noise_regions(rng, *self.fields)
+        else:
+            regions = self.background.copy()
+        if self.family == "noise":
+            return regions
+        if self.family == "blobs":
+            for index, blob in enumerate(self.blobs):
+                distance = blob.distance(self.rows, self.columns) + self.wobble
+                regions[distance < rng.uniform(0.8, 1.2)] = SHAPE + index
+            return regions
+        size = rng.uniform(0.65, 1.3)
+        distance = self.body.distance(self.rows, self.columns) / size + self.wobble
+        angle = self.offset[0] + rng.normal(0, 0.2)
+        reach = self.body.mean_radius * self.limits[0] * size * self.offset[1]
+        if self.family == "crescent":
+            reach *= 0.4
+        row, column = reach * np.sin(angle), reach * np.cos(angle)
+        centre = self.body.centre
+        beside = self.neighbour.distance(
+            self.rows - centre[0] - row, self.columns - centre[1] - column
+        ) / rng.uniform(0.7, 1.3)
+        if self.family == "crescent":
+            regions[distance < 1.5] = SHAPE
+            regions[beside + self.wobble < 1] = SHAPE + 1
+            return regions
+        if self.has_neighbour:
+            regions[beside + self.wobble < 1] = SHAPE + 3
+        # The inner radii change on their own: walls get thicker and thinner.
+        inner = self.limits * np.concatenate([[1.0], rng.uniform(0.75, 1.15, len(self.limits) - 1)])
+        for index, limit in enumerate(inner):
+            regions[distance < limit] = SHAPE + index
+        if self.has_muscles:
+            for _ in range(2):
+                self._add_muscle(regions, distance, float(inner[-1]), rng)
+        return regions
+
+    def annotated(self, rng: np.random.Generator) -> tuple[list[int], list[ClassText]]:
+        """Region numbers of the annotated structures, and their texts."""
+        if self.family == "nested":
+            values, texts = [self.innermost, self.innermost - 1], [CAVITY, RING]
+            if self.has_neighbour:
+                values, texts = [*values, SHAPE + 3], [*texts, NEIGHBOUR]
+        else:
+            found = np.unique(self.draw(rng))
+            shapes = [int(v) for v in found if v >= SHAPE]
+            values = shapes or [int(v) for v in rng.permutation(found)[:MAX_CLASSES]]
+            texts = list(NAMELESS[: len(values)])
+        order = rng.permutation(len(values))[: int(rng.integers(1, len(values) + 1))]
+        return [values[i] for i in order], [texts[i] for i in order]
+
+    def _add_muscle(
+        self, regions: UInt8Array, distance: FloatArray, limit: float, rng: np.random.Generator
+    ) -> None:
+        """A small piece of the ring's tissue inside the cavity; it belongs to the cavity."""
+        inside = np.flatnonzero(distance < 0.8 * limit)
+        if not inside.size:
+            return
+        row, column = divmod(int(rng.choice(inside)), SIZE)
+        radius = rng.uniform(0.1, 0.25) * limit * self.body.mean_radius * SIZE
+        near = (self.rows * SIZE + SIZE / 2 - row) ** 2 + (
+            self.columns * SIZE + SIZE / 2 - column
+        ) ** 2
+        regions[(near < radius**2) & (regions == self.innermost)] = MUSCLE
 
 
 def _noise_regions(rng: np.random.Generator, count: int, cells: float) -> UInt8Array:
@@ -92,35 +185,25 @@ def _noise_regions(rng: np.random.Generator, count: int, cells: float) -> UInt8A
     return regions
 
 
-def _ellipse(
-    rows: FloatArray, columns: FloatArray, rng: np.random.Generator, reach: float
-) -> FloatArray:
-    """Normalised radius of a random ellipse: 1 on its border."""
-    centre = rng.uniform(-reach, reach, 2)
-    angle = rng.uniform(0, np.pi)
-    radii = rng.uniform(0.06, 0.22) * rng.uniform(0.7, 1.4, 2)
-    y, x = rows - centre[0], columns - centre[1]
-    u = (np.cos(angle) * y + np.sin(angle) * x) / radii[0]
-    v = (-np.sin(angle) * y + np.cos(angle) * x) / radii[1]
-    radius: FloatArray = np.sqrt(u**2 + v**2).astype(np.float32)
-    return radius
+class _Ellipse:
+    """A random ellipse in coordinates from -0.5 to 0.5."""
+
+    def __init__(self, rng: np.random.Generator, reach: float, *, scale: float = 0.0) -> None:
+        self.centre = rng.uniform(-reach, reach, 2)
+        self.angle = rng.uniform(0, np.pi)
+        self.mean_radius = scale or float(rng.uniform(0.06, 0.22))
+        self.radii = self.mean_radius * rng.uniform(0.7, 1.4, 2)
+
+    def distance(self, rows: FloatArray, columns: FloatArray) -> FloatArray:
+        """Normalised radius: 1 on the border."""
+        y, x = rows - self.centre[0], columns - self.centre[1]
+        u = (np.cos(self.angle) * y + np.sin(self.angle) * x) / self.radii[0]
+        v = (-np.sin(self.angle) * y + np.cos(self.angle) * x) / self.radii[1]
+        radius: FloatArray = np.sqrt(u**2 + v**2).astype(np.float32)
+        return radius
 
 
-def _choose_structures(
-    regions: UInt8Array, rng: np.random.Generator
-) -> tuple[UInt8Array, list[str]]:
-    """Annotate up to three regions, the drawn shapes rather than the background."""
-    present = np.unique(regions)[::-1]
-    sized = [r for r in present if 0.003 < (regions == r).mean() < 0.5] or [int(present[0])]
-    count = int(rng.integers(1, min(MAX_CLASSES, len(sized)) + 1))
-    chosen = sized[:count] if rng.uniform() < 0.7 else list(rng.permutation(sized)[:count])
-    labels = np.zeros_like(regions)
-    for index, region in enumerate(chosen):
-        labels[regions == region] = index + 1
-    return labels, [f"{STRUCTURE_NAMES[i]}" for i in range(count)]
-
-
-def _warp(maps: UInt8Array, rng: np.random.Generator, strength: float) -> UInt8Array:
+def _warp(regions: UInt8Array, rng: np.random.Generator, strength: float) -> UInt8Array:
     rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     rows = rows + strength * smooth_noise(rng, SIZE, rng.uniform(2, 5))
     columns = columns + strength * smooth_noise(rng, SIZE, rng.uniform(2, 5))
@@ -128,7 +211,8 @@ def _warp(maps: UInt8Array, rng: np.random.Generator, strength: float) -> UInt8A
         np.clip(np.rint(rows), 0, SIZE - 1).astype(np.intp),
         np.clip(np.rint(columns), 0, SIZE - 1).astype(np.intp),
     )
-    return maps[:, where[0], where[1]]
+    warped: UInt8Array = regions[where]
+    return warped
 
 
 def _paint(

@@ -1,0 +1,120 @@
+"""What the ACDC benchmarks share: cases, bank, scores and circumstances."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_trainer.config import DataConfig
+from ssl_trainer.data.cases import Case, Split, find
+from ssl_trainer.evaluation import volumes
+from ssl_trainer.evaluation.metrics import score
+from vessa_client import AnyArray, ClassDefinition, UInt8Array
+from vessa_client.console import progress_bar
+from vessa_server.bank import TemplateBank
+from vessa_server.cache import NoCache
+from vessa_server.engine import VessaEngine
+from vessa_server.model.vessa import Vessa
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LABELLED = {1: ("patient099",), 3: ("patient099", "patient038", "patient050")}
+CLASSES = (
+    ClassDefinition(
+        name="right ventricle", description="Cavity of the heart that leans on the muscle ring."
+    ),
+    ClassDefinition(name="myocardium", description="Muscle ring around the left cavity."),
+    ClassDefinition(name="left ventricle", description="Cavity inside the muscle ring."),
+)
+NAMES = tuple(c.name for c in CLASSES)
+Segment = Callable[[AnyArray], UInt8Array]
+
+
+@dataclass(frozen=True)
+class AnnotatedSlice:
+    """A slice with its truth."""
+
+    name: str
+    image: AnyArray
+    labels: UInt8Array
+
+
+def split(data: Path, cases: int) -> Split:
+    """ACDC with ``cases`` labelled patients."""
+    return find(DataConfig(root=data, classes=NAMES, labelled=LABELLED[cases]))
+
+
+def slices(cases: Sequence[Case]) -> list[AnnotatedSlice]:
+    """All slices of the cases."""
+    found = []
+    for case in cases:
+        image = case.read()
+        truth = case.read_labels(image, len(CLASSES))
+        assert truth is not None
+        for index in range(image.depth):
+            labels = truth.slice(index).astype(np.uint8)
+            found.append(AnnotatedSlice(f"{image.stem}/{index}", image.slice(index), labels))
+    return found
+
+
+def new_engine(model: Vessa, digest: str, bank: TemplateBank) -> VessaEngine:
+    """An engine that remembers nothing of another one."""
+    return VessaEngine(model, digest, bank, NoCache())
+
+
+def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:
+    """Add all annotated slices."""
+    for item in slices(labelled):
+        if item.labels.any():
+            bank.add(item.image, item.labels, CLASSES)
+
+
+def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, object]:
+    """3D Dice of each patient (mean of its volumes), and their mean and deviation."""
+    by_patient: dict[str, list[tuple[float, ...]]] = {}
+    start, count = time.perf_counter(), 0
+    with progress_bar() as progress:
+        task = progress.add_task(name, total=len(cases), note="")
+        for case in cases:
+            image = case.read()
+            truth = case.read_labels(image, len(CLASSES))
+            assert truth is not None
+            predicted = volumes.stack([segment(s) for s in image.slices()], image)
+            expected = volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
+            found = score(image.stem, predicted, expected, len(CLASSES), (1, 1, 1), distances=False)
+            by_patient.setdefault(case.patient, []).append(found.dice)
+            count += image.depth
+            progress.advance(task)
+    patients = {p: np.mean(dice, axis=0).tolist() for p, dice in by_patient.items()}
+    table = np.array(list(patients.values()))
+    return {
+        "patients": patients,
+        "mean": table.mean(axis=0).tolist(),
+        "sd": table.std(axis=0, ddof=1).tolist(),
+        "mean_of_structures": float(table.mean()),
+        "seconds_per_slice": (time.perf_counter() - start) / count,
+    }
+
+
+def circumstances(**arguments: object) -> dict[str, object]:
+    """Commit, machine, versions and arguments."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "structures": list(NAMES),
+        **arguments,
+    }

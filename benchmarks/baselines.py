@@ -1,0 +1,162 @@
+"""What VESSA is compared with: each sees the labelled slices only.
+
+Axes: H W space.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acdc import CLASSES, AnnotatedSlice
+from ssl_trainer.config import StudentConfig
+from ssl_trainer.data import frame
+from ssl_trainer.models.unet import Student, predict_probabilities
+from ssl_trainer.unimatch.losses import supervised_loss
+from vessa_client import AnyArray, SegmentationRequest, UInt8Array
+from vessa_client.console import progress_bar
+from vessa_server.bank import TemplateBank
+from vessa_server.engine import VessaEngine
+from vessa_server.training.adaptation import BankSource, adaptation_config
+from vessa_server.training.augment import (
+    SpatialTransform,
+    apply_intensity,
+    apply_spatial,
+    focus_point,
+    shift_structures,
+)
+
+REGISTRATION_SIZE = 128
+
+
+def matched_template(engine: VessaEngine, bank: TemplateBank, image: AnyArray) -> AnnotatedSlice:
+    """The template that most classes retrieve."""
+    result = engine.segment(SegmentationRequest(image=image, top_k=1))
+    used = [t.template_id for t in result.templates]
+    chosen = max(used, key=used.count)
+    info = next(t for t in bank.snapshot().templates if t.template_id == chosen)
+    template = bank.load(info)
+    return AnnotatedSlice(chosen, template.image, template.labels)
+
+
+def copy_mask(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
+    """The template's labels, scaled to the image's size."""
+    labels = torch.from_numpy(template.labels)[None, None].float()
+    scaled = F.interpolate(labels, size=image.shape[:2], mode="nearest")
+    out: UInt8Array = scaled[0, 0].to(torch.uint8).numpy()
+    return out
+
+
+def register(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
+    """The template's labels after affine and B-spline registration (mutual information)."""
+    shape = image.shape[:2]
+    fixed = _itk(
+        frame.resample(_unit(image), frame.theta(shape), REGISTRATION_SIZE, mode="bilinear")
+    )
+    own = frame.theta(template.labels.shape)
+    moving = _itk(frame.resample(_unit(template.image), own, REGISTRATION_SIZE, mode="bilinear"))
+    initial = sitk.CenteredTransformInitializer(
+        fixed, moving, sitk.AffineTransform(2), sitk.CenteredTransformInitializerFilter.GEOMETRY
+    )
+    affine = _method(iterations=100)
+    affine.SetShrinkFactorsPerLevel([4, 2, 1])
+    affine.SetSmoothingSigmasPerLevel([2, 1, 0])
+    affine.SetInitialTransform(initial, inPlace=False)
+    found = affine.Execute(fixed, moving)
+    spline = _method(iterations=30)
+    mesh = sitk.BSplineTransformInitializer(fixed, [6, 6], order=3)
+    spline.SetMovingInitialTransform(found)
+    spline.SetInitialTransform(mesh, inPlace=True)
+    spline.SetShrinkFactorsPerLevel([2, 1])
+    spline.SetSmoothingSigmasPerLevel([1, 0])
+    spline.Execute(fixed, moving)
+    both = sitk.CompositeTransform([found, mesh])
+    labels = torch.from_numpy(template.labels)[None].float()
+    small = _itk(frame.resample(labels, own, REGISTRATION_SIZE, mode="nearest"))
+    warped = sitk.GetArrayFromImage(sitk.Resample(small, fixed, both, sitk.sitkNearestNeighbor))
+    classes = torch.stack([torch.from_numpy(warped == c).float() for c in range(len(CLASSES) + 1)])
+    out: UInt8Array = frame.restore(classes, shape).argmax(dim=0).to(torch.uint8).numpy()
+    return out
+
+
+def _unit(image: AnyArray) -> Tensor:
+    return frame.to_unit_range(image)
+
+
+def _itk(map_1HW: Tensor) -> sitk.Image:
+    return sitk.GetImageFromArray(map_1HW[0].numpy())
+
+
+def _method(*, iterations: int) -> sitk.ImageRegistrationMethod:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsLBFGS2(numberOfIterations=iterations)
+    method.SetOptimizerScalesFromPhysicalShift()
+    return method
+
+
+class SupervisedUNet:
+    """The trainer's student, on the labelled slices alone, with the adaptation's variation."""
+
+    def __init__(self, bank: TemplateBank, *, size: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.source = BankSource(bank, mirror=True)
+        self.size = size
+        self.rng = np.random.default_rng(seed)
+        self.student = Student(StudentConfig(), len(CLASSES))
+        self.updates = 0
+
+    def train(
+        self, seconds: float, *, snapshot: Callable[[SupervisedUNet], None] | None = None
+    ) -> None:
+        """Train for ``seconds``; ``snapshot`` is called after each update."""
+        optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3, weight_decay=1e-2)
+        start = time.perf_counter()
+        self.student.train()
+        with progress_bar() as progress:
+            task = progress.add_task("U-Net on the labelled case", total=seconds, note="")
+            while (spent := time.perf_counter() - start) < seconds:
+                for group in optimizer.param_groups:
+                    group["lr"] = 2e-3 * (1 - spent / seconds) ** 0.9
+                images, labels = self._batch()
+                loss = supervised_loss(self.student(images), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                self.updates += 1
+                progress.update(task, completed=spent)
+                if snapshot is not None:
+                    snapshot(self)
+                    self.student.train()
+
+    def segment(self, image: AnyArray) -> UInt8Array:
+        """Label map, (H, W)."""
+        shape = image.shape[:2]
+        view = frame.resample(_unit(image), frame.theta(shape), self.size, mode="bilinear")
+        probabilities = predict_probabilities(self.student, view[None])[0]
+        out: UInt8Array = frame.restore(probabilities, shape).argmax(0).to(torch.uint8).numpy()
+        return out
+
+    def _batch(self, count: int = 8) -> tuple[Tensor, Tensor]:
+        config = adaptation_config(1, 0)
+        images, labels = [], []
+        for _ in range(count):
+            item = self.source.images[int(self.rng.integers(len(self.source.images)))]
+            transform = SpatialTransform.group(
+                self.rng,
+                mirror=True,
+                zoom_range=(0.65, 1.45),
+                focus=focus_point(item.labels, self.rng),
+            )
+            image, label = apply_spatial(item, transform, self.size, self.rng)
+            image = shift_structures(image, label, config.structure_shift, self.rng)
+            images.append(apply_intensity(image, self.rng).mean(dim=0, keepdim=True))
+            labels.append(label.long())
+        return torch.stack(images), torch.stack(labels)

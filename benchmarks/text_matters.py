@@ -1,0 +1,146 @@
+"""Does the text decide? Two structures in one template mask, the text says which one is asked.
+
+    python benchmarks/text_matters.py --data DATA
+
+Matching and memory see the union of both structures, the overlay shows both, each in its own
+colour. Dice with the right text, with the texts of the two structures swapped, and without the
+<SEG> token. Test images of the data sets that Stage 1 trained on; templates of the train split.
+Writes ``benchmarks/results/text_matters.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from acdc import RESULTS, circumstances
+from vessa_client import files
+from vessa_client.console import console
+from vessa_server.model import checkpoint, preprocess, prompts
+from vessa_server.model.preprocess import Canvas
+from vessa_server.model.presets import preset
+from vessa_server.model.vessa import Conditioned, ImageFeatures, Vessa
+from vessa_server.serving.settings import SHIPPED_WEIGHTS
+from vessa_server.training.config import SourceConfig, load
+from vessa_server.training.losses import hard_dice
+from vessa_server.training.sources import FolderSource
+from vessa_server.training.tasks import ClassText, LabelledImage
+
+TASKS = {"chest_xray": (1, 2), "blood_cells": (1, 2), "hippocampus": (1, 2)}
+ARMS = ("right text", "swapped text", "no <SEG>")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image on the canvas: features, labels, and the tinted view of it as a template."""
+
+    features: ImageFeatures
+    labels_1HW: Tensor
+    tinted_13HW: Tensor
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
+    parser.add_argument("--queries", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    model = checkpoint.load(preset("nano"), arguments.weights)
+    results = {}
+    for source in load("nano").data.sources:
+        name = source.folder.split("/", maxsplit=1)[0]
+        if name in TASKS:
+            results[name] = run(model, source, arguments)
+    table = Table("", *ARMS, title="Dice; both structures in the template's mask")
+    for name, found in results.items():
+        table.add_row(name, *(f"{found[arm]:.3f}" for arm in ARMS))
+    console.print(table)
+    facts = circumstances(
+        weights=checkpoint.digest(arguments.weights),
+        queries=arguments.queries,
+        seed=arguments.seed,
+    )
+    file = RESULTS / "text_matters.json"
+    files.write_text(file, json.dumps({**facts, "results": results}, indent=2) + "\n")
+    console.print(f"Results {file}", highlight=False)
+
+
+@torch.inference_mode()
+def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> dict[str, float]:
+    """Mean Dice of both structures over the queries."""
+    rng = np.random.default_rng(arguments.seed)
+    queries, texts = _test_images(source, arguments.data, rng, arguments.queries)
+    templates, _ = FolderSource(source, arguments.data).sample(rng, arguments.queries)
+    asked = TASKS[source.folder.split("/", maxsplit=1)[0]]
+    scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for query, template in zip(queries, templates, strict=True):
+        one, other = _prepare(model, query), _prepare(model, template)
+        shown = torch.isin(other.labels_1HW, torch.tensor(asked)).float()[:, None]
+        for value in asked:
+            truth = (one.labels_1HW == value).float()[:, None]
+            if not truth.any():
+                continue
+            swapped = asked[1] if value == asked[0] else asked[0]
+            for arm in ARMS:
+                words = _prompt(texts, swapped if arm == "swapped text" else value)
+                logits = _segment(model, one, other, shown, words, arm != "no <SEG>")
+                size = truth.shape[-2:]
+                full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")
+                scores[arm].append(float(hard_dice(full, truth)))
+    return {arm: float(np.mean(values)) for arm, values in scores.items()}
+
+
+def _test_images(
+    source: SourceConfig, data: Path, rng: np.random.Generator, count: int
+) -> tuple[list[LabelledImage], list[ClassText]]:
+    test = SourceConfig(**{**vars(source), "folder": source.folder.replace("train", "test")})
+    test_source = FolderSource(test, data)
+    return test_source.sample(rng, count)
+
+
+def _prepare(model: Vessa, item: LabelledImage) -> Prepared:
+    height, width = item.labels.shape
+    canvas = Canvas(height, width, model.config.image_size)
+    unit = canvas.place(preprocess.to_unit_range(item.image))[None]
+    labels = canvas.place(torch.from_numpy(item.labels)[None].float(), mode="nearest")
+    view = preprocess.vlm_view(unit, model.config.vlm.image_size)
+    features = model.encode_image(preprocess.normalise(unit, model.config), view)
+    return Prepared(features, labels, preprocess.overlay(unit, labels))
+
+
+def _prompt(texts: list[ClassText], value: int) -> str:
+    text = texts[value - 1]
+    return prompts.prompt(text.name, text.description, preprocess.tint_of(value).name)
+
+
+def _segment(
+    model: Vessa, query: Prepared, template: Prepared, shown: Tensor, words: str, with_seg: bool
+) -> Tensor:
+    first = torch.zeros(1, dtype=torch.long)
+    ids, mask = model.reasoner.tokenize([words])
+    view = preprocess.vlm_view(template.tinted_13HW, model.config.vlm.image_size)
+    prefix = model.reasoner.prefix(ids, mask, model.reasoner.see(view))
+    seg, _ = model.reason(prefix, query.features, first)
+    known = model.encode_template(template.features, shown)
+    matched = model.match(query.features, first, known)
+    conditioned = Conditioned(
+        model.remember(query.features, first, known),
+        matched.prior_P1HW,
+        matched.points_PN2,
+        matched.labels_PN,
+        seg if with_seg else torch.zeros_like(seg),
+    )
+    return model.decode(query.features, first, conditioned, None, None).class_logits()
+
+
+if __name__ == "__main__":
+    main()

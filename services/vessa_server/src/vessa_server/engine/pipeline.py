@@ -1,0 +1,289 @@
+"""The work of one batch: whole images first, and where structures are small a second look.
+
+Axes: P image-class pairs, K templates, C classes, H W space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
+from vessa_server.engine.images import StoredImage
+from vessa_server.engine.lru import ByteLru
+from vessa_server.engine.plan import Plan
+from vessa_server.engine.stages import StageClock
+from vessa_server.engine.template_store import Focus, TemplateStore
+from vessa_server.model import preprocess
+from vessa_server.model.preprocess import Canvas
+from vessa_server.model.reasoner import PromptPrefix
+from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, TemplateFeatures, Vessa
+
+EXPLANATION_TOKENS = 24
+# Logit of a class outside of the window of a second look.
+OUTSIDE_LOGIT = -10.0
+
+
+@dataclass
+class Work:
+    """A request on its way through the stages."""
+
+    request: SegmentationRequest
+    image: StoredImage
+    plan: Plan
+    student_CHW: Tensor | None
+    clock: StageClock
+    prepared: Prepared | None = None
+    cached: bool = False
+    templates_cached: bool = True
+    decoded: Decoded | None = None
+    explanations: list[str] = field(default_factory=list)
+
+    @property
+    def height(self) -> int:
+        """Of the image, in pixels."""
+        return int(self.image.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return int(self.image.pixels.shape[1])
+
+    def focus_on(self, view: View) -> Focus:
+        """Around which classes templates are shown beside ``view``."""
+        return tuple(c.name for c in self.plan.classes) if view.focused else None
+
+    def probabilities(self) -> Tensor:
+        """Of background and classes at the image's size, (1 + C, H, W)."""
+        assert self.decoded is not None
+        assert self.prepared is not None
+        canvas = self.prepared.view.canvas
+        logits_CHW = canvas.restore(self.decoded.class_logits()[:, 0], outside=OUTSIDE_LOGIT)
+        return torch.softmax(torch.cat([torch.zeros_like(logits_CHW[:1]), logits_CHW]), dim=0)
+
+
+@dataclass(frozen=True)
+class View:
+    """An image, or the part of it that a second look shows, and its features."""
+
+    canvas: Canvas
+    features: ImageFeatures
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return self.features.nbytes
+
+    @property
+    def focused(self) -> bool:
+        """Whether this is a second look."""
+        return self.canvas.crop is not None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Steps 1 to 4 of one image for its classes, kept between requests."""
+
+    view: View
+    conditioned: Conditioned
+    templates: tuple[TemplateUse, ...]
+    prefix: PromptPrefix
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept for it alone."""
+        own = self.view.nbytes if self.view.focused else 0  # whole images are kept once
+        return self.conditioned.nbytes + self.prefix.nbytes + own
+
+
+class Pipeline:
+    """Runs the five steps on batches and remembers what a student's mask does not change."""
+
+    def __init__(
+        self, model: Vessa, templates: TemplateStore, *, feature_bytes: int, focus: bool
+    ) -> None:
+        self.model = model
+        self.templates = templates
+        self.focus = focus
+        self.features: ByteLru[View | Prepared] = ByteLru(feature_bytes)
+
+    def run(self, works: list[Work]) -> None:
+        """Fill ``prepared`` and ``decoded`` of every work."""
+        fresh = []
+        for work in works:
+            prepared = self.features.get(("prepared", work.image.sha256, work.plan.key()))
+            work.prepared = prepared if isinstance(prepared, Prepared) else None
+            work.cached = work.prepared is not None
+            if work.prepared is None:
+                fresh.append(work)
+        if fresh:
+            self._prepare_all(fresh)
+        for work in works:
+            if work.request.explain:
+                self._explain(work)
+        self._decode(works, with_students=True)
+
+    def _prepare_all(self, works: list[Work]) -> None:
+        """Look at whole images and, where the structures are small in them, once more closer."""
+        for work, view in zip(works, self._whole_views(works), strict=True):
+            self._prepare(work, view)
+        if self.focus:
+            self._decode(works, with_students=False)
+            close = []
+            for work in works:
+                assert work.prepared is not None
+                crop = preprocess.focus(work.probabilities().argmax(dim=0).numpy() > 0)
+                if crop is not None:
+                    close.append((work, replace(work.prepared.view.canvas, crop=crop)))
+            if close:
+                views = self._encode([w for w, _ in close], [c for _, c in close])
+                for (work, _), view in zip(close, views, strict=True):
+                    self._prepare(work, view)
+        for work in works:
+            assert work.prepared is not None
+            key = ("prepared", work.image.sha256, work.plan.key())
+            self.features.put(key, work.prepared, work.prepared.nbytes)
+
+    def _whole_views(self, works: list[Work]) -> list[View]:
+        held = [self.features.get(("image", work.image.sha256)) for work in works]
+        missing = [w for w, view in zip(works, held, strict=True) if not isinstance(view, View)]
+        size = self.model.config.image_size
+        computed = iter(
+            self._encode(missing, [Canvas(w.height, w.width, size) for w in missing])
+            if missing
+            else []
+        )
+        views = []
+        for work, found in zip(works, held, strict=True):
+            view = found if isinstance(found, View) else next(computed)
+            self.features.put(("image", work.image.sha256), view, view.nbytes)
+            views.append(view)
+        return views
+
+    def _encode(self, works: list[Work], canvases: list[Canvas]) -> list[View]:
+        with StageClock.shared([work.clock for work in works], "encode_image"):
+            unit = torch.stack(
+                [
+                    canvas.place(preprocess.to_unit_range(work.image.pixels))
+                    for work, canvas in zip(works, canvases, strict=True)
+                ]
+            )
+            view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
+            features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
+        return [
+            View(canvas, features.select(torch.tensor([index])))
+            for index, canvas in enumerate(canvases)
+        ]
+
+    def _prepare(self, work: Work, view: View) -> None:
+        """Steps 1 to 4 for all classes of one view."""
+        focus_on = work.focus_on(view)
+        count = len(work.plan.classes)
+        image_P = torch.zeros(count, dtype=torch.long)
+        computed = self.templates.computed
+        chosen, used = self._retrieve(work, view)
+        with work.clock.stage("template_features"):
+            templates = TemplateFeatures.concatenate(
+                [
+                    self.templates.features(info, work.plan.classes[c].name, focus_on=focus_on)
+                    for c in range(count)
+                    for info in chosen[c]
+                ]
+            )
+            prefix = PromptPrefix.concatenate(
+                [
+                    self.templates.prefix(
+                        chosen[c][0], work.plan.classes[c], work.plan.text, focus_on=focus_on
+                    )
+                    for c in range(count)
+                ]
+            )
+        work.templates_cached &= self.templates.computed == computed
+        with work.clock.stage("match"):
+            matched = self.model.match(view.features, image_P, templates)
+        with work.clock.stage("remember"):
+            top = self.model.remember(view.features, image_P, templates)
+        with work.clock.stage("reason"):
+            seg, _ = self.model.reason(prefix, view.features, image_P)
+        conditioned = Conditioned(
+            top, matched.prior_P1HW, matched.points_PN2, matched.labels_PN, seg
+        )
+        work.prepared = Prepared(view, conditioned, used, prefix)
+
+    def _retrieve(
+        self, work: Work, view: View
+    ) -> tuple[list[list[TemplateInfo]], tuple[TemplateUse, ...]]:
+        """The best ``top_k`` templates of each class; the best one again where there are fewer."""
+        focus_on = work.focus_on(view)
+        chosen: list[list[TemplateInfo]] = []
+        used: list[TemplateUse] = []
+        most = min(work.plan.top_k, max(len(c) for c in work.plan.candidates))
+        for definition, candidates in zip(work.plan.classes, work.plan.candidates, strict=True):
+            with work.clock.stage("template_features"):
+                embeddings = torch.cat(
+                    [
+                        self.templates.features(t, definition.name, focus_on=focus_on).embedding_K2D
+                        for t in candidates
+                    ]
+                )
+            with work.clock.stage("retrieve"):
+                scores = self.model.matcher.retrieval_scores(view.features.match_BDHW, embeddings)
+                best = scores[0].topk(min(most, len(candidates)))
+            order = best.indices.tolist()
+            for index, score in zip(order, best.values.tolist(), strict=True):
+                used.append(
+                    TemplateUse(
+                        template_id=candidates[index].template_id,
+                        class_name=definition.name,
+                        similarity=score,
+                    )
+                )
+            order += order[:1] * (most - len(order))
+            chosen.append([candidates[index] for index in order])
+        return chosen, tuple(used)
+
+    def _explain(self, work: Work) -> None:
+        assert work.prepared is not None
+        with work.clock.stage("explain"):
+            image_P = torch.zeros(len(work.plan.classes), dtype=torch.long)
+            target = work.prepared.view.features.visual_tokens().select(image_P)
+            work.explanations = self.model.reasoner.explain(
+                work.prepared.prefix, target, EXPLANATION_TOKENS
+            )
+
+    def _decode(self, works: list[Work], *, with_students: bool) -> None:
+        prepared = [work.prepared for work in works if work.prepared is not None]
+        features = ImageFeatures.concatenate([p.view.features for p in prepared])
+        conditioned = Conditioned.concatenate([p.conditioned for p in prepared])
+        counts = [len(work.plan.classes) for work in works]
+        image_P = torch.arange(len(works)).repeat_interleave(torch.tensor(counts))
+        students, has = [], []
+        size = self.model.config.image_size // 2
+        for work, found, count in zip(works, prepared, counts, strict=True):
+            known = with_students and work.student_CHW is not None
+            has.append(torch.full((count,), known))
+            student = torch.zeros(count, 1, size, size)
+            if known and work.student_CHW is not None:
+                placed = found.view.canvas.place(work.student_CHW, mode="area")
+                student = F.adaptive_avg_pool2d(placed, size)[:, None]
+            students.append(student)
+        has_student_P = torch.cat(has)
+        any_student = bool(has_student_P.any())
+        with StageClock.shared([work.clock for work in works], "decode_mask"):
+            decoded = self.model.decode(
+                features,
+                image_P,
+                conditioned,
+                torch.cat(students) if any_student else None,
+                has_student_P if any_student else None,
+            )
+        start = 0
+        for work, count in zip(works, counts, strict=True):
+            rows = slice(start, start + count)
+            work.decoded = Decoded(
+                decoded.logits_P1HW[rows], decoded.iou_P[rows], decoded.presence_P[rows]
+            )
+            start += count
