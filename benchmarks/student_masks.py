@@ -13,13 +13,18 @@ import numpy.typing as npt
 from scipy import ndimage, stats
 
 from acdc import CLASSES, AnnotatedSlice
+from baselines import SupervisedUNet
 from vessa_client import SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
+from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
 from vessa_server.training.synthetic import smooth_noise
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 TOLERANCE = 0.04
+# Bins of incoming Dice for a student's own predictions, and after which updates they are taken.
+BINS = ((0.2, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.85), (0.85, 0.95))
+SNAPSHOTS = (20, 80, 320, 1280)
 TRIES = 60
 
 
@@ -67,6 +72,31 @@ def corrupted(items: Sequence[AnnotatedSlice], level: float, seed: int) -> list[
             else:
                 high = max(low + 0.02, high - 0.1 * (high - low))
     return found
+
+
+def early_predictions(
+    bank: TemplateBank, items: Sequence[AnnotatedSlice], *, size: int, seconds: float
+) -> list[StudentMask]:
+    """Predictions of a U-Net while it learns from the labelled slices."""
+    found: list[StudentMask] = []
+
+    def look(student: SupervisedUNet) -> None:
+        if student.updates in SNAPSHOTS:
+            for item in items:
+                labels = student.segment(item.image)
+                dice = slice_dice(labels, item.labels)
+                if item.labels.any() and labels.any():
+                    found.append(StudentMask(item, labels, dice))
+
+    SupervisedUNet(bank, size=size, seed=0).train(seconds, snapshot=look)
+    return found
+
+
+def by_bin(masks: Sequence[StudentMask]) -> dict[str, list[StudentMask]]:
+    """Masks in the bins of their Dice."""
+    return {
+        f"{low}-{high}": [mask for mask in masks if low <= mask.dice < high] for low, high in BINS
+    }
 
 
 def _corrupt(labels: UInt8Array, severity: float, rng: np.random.Generator) -> UInt8Array:

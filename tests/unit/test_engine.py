@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,9 +63,9 @@ def test_a_second_request_with_a_student_mask_only_decodes(engine: VessaEngine) 
     first = engine.segment(SegmentationRequest(image=IMAGE))
     assert not first.image_features_cached
     assert {"encode_image", "match", "remember", "reason", "decode_mask"} <= set(first.stage_ms)
-    second = engine.segment(
-        SegmentationRequest(image=ImageReference(first.image_sha256), student_mask=LABELS)
-    )
+    request = SegmentationRequest(image=ImageReference(first.image_sha256), student_mask=LABELS)
+    engine.segment(request)  # the student's window may be new
+    second = engine.segment(request)
     assert second.image_features_cached
     assert second.template_features_cached
     assert set(second.stage_ms) == {"decode_image", "decode_mask"}
@@ -287,3 +288,66 @@ def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
         assert expected.probabilities is not None
         difference = found.probabilities.astype(int) - expected.probabilities.astype(int)
         assert int(np.abs(difference).max()) <= 2
+
+
+class _Corner(_Painting):
+    """Sure of itself where the bright part is at the top left of the view."""
+
+    def decode(self, *arguments: Any) -> Decoded:
+        found = super().decode(*arguments)
+        side = found.logits_P1HW.shape[-1] // 2
+        share = (found.logits_P1HW[..., :side, :side] > 0).float().mean(dim=(1, 2, 3))
+        return Decoded(found.logits_P1HW, share.clamp(max=1), found.presence_P)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("row", "column"), [(20, 20), (20, 90), (100, 20), (100, 90)])
+def test_turned_images_are_answered_in_their_own_frame(
+    tmp_path: Path, row: int, column: int, turned: bool
+) -> None:
+    rows, columns = np.mgrid[:120, :110]
+    truth = (rows - row) ** 2 + (columns - column) ** 2 < 15**2
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=turned, focus=False))
+    engine.model.__class__ = _Corner
+    image = np.where(truth, 255, 0).astype(np.uint8)
+    result = engine.segment(SegmentationRequest(image=image, class_names=("disc",)))
+    found = result.labels > 0
+    assert (found & truth).sum() / (found | truth).sum() > 0.85
+    iou = result.classes[0].predicted_iou
+    assert iou > 0 if turned or (row, column) == (20, 20) else iou == 0
+
+
+class _Follower(_Painting):
+    """As sure as its mask agrees with the student's."""
+
+    def decode(self, *arguments: Any) -> Decoded:
+        found = super().decode(*arguments)
+        student = arguments[3]
+        pairs = len(found.iou_P)
+        share = torch.full((pairs,), 0.5)
+        if student is not None:
+            both = ((student > 0.5) & (found.logits_P1HW > 0)).flatten(1).sum(dim=1)
+            share = both / (student > 0.5).flatten(1).sum(dim=1).clamp(min=1)
+        return Decoded(found.logits_P1HW, share, found.presence_P)
+
+
+def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:300, :300]
+    near, far = ((rows - r) ** 2 + (columns - r) ** 2 < 15**2 for r in (60, 240))
+    image = np.where(near, 255, 0).astype(np.uint8)
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=False))
+    engine.model.__class__ = _Follower
+    request = SegmentationRequest(image=image, class_names=("disc",))
+    engine.segment(request)
+    held = engine.pipeline.features.bytes
+    same = engine.segment(dataclasses.replace(request, student_mask=near.astype(np.uint8)))
+    assert same.classes[0].predicted_iou > 0.8
+    assert engine.pipeline.features.bytes == held
+    other = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
+    grown = engine.pipeline.features.bytes
+    assert grown > held
+    assert "encode_image" in other.stage_ms
+    again = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
+    assert engine.pipeline.features.bytes == grown
+    assert "encode_image" not in again.stage_ms
+    assert np.array_equal(again.labels, other.labels)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,3 +113,31 @@ def test_specks_do_not_widen_the_window_and_nothing_has_none() -> None:
     assert both.height > alone.height
     mask[:] = True
     assert preprocess.focus(mask) is None
+
+
+windows = st.builds(
+    Crop, st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20)
+)
+
+
+@given(windows, windows)
+def test_the_overlap_of_windows_is_that_of_their_pixels(one: Crop, other: Crop) -> None:
+    painted = np.zeros((2, 40, 40), dtype=bool)
+    for canvas, crop in zip(painted, (one, other), strict=True):
+        canvas[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width] = True
+    expected = (painted[0] & painted[1]).sum() / (painted[0] | painted[1]).sum()
+    assert one.overlap(other) == pytest.approx(expected)
+
+
+@given(sides, sides, st.integers(0, 3))
+def test_a_turned_canvas_is_the_canvas_of_the_turned_image(
+    height: int, width: int, turns: int
+) -> None:
+    image = torch.rand(2, height, width, generator=torch.Generator().manual_seed(0))
+    turned = torch.rot90(image, turns, (1, 2))
+    straight = Canvas(turned.shape[1], turned.shape[2], 64)
+    canvas = Canvas(height, width, 64, turns=turns)
+    placed = canvas.place(image)
+    assert torch.equal(placed, straight.place(turned))
+    back = torch.rot90(straight.restore(placed), -turns, (1, 2))
+    assert torch.equal(canvas.restore(placed), back)

@@ -54,6 +54,7 @@ class EngineSettings:
     feature_bytes: int = 2048 * MIB
     template_bytes: int = 512 * MIB
     fuse: bool = False
+    turn: bool = True
     focus: bool = True
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ class VessaEngine:
             model,
             self.templates,
             feature_bytes=self.settings.feature_bytes,
+            turn=self.settings.turn,
             focus=self.settings.focus,
         )
         self._lock = threading.Lock()

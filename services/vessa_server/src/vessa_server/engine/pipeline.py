@@ -5,6 +5,7 @@ Axes: P image-class pairs, K templates, C classes, H W space.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +26,10 @@ from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Templa
 EXPLANATION_TOKENS = 24
 # Logit of a class outside of the window of a second look.
 OUTSIDE_LOGIT = -10.0
+# Mean predicted IoU below which turned views are tried, and by how much one must be better.
+TURN_BELOW, TURN_MARGIN = 0.4, 0.08
+# Overlap of windows from which a student's is the same as VESSA's own.
+SAME_WINDOW = 0.5
 
 
 @dataclass
@@ -55,6 +60,11 @@ class Work:
     def focus_on(self, view: View) -> Focus:
         """Around which classes templates are shown beside ``view``."""
         return tuple(c.name for c in self.plan.classes) if view.focused else None
+
+    def quality(self) -> float:
+        """Mean predicted IoU of the classes."""
+        assert self.decoded is not None
+        return float(self.decoded.iou_P.mean())
 
     def probabilities(self) -> Tensor:
         """Of background and classes at the image's size, (1 + C, H, W)."""
@@ -95,7 +105,8 @@ class Prepared:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept for it alone."""
-        own = self.view.nbytes if self.view.focused else 0  # whole images are kept once
+        shared = self.view.canvas.crop is None and not self.view.canvas.turns
+        own = 0 if shared else self.view.nbytes  # upright whole images are kept once
         return self.conditioned.nbytes + self.prefix.nbytes + own
 
 
@@ -103,9 +114,16 @@ class Pipeline:
     """Runs the five steps on batches and remembers what a student's mask does not change."""
 
     def __init__(
-        self, model: Vessa, templates: TemplateStore, *, feature_bytes: int, focus: bool
+        self,
+        model: Vessa,
+        templates: TemplateStore,
+        *,
+        feature_bytes: int,
+        turn: bool,
+        focus: bool,
     ) -> None:
         self.model = model
+        self.turn = turn
         self.templates = templates
         self.focus = focus
         self.features: ByteLru[View | Prepared] = ByteLru(feature_bytes)
@@ -124,28 +142,77 @@ class Pipeline:
         for work in works:
             if work.request.explain:
                 self._explain(work)
-        self._decode(works, with_students=True)
+        elsewhere = self._where_students_look(works) if self.focus else []
+        self._decode([*works, *(other for _, other in elsewhere)], with_students=True)
+        for work, other in elsewhere:
+            if other.quality() > work.quality():
+                work.prepared, work.decoded = other.prepared, other.decoded
 
     def _prepare_all(self, works: list[Work]) -> None:
         """Look at whole images and, where the structures are small in them, once more closer."""
         for work, view in zip(works, self._whole_views(works), strict=True):
             self._prepare(work, view)
-        if self.focus:
+        if self.turn or self.focus:
             self._decode(works, with_students=False)
-            close = []
+        if self.turn:
             for work in works:
-                assert work.prepared is not None
-                crop = preprocess.focus(work.probabilities().argmax(dim=0).numpy() > 0)
-                if crop is not None:
-                    close.append((work, replace(work.prepared.view.canvas, crop=crop)))
-            if close:
-                views = self._encode([w for w, _ in close], [c for _, c in close])
-                for (work, _), view in zip(close, views, strict=True):
-                    self._prepare(work, view)
+                if work.quality() < TURN_BELOW:
+                    self._turn(work)
+        if self.focus:
+            self._look_closer(works)
+        for work in works:
+            self._keep(("prepared", work.image.sha256, work.plan.key()), work)
+
+    def _keep(self, key: Hashable, work: Work) -> None:
+        assert work.prepared is not None
+        self.features.put(key, work.prepared, work.prepared.nbytes)
+
+    def _turn(self, work: Work) -> None:
+        """Turn the image by quarters where it fits the templates clearly better so."""
+        assert work.prepared is not None
+        upright = work.prepared.view.canvas
+        canvases = [replace(upright, turns=turns) for turns in (1, 2, 3)]
+        turned = [replace(work) for _ in canvases]
+        for other, view in zip(turned, self._encode(turned, canvases), strict=True):
+            self._prepare(other, view)
+        self._decode(turned, with_students=False)
+        best = max(turned, key=Work.quality)
+        if best.quality() > work.quality() + TURN_MARGIN:
+            work.prepared, work.decoded = best.prepared, best.decoded
+
+    def _look_closer(self, works: list[Work]) -> None:
+        """Steps 1 to 4 again on the window around what was found, where it is small."""
+        close = []
         for work in works:
             assert work.prepared is not None
-            key = ("prepared", work.image.sha256, work.plan.key())
-            self.features.put(key, work.prepared, work.prepared.nbytes)
+            crop = preprocess.focus(work.probabilities().argmax(dim=0).numpy() > 0)
+            if crop is not None:
+                close.append((work, replace(work.prepared.view.canvas, crop=crop)))
+        if close:
+            views = self._encode([w for w, _ in close], [c for _, c in close])
+            for (work, _), view in zip(close, views, strict=True):
+                self._prepare(work, view)
+
+    def _where_students_look(self, works: list[Work]) -> list[tuple[Work, Work]]:
+        """Works whose student found the structures somewhere else, and the same works there."""
+        elsewhere = []
+        for work in works:
+            if work.student_CHW is None:
+                continue
+            assert work.prepared is not None
+            canvas = work.prepared.view.canvas
+            crop = preprocess.focus((work.student_CHW.sum(dim=0) >= 0.5).numpy())
+            there = replace(canvas, crop=crop)
+            if there.window.overlap(canvas.window) >= SAME_WINDOW:
+                continue
+            key = ("prepared", work.image.sha256, work.plan.key(), there)
+            held = self.features.get(key)
+            other = replace(work, prepared=held if isinstance(held, Prepared) else None)
+            if not isinstance(held, Prepared):
+                self._prepare(other, self._encode([other], [there])[0])
+                self._keep(key, other)
+            elsewhere.append((work, other))
+        return elsewhere
 
     def _whole_views(self, works: list[Work]) -> list[View]:
         held = [self.features.get(("image", work.image.sha256)) for work in works]

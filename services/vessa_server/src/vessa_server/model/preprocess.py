@@ -35,18 +35,28 @@ class Crop:
     height: int
     width: int
 
+    def overlap(self, other: Crop) -> float:
+        """Intersection over union of two windows."""
+        bottom = min(self.top + self.height, other.top + other.height)
+        right = min(self.left + self.width, other.left + other.width)
+        tall, wide = bottom - max(self.top, other.top), right - max(self.left, other.left)
+        shared = max(0, tall) * max(0, wide)
+        return shared / (self.height * self.width + other.height * other.width - shared)
+
 
 @dataclass(frozen=True)
 class Canvas:
     """Placement of an image of ``height`` x ``width`` pixels on a square of side ``size``.
 
-    With ``crop`` only that part of the image is on the canvas.
+    With ``crop`` only that part of the image is on the canvas, turned by ``turns`` quarters
+    counter-clockwise.
     """
 
     height: int
     width: int
     size: int
     crop: Crop | None = None
+    turns: int = 0
 
     @property
     def window(self) -> Crop:
@@ -54,26 +64,29 @@ class Canvas:
         return self.crop or Crop(0, 0, self.height, self.width)
 
     @property
+    def _turned(self) -> tuple[int, int]:
+        """Height and width of the window after the turn."""
+        sides = (self.window.height, self.window.width)
+        return sides[::-1] if self.turns % 2 else sides
+
+    @property
     def inner(self) -> tuple[int, int]:
-        """Height and width of the window on the canvas."""
-        window = self.window
-        scale = self.size / max(window.height, window.width)
+        """Height and width of the turned window on the canvas."""
+        height, width = self._turned
+        scale = self.size / max(height, width)
         return (
-            max(1, min(self.size, round(window.height * scale))),
-            max(1, min(self.size, round(window.width * scale))),
+            max(1, min(self.size, round(height * scale))),
+            max(1, min(self.size, round(width * scale))),
         )
 
     def place(self, image_CHW: Tensor, *, mode: str = "bilinear") -> Tensor:
         """Scale and pad ``image_CHW`` to (C, size, size). ``mode``: bilinear, area or nearest."""
         inner, window = self.inner, self.window
         smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
-        seen = image_CHW[
-            None,
-            :,
-            window.top : window.top + window.height,
-            window.left : window.left + window.width,
-        ]
-        scaled = F.interpolate(seen, size=inner, mode=mode, **smooth)[0]
+        rows = slice(window.top, window.top + window.height)
+        columns = slice(window.left, window.left + window.width)
+        seen = torch.rot90(image_CHW[:, rows, columns], self.turns, (1, 2))
+        scaled = F.interpolate(seen[None], size=inner, mode=mode, **smooth)[0]
         return F.pad(scaled, (0, self.size - inner[1], 0, self.size - inner[0]))
 
     def restore(self, maps_CHW: Tensor, *, outside: float = 0.0) -> Tensor:
@@ -87,14 +100,14 @@ class Canvas:
             full = F.interpolate(full, size=(self.size, self.size), mode="bilinear")
         inner, window = self.inner, self.window
         cropped = full[..., : inner[0], : inner[1]]
-        seen = F.interpolate(cropped, size=(window.height, window.width), mode="bilinear")[0]
+        seen = F.interpolate(cropped, size=self._turned, mode="bilinear")[0]
         margins = (
             window.left,
             self.width - window.left - window.width,
             window.top,
             self.height - window.top - window.height,
         )
-        return F.pad(seen, margins, value=outside)
+        return F.pad(torch.rot90(seen, -self.turns, (1, 2)), margins, value=outside)
 
 
 def focus(mask: npt.NDArray[np.bool_]) -> Crop | None:

@@ -49,6 +49,9 @@ class ServerSettings(BaseSettings):
     max_classes: int = Field(32, ge=1, le=255, description="Classes of one request.")
     feature_bytes: int = Field(2048 * MIB, ge=0, description="Image features kept in memory.")
     default_top_k: int = Field(5, ge=1, le=7, description="Templates for each class.")
+    turn: bool = Field(
+        True, description="Try images in quarter turns where upright they fit the templates badly."
+    )
     focus: bool = Field(
         True, description="Look a second time, closer, where structures are small in the image."
     )
@@ -71,6 +74,7 @@ class ServerSettings(BaseSettings):
             max_image_side=self.max_image_side,
             max_classes=self.max_classes,
             default_top_k=self.default_top_k,
+            turn=self.turn,
             focus=self.focus,
             feature_bytes=self.feature_bytes,
             fuse=self.batch_mode == "fused",
