@@ -64,17 +64,20 @@ def register(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
     initial = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.AffineTransform(2), sitk.CenteredTransformInitializerFilter.GEOMETRY
     )
-    affine = _method(iterations=100)
-    affine.SetShrinkFactorsPerLevel([4, 2, 1])
-    affine.SetSmoothingSigmasPerLevel([2, 1, 0])
+    affine = _method()
+    affine.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 60)
+    affine.SetOptimizerScalesFromPhysicalShift()
+    affine.SetShrinkFactorsPerLevel([4, 2])
+    affine.SetSmoothingSigmasPerLevel([2, 1])
     affine.SetInitialTransform(initial, inPlace=False)
     found = affine.Execute(fixed, moving)
-    spline = _method(iterations=30)
     mesh = sitk.BSplineTransformInitializer(fixed, [6, 6], order=3)
+    spline = _method()
+    spline.SetOptimizerAsLBFGSB(numberOfIterations=20)
     spline.SetMovingInitialTransform(found)
     spline.SetInitialTransform(mesh, inPlace=True)
-    spline.SetShrinkFactorsPerLevel([2, 1])
-    spline.SetSmoothingSigmasPerLevel([1, 0])
+    spline.SetShrinkFactorsPerLevel([2])
+    spline.SetSmoothingSigmasPerLevel([1])
     spline.Execute(fixed, moving)
     both = sitk.CompositeTransform([found, mesh])
     labels = torch.from_numpy(template.labels)[None].float()
@@ -93,12 +96,10 @@ def _itk(map_1HW: Tensor) -> sitk.Image:
     return sitk.GetImageFromArray(map_1HW[0].numpy())
 
 
-def _method(*, iterations: int) -> sitk.ImageRegistrationMethod:
+def _method() -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsLBFGS2(numberOfIterations=iterations)
-    method.SetOptimizerScalesFromPhysicalShift()
     return method
 
 
