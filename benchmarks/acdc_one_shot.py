@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--cases", type=int, choices=sorted(acdc.LABELLED), default=1)
-    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--top-k", type=int, default=7)
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="of methods that train")
     parser.add_argument("--adapt-steps", type=int, default=adaptation.STEPS)
     parser.add_argument("--adapted", type=Path, help="folder that keeps what was trained")

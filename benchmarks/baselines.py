@@ -54,7 +54,17 @@ def copy_mask(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
 
 
 def register(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
-    """The template's labels after affine and B-spline registration (mutual information)."""
+    """The template's labels after affine and B-spline registration (mutual information).
+
+    Where registration diverges, the labels are copied.
+    """
+    try:
+        return _register(template, image)
+    except RuntimeError:
+        return copy_mask(template, image)
+
+
+def _register(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:
     shape = image.shape[:2]
     fixed = _itk(
         frame.resample(_unit(image), frame.theta(shape), REGISTRATION_SIZE, mode="bilinear")

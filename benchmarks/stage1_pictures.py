@@ -43,7 +43,7 @@ def main() -> None:
     rows.add_argument("--data", type=Path, required=True, help="folder of ACDC")
     rows.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
     rows.add_argument("--adaptation", type=Path, help="file that `vessa-server adapt` wrote")
-    rows.add_argument("--top-k", type=int, default=5)
+    rows.add_argument("--top-k", type=int, default=7)
     arguments = parser.parse_args()
     mpl.use("Agg")
     if arguments.command == "curves":

@@ -48,7 +48,7 @@ class EngineSettings:
     max_image_bytes: int = 64 * MIB
     max_image_side: int = 4096
     max_classes: int = 32
-    default_top_k: int = 5
+    default_top_k: int = 7
     max_top_k: int = 7
     image_store_bytes: int = 512 * MIB
     feature_bytes: int = 2048 * MIB

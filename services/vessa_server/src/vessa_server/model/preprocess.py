@@ -18,12 +18,12 @@ from torch import Tensor
 from vessa_server.model.config import VessaConfig
 
 # Bump when the numbers change: it is part of every cache key.
-PREPROCESSING_VERSION = "2"
+PREPROCESSING_VERSION = "3"
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # A second look: how much larger than the structures its window is, the smallest window in
 # pixels, the share of the image above which there is no use in one, and the area of a part,
 # relative to the largest, below which it is a speck.
-FOCUS_MARGIN, MIN_FOCUS, FOCUS_BELOW, SPECK = 1.5, 24, 0.8, 0.1
+FOCUS_MARGIN, MIN_FOCUS, FOCUS_BELOW, SPECK = 1.4, 24, 0.8, 0.1
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class ServerSettings(BaseSettings):
     max_image_side: int = Field(4096, ge=8, description="Longest side of an image, in pixels.")
     max_classes: int = Field(32, ge=1, le=255, description="Classes of one request.")
     feature_bytes: int = Field(2048 * MIB, ge=0, description="Image features kept in memory.")
-    default_top_k: int = Field(5, ge=1, le=7, description="Templates for each class.")
+    default_top_k: int = Field(7, ge=1, le=7, description="Templates for each class.")
     turn: bool = Field(
         True, description="Try images in quarter turns where upright they fit the templates badly."
     )
