@@ -232,9 +232,12 @@ class Pipeline:
 
     def _encode(self, works: list[Work], canvases: list[Canvas]) -> list[View]:
         with StageClock.shared([work.clock for work in works], "encode_image"):
+            # Turned views are of one image, which is scaled once.
+            pixels = {work.image.sha256: work.image.pixels for work in works}
+            scaled = {sha: preprocess.to_unit_range(array) for sha, array in pixels.items()}
             unit = torch.stack(
                 [
-                    canvas.place(preprocess.to_unit_range(work.image.pixels))
+                    canvas.place(scaled[work.image.sha256])
                     for work, canvas in zip(works, canvases, strict=True)
                 ]
             )

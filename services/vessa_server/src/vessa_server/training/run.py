@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -116,7 +115,7 @@ def _model(architecture: VessaConfig, sources: Weighted, init: Path | None) -> V
 
 def _identity(config: Stage1Config) -> str:
     """Digest of all that a resumed run must share with its beginning."""
-    plain = copy.deepcopy(to_dict(config))
+    plain = to_dict(config)
     for name in ("checkpoint_minutes", "log_every", "image_every", "validate_every"):
         del plain["training"][name]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -12,13 +12,13 @@ from PIL import Image
 
 from vessa_client import AnyArray, UInt8Array, files
 from vessa_server.engine.lru import ByteLru
+from vessa_server.model.preprocess import HIGH_PERCENTILE, LOW_PERCENTILE
 from vessa_server.training import layouts
 from vessa_server.training.config import SourceConfig
 from vessa_server.training.layouts import DataError, Subject
 from vessa_server.training.tasks import ClassText, LabelledImage
 
 HELD_OUT_EVERY = 10
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # Pixels that are this much longer than wide, or wider than long, are resampled to squares.
 ANISOTROPY = 1.1
 MAX_VOXELS = 2**31
