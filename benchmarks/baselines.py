@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc import CLASSES, AnnotatedSlice
-from ssl_trainer.config import StudentConfig
+from ssl_trainer import models
+from ssl_trainer.config import UNetConfig
 from ssl_trainer.data import frame
-from ssl_trainer.models.unet import Student, predict_probabilities
+from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch.losses import supervised_loss
 from vessa_client import AnyArray, SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
@@ -121,7 +122,7 @@ class SupervisedUNet:
         self.source = BankSource(bank, mirror=True)
         self.size = size
         self.rng = np.random.default_rng(seed)
-        self.student = Student(StudentConfig(), len(CLASSES))
+        self.student = models.build(UNetConfig(), len(CLASSES))
         self.updates = 0
 
     def train(

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ssl_trainer.config import AssistantConfig, StudentConfig
-from ssl_trainer.models.unet import Student, predict_probabilities
+from ssl_trainer import models
+from ssl_trainer.config import AssistantConfig, UNetConfig
+from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
 
-CONFIG = StudentConfig(channels=(4, 4, 8, 8, 8, 4))
+CONFIG = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
@@ -74,7 +75,7 @@ def test_dropout_masks_complement_each_other(batch: int, probability: float, see
 
 def test_dropped_channels_do_not_reach_the_logits() -> None:
     torch.manual_seed(0)
-    student = Student(CONFIG, 2).eval()
+    student = models.build(CONFIG, 2).eval()
     image = torch.rand(1, 1, 32, 32)
     ones = [torch.ones(1, c) for c in student.encoder_channels]
     assert torch.equal(student(image, ones), student(image))
@@ -83,7 +84,7 @@ def test_dropped_channels_do_not_reach_the_logits() -> None:
     changed = [f.clone() for f in features]
     changed[4][0, 3] = 1e3
     masked = [f * m[:, :, None, None] for f, m in zip(changed, ones, strict=True)]
-    assert torch.equal(student.decode(masked), student(image, ones))
+    assert torch.equal(student.decode(masked, (32, 32)), student(image, ones))
 
 
 def test_the_teacher_is_the_moving_average_of_the_student() -> None:
@@ -182,7 +183,7 @@ def test_jitter_changes_intensities_and_not_places() -> None:
 
 def test_a_unet_overfits_one_image() -> None:
     torch.manual_seed(0)
-    student = Student(CONFIG, 2)
+    student = models.build(CONFIG, 2)
     labels = torch.zeros(1, 32, 32, dtype=torch.long)
     labels[:, 6:16, 6:16], labels[:, 20:28, 10:30] = 1, 2
     image = labels[:, None].float() / 2 + 0.1 * torch.randn(1, 1, 32, 32)
@@ -200,7 +201,7 @@ def test_a_unet_overfits_one_image() -> None:
 
 
 def test_prediction_leaves_the_mode_as_it_was() -> None:
-    student = Student(CONFIG, 2).train()
+    student = models.build(CONFIG, 2).train()
     probabilities = predict_probabilities(student, torch.rand(2, 1, 32, 32))
     assert student.training
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(2, 32, 32), atol=1e-5)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid")
@@ -70,10 +70,48 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class StudentConfig:
+class UNetConfig:
     """U-Net: channels of the five levels and of the last one."""
 
+    kind: Literal["unet"] = "unet"
     channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DptStudentConfig:
+    """DINOv2 with DPT's decoder, as in UniMatch V2.
+
+    Attributes:
+        pretrained: folder with a published DINOv2 (``config.json``, ``model.safetensors``), whose
+            sizes then count; random weights of the sizes below without.
+        neck_channels, fusion_channels: of DPT's decoder.
+    """
+
+    kind: Literal["dinov2-dpt"]
+    pretrained: Path | None = None
+    hidden_size: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    patch_size: int = 14
+    image_size: int = 518
+    neck_channels: tuple[int, int, int, int] = (48, 96, 192, 384)
+    fusion_channels: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_layers % 4:
+            raise ValueError(f"num_layers: {self.num_layers}, expected a multiple of 4")
+
+
+def _kind(student: object) -> object:
+    if isinstance(student, dict):
+        return student.get("kind", "unet")
+    return getattr(student, "kind", None)
+
+
+StudentConfig = Annotated[
+    Annotated[UNetConfig, Tag("unet")] | Annotated[DptStudentConfig, Tag("dinov2-dpt")],
+    Discriminator(_kind),
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -126,7 +164,7 @@ class TrainConfig:
 
     data: DataConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
+    student: StudentConfig = field(default_factory=UNetConfig)
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     steps: int = 2500

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssl_trainer.data import frame
-from ssl_trainer.models.unet import predict_probabilities
+from ssl_trainer.models import predict_probabilities
 from vessa_client import UInt8Array, files
 
 

@@ -1,1 +1,24 @@
 """Students."""
+
+from __future__ import annotations
+
+from ssl_trainer.config import StudentConfig, UNetConfig
+from ssl_trainer.models.student import Student, predict_probabilities
+from ssl_trainer.models.unet import UNetStudent
+
+
+def build(config: StudentConfig, num_classes: int) -> Student:
+    """The student that ``config`` describes, with random weights except for a pretrained part.
+
+    Raises:
+        ConfigError: its pretrained weights cannot be used.
+    """
+    if isinstance(config, UNetConfig):
+        return UNetStudent(config, num_classes)
+    # transformers takes seconds to import, which a U-Net need not wait for.
+    from ssl_trainer.models.dpt import DptStudent
+
+    return DptStudent(config, num_classes)
+
+
+__all__ = ["Student", "build", "predict_probabilities"]

@@ -1,4 +1,4 @@
-"""The student: MONAI's BasicUNet with access to its encoder's features.
+"""MONAI's BasicUNet as student.
 
 Axes: B batch, C channels, H W space.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets import BasicUNet
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_trainer.config import StudentConfig
+from ssl_trainer.config import UNetConfig
+from ssl_trainer.models.student import Student
 
 
-class Student(nn.Module):
-    """U-Net that can drop channels of its encoder features."""
+class UNetStudent(Student):
+    """U-Net of five levels; its features are those of the skip connections."""
 
-    def __init__(self, config: StudentConfig, num_classes: int) -> None:
+    def __init__(self, config: UNetConfig, num_classes: int) -> None:
         super().__init__()
         self.net = BasicUNet(
             spatial_dims=2,
@@ -27,7 +27,12 @@ class Student(nn.Module):
             norm=("batch", {}),
             act=("relu", {"inplace": True}),
         )
-        self.encoder_channels = config.channels[:5]
+        self._channels = config.channels[:5]
+
+    @property
+    def encoder_channels(self) -> tuple[int, ...]:
+        """See :class:`Student`."""
+        return self._channels
 
     def encode(self, image_B1HW: Tensor) -> list[Tensor]:
         """Features of the five levels, finest first."""
@@ -37,8 +42,8 @@ class Student(nn.Module):
             features.append(down(features[-1]))
         return features
 
-    def decode(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits (B, classes + 1, H, W); channel 0 is background."""
+    def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """See :class:`Student`."""
         net = self.net
         out = features[4]
         for up, skip in zip(
@@ -47,23 +52,3 @@ class Student(nn.Module):
             out = up(out, skip)
         logits: Tensor = net.final_conv(out)
         return logits
-
-    def forward(self, image_B1HW: Tensor, channel_masks: list[Tensor] | None = None) -> Tensor:
-        """Logits; ``channel_masks`` scales each level's channels, (B, C) each."""
-        features = self.encode(image_B1HW)
-        if channel_masks is not None:
-            features = [
-                feature * mask[:, :, None, None]
-                for feature, mask in zip(features, channel_masks, strict=True)
-            ]
-        return self.decode(features)
-
-
-@torch.no_grad()
-def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
-    """Softmax in evaluation mode, (B, classes + 1, H, W); the mode is put back."""
-    training = student.training
-    student.eval()
-    probabilities = torch.softmax(student(image_B1HW), dim=1)
-    student.train(training)
-    return probabilities

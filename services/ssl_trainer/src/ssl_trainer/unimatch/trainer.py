@@ -19,12 +19,13 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from ssl_trainer import models
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
-from ssl_trainer.models.unet import Student, predict_probabilities
+from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule, state
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
@@ -70,7 +71,7 @@ class UniMatchTrainer:
             else None
         )
         torch.manual_seed(config.seed)
-        self.student = Student(config.student, count)
+        self.student = models.build(config.student, count)
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
         # AdamW as UniMatch V2. With SGD a student of this size falls for the background, of
         # which the teacher is sure first.
@@ -296,6 +297,6 @@ def load_best(folder: Path, config: TrainConfig) -> nn.Module:
     Raises:
         StateError: missing or damaged.
     """
-    student = Student(config.student, len(config.data.classes))
+    student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
     return student.eval()

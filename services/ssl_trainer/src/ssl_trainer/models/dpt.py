@@ -1,0 +1,105 @@
+"""DINOv2 with DPT's decoder, the student of UniMatch V2 (section 3), through ``transformers``.
+
+Axes: B batch, C channels, T tokens with the class token first, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Dinov2Backbone, Dinov2Config, DPTConfig
+from transformers.models.dpt.modeling_dpt import DPTNeck, DPTSemanticSegmentationHead
+
+from ssl_trainer.config import ConfigError, DptStudentConfig
+from ssl_trainer.models.student import Student
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DptStudent(Student):
+    """DINOv2; its features are the tokens of four blocks at equal distances."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: DptStudentConfig, num_classes: int) -> None:
+        """Build it, with published DINOv2 weights where ``config.pretrained`` names a folder.
+
+        Raises:
+            ConfigError: the folder holds no DINOv2 in safetensors.
+        """
+        super().__init__()
+        self.backbone: Any = _backbone(config)
+        shape = self.backbone.config
+        self.patch_size: int = shape.patch_size
+        decoder = DPTConfig(
+            backbone_config=shape,
+            num_labels=num_classes + 1,
+            neck_hidden_sizes=config.neck_channels,
+            fusion_hidden_size=config.fusion_channels,
+            semantic_classifier_dropout=0.0,  # UniMatch V2 drops channels of the features instead
+        )
+        self.neck = DPTNeck(decoder)
+        self.head = DPTSemanticSegmentationHead(decoder)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    @property
+    def encoder_channels(self) -> tuple[int, ...]:
+        """See :class:`Student`."""
+        return (int(self.backbone.config.hidden_size),) * len(self.backbone.out_features)
+
+    def encode(self, image_B1HW: Tensor) -> list[Tensor]:
+        """Tokens of four blocks, (B, C, T) each."""
+        size = [self.patch_size * n for n in self._grid(image_B1HW.shape[2:])]
+        scaled = F.interpolate(image_B1HW, size=size, mode="bilinear", align_corners=False)
+        out = self.backbone((scaled.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return [tokens.transpose(1, 2) for tokens in out.feature_maps]
+
+    def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """See :class:`Student`."""
+        rows, columns = self._grid(size)
+        tokens = [feature.transpose(1, 2) for feature in features]
+        logits = self.head(self.neck(tokens, rows, columns))
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def _grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Patches along height and width of an image of ``size``, scaled to whole patches."""
+        rows, columns = (max(1, round(side / self.patch_size)) for side in size)
+        return rows, columns
+
+
+def _backbone(config: DptStudentConfig) -> Dinov2Backbone:
+    if config.pretrained is None:
+        blocks = config.num_layers
+        shape = Dinov2Config(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=blocks,
+            num_attention_heads=config.num_heads,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+        )
+    else:
+        try:
+            shape = Dinov2Config.from_pretrained(config.pretrained, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"student.pretrained: {config.pretrained} holds no DINOv2: {error}"
+            ) from error
+        blocks = shape.num_hidden_layers
+    shape.out_features = [f"stage{blocks * part // 4}" for part in (1, 2, 3, 4)]
+    shape.reshape_hidden_states = False
+    if config.pretrained is None:
+        return Dinov2Backbone(shape)
+    try:
+        return Dinov2Backbone.from_pretrained(
+            config.pretrained, config=shape, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"student.pretrained: {config.pretrained} holds no DINOv2 in safetensors: {error}"
+        ) from error

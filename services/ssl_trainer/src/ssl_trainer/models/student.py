@@ -1,0 +1,50 @@
+"""What every student is: an encoder whose features' channels can be dropped, and a decoder.
+
+Axes: B batch, C channels, H W space.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Student(nn.Module, ABC):
+    """A segmentation network; UniMatch V2 drops channels between its encoder and decoder."""
+
+    @property
+    @abstractmethod
+    def encoder_channels(self) -> tuple[int, ...]:
+        """Channels of each of the encoder's features."""
+
+    @abstractmethod
+    def encode(self, image_B1HW: Tensor) -> list[Tensor]:
+        """Features, channels on the second axis, in the order of ``encoder_channels``."""
+
+    @abstractmethod
+    def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits of images of ``size``, (B, classes + 1, H, W); channel 0 is background."""
+
+    def forward(self, image_B1HW: Tensor, channel_masks: list[Tensor] | None = None) -> Tensor:
+        """Logits; ``channel_masks`` scales the channels of each feature, (B, C) each."""
+        features = self.encode(image_B1HW)
+        if channel_masks is not None:
+            features = [
+                feature * mask.view(*mask.shape, *[1] * (feature.ndim - 2))
+                for feature, mask in zip(features, channel_masks, strict=True)
+            ]
+        height, width = image_B1HW.shape[2:]
+        return self.decode(features, (height, width))
+
+
+@torch.no_grad()
+def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
+    """Softmax in evaluation mode, (B, classes + 1, H, W); the mode is put back."""
+    training = student.training
+    student.eval()
+    probabilities = torch.softmax(student(image_B1HW), dim=1)
+    student.train(training)
+    return probabilities

@@ -1,0 +1,109 @@
+"""Students: both kinds behave alike, and DINOv2 + DPT loads published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from ssl_trainer import models
+from ssl_trainer.config import ConfigError, DptStudentConfig, StudentConfig, UNetConfig, parse
+from ssl_trainer.models.dpt import DptStudent
+from ssl_trainer.unimatch import losses
+
+UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
+DPT = DptStudentConfig(
+    kind="dinov2-dpt",
+    hidden_size=24,
+    num_layers=4,
+    num_heads=2,
+    image_size=56,
+    neck_channels=(8, 8, 16, 16),
+    fusion_channels=8,
+)
+BOTH = pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])
+
+
+@BOTH
+def test_logits_have_the_images_size(config: StudentConfig) -> None:
+    torch.manual_seed(0)
+    student = models.build(config, 3).eval()
+    assert student(torch.rand(2, 1, 64, 48)).shape == (2, 4, 64, 48)
+
+
+@BOTH
+def test_dropped_channels_do_not_reach_the_logits(config: StudentConfig) -> None:
+    torch.manual_seed(0)
+    student = models.build(config, 2).eval()
+    image = torch.rand(1, 1, 32, 32)
+    masks = [torch.ones(1, c) for c in student.encoder_channels]
+    with torch.no_grad():
+        assert torch.equal(student(image, masks), student(image))
+        features = student.encode(image)
+        assert [f.shape[1] for f in features] == list(student.encoder_channels)
+        masks[-1][0, 3] = 0
+        changed = [f.clone() for f in features]
+        changed[-1][0, 3] = 0
+        assert torch.equal(student.decode(changed, (32, 32)), student(image, masks))
+        assert not torch.equal(student(image, masks), student(image))
+
+
+@BOTH
+def test_a_student_overfits_one_image(config: StudentConfig) -> None:
+    torch.manual_seed(0)
+    student = models.build(config, 2)
+    labels = torch.zeros(1, 56, 56, dtype=torch.long)
+    labels[:, 8:28, 8:28], labels[:, 34:50, 12:50] = 1, 2
+    image = labels[:, None].float() / 2
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        losses.supervised_loss(student(image), labels).backward()
+        optimizer.step()
+    student.train()
+    with torch.no_grad():
+        predicted = student(image).argmax(dim=1)
+    for value in (1, 2):
+        a, b = predicted == value, labels == value
+        assert 2 * int((a & b).sum()) / int(a.sum() + b.sum()) > 0.9
+
+
+def test_published_weights_are_loaded_and_set_the_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    published = Dinov2Model(
+        Dinov2Config(hidden_size=32, num_hidden_layers=8, num_attention_heads=2, image_size=70)
+    ).eval()
+    published.save_pretrained(tmp_path)
+    config = DptStudentConfig(
+        kind="dinov2-dpt",
+        pretrained=tmp_path,
+        neck_channels=DPT.neck_channels,
+        fusion_channels=DPT.fusion_channels,
+    )
+    student = DptStudent(config, 2).eval()
+    assert student.encoder_channels == (32, 32, 32, 32)
+    image = torch.rand(1, 1, 42, 42)
+    normal = (image.expand(-1, 3, -1, -1) - student.mean) / student.std
+    with torch.no_grad():
+        last = student.encode(image)[-1]
+        expected = published(normal).last_hidden_state
+    assert torch.allclose(last.transpose(1, 2), expected, atol=1e-5)
+
+
+def test_a_folder_without_weights_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.pretrained"):
+        models.build(DptStudentConfig(kind="dinov2-dpt", pretrained=tmp_path), 2)
+
+
+def test_the_kind_chooses_the_student_and_may_be_left_out() -> None:
+    data = {"root": ".", "classes": ["disc"]}
+    small = {"channels": [4, 4, 8, 8, 8, 4]}
+    assert parse({"data": data, "student": small}).student == UNET
+    found = parse({"data": data, "student": {"kind": "dinov2-dpt", "num_layers": 4}}).student
+    assert isinstance(found, DptStudentConfig)
+    with pytest.raises(ConfigError, match="student"):
+        parse({"data": data, "student": {"kind": "resnet"}})
+    with pytest.raises(ConfigError, match="channels"):
+        parse({"data": data, "student": {"kind": "dinov2-dpt", "channels": [1]}})
