@@ -34,15 +34,15 @@ class DptStudent(Student):
         """
         super().__init__()
         self.backbone: Any = _backbone(config)
-        shape = self.backbone.config
-        self.patch_size: int = shape.patch_size
+        shape: Any = self.backbone.config
+        self.patch_size = int(shape.patch_size)
         decoder = DPTConfig(
             backbone_config=shape,
-            num_labels=num_classes + 1,
             neck_hidden_sizes=config.neck_channels,
             fusion_hidden_size=config.fusion_channels,
             semantic_classifier_dropout=0.0,  # UniMatch V2 drops channels of the features instead
         )
+        decoder.num_labels = num_classes + 1
         self.neck = DPTNeck(decoder)
         self.head = DPTSemanticSegmentationHead(decoder)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
