@@ -1,4 +1,4 @@
-"""Command ``ssl-trainer``: train, evaluate, predict."""
+"""Command ``ssl-trainer``: train, evaluate, predict, export."""
 
 from __future__ import annotations
 
@@ -129,6 +129,29 @@ def predict(
             files.write_labels(target, labels, image)
             progress.advance(task)
     console.print(f"{len(images)} label maps in {out}", highlight=False)
+
+
+@app.command()
+@_explained
+def export(
+    run: Run,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File: .onnx, or .pt2 for torch.export.")
+    ],
+) -> None:
+    """Write the best student for use without this package, and check that it answers alike.
+
+    Its input is a square canvas in [0, 1], (B, 1, size, size); its output the probabilities of
+    background and classes. Class names, size and percentiles are stored with it.
+    """
+    from ssl_trainer import export as exporting
+    from ssl_trainer.config import load
+    from ssl_trainer.unimatch.trainer import load_best
+
+    config = load(run / "config.yaml")
+    student = load_best(run, config)
+    difference = exporting.export(student, out, size=config.data.size, classes=config.data.classes)
+    console.print(f"{out}: largest difference {difference:.1g}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""Export of a student: ONNX, or a ``torch.export`` program; both checked against the student.
+
+Axes: B batch, C classes with background, H W space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
+
+# Largest difference of probabilities that rounding in another runtime may cause.
+TOLERANCE = 1e-4
+INPUT, OUTPUT = "image", "probabilities"
+FORMATS = {".onnx": "ONNX", ".pt2": "torch.export"}
+
+
+class ExportError(ValueError):
+    """The exported student cannot be made, or does not answer like the student."""
+
+
+class Deployed(nn.Module):
+    """What is exported: canvases in [0, 1] to probabilities."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, H, W) to (B, C, H, W)."""
+        return torch.softmax(self.student(image), dim=1)
+
+
+def export(student: nn.Module, file: Path, *, size: int, classes: Sequence[str]) -> float:
+    """Write ``student`` to ``file`` and compare the two on random canvases of two batch sizes.
+
+    Args:
+        student: in any mode; it is exported in evaluation mode.
+        file: ``.onnx`` or ``.pt2``.
+        size: side of the canvases.
+        classes: names of channels 1, 2, ...; stored beside the weights.
+
+    Returns:
+        The largest difference of probabilities.
+
+    Raises:
+        ExportError: of another suffix, a missing package, or answers that differ.
+    """
+    if file.suffix not in FORMATS:
+        raise ExportError(f"--out: {file}, expected a name that ends in {' or '.join(FORMATS)}")
+    model = Deployed(student).eval()
+    facts = {
+        "classes": list(classes),
+        "size": size,
+        "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"partial.{file.name}")
+    run = (_onnx if file.suffix == ".onnx" else _program)(model, partial, size, facts)
+    difference = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 3):
+        image = torch.rand(batch, 1, size, size, generator=generator)
+        with torch.no_grad():
+            difference = max(difference, float((run(image) - model(image)).abs().max()))
+    if not difference <= TOLERANCE:
+        partial.unlink()
+        raise ExportError(
+            f"{file}: probabilities differ by {difference:.2g}, expected {TOLERANCE:g} at most"
+        )
+    partial.replace(file)
+    return difference
+
+
+def _onnx(
+    model: nn.Module, file: Path, size: int, facts: dict[str, object]
+) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter needs it
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX: {error.name} is missing; pip install 'ssl-trainer[onnx]'"
+        ) from error
+    torch.onnx.export(
+        model,
+        (_example(size),),
+        file,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    stored = onnx.load(file)
+    onnx.helper.set_model_props(stored, {"vessa": json.dumps(facts)})
+    onnx.save(stored, file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run([OUTPUT], {INPUT: image.numpy()})[0])
+
+
+def _program(
+    model: nn.Module, file: Path, size: int, facts: dict[str, object]
+) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(
+        model, (_example(size),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    torch.export.save(program, file, extra_files={"vessa.json": json.dumps(facts)})
+    loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
+    return loaded
+
+
+def _example(size: int) -> Tensor:
+    # A batch of one would be taken for a constant.
+    return torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(1))

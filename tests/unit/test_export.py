@@ -1,0 +1,73 @@
+"""Exported students answer like the student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from ssl_trainer import models
+from ssl_trainer.config import DptStudentConfig, StudentConfig, UNetConfig
+from ssl_trainer.export import ExportError, export
+
+UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
+DPT = DptStudentConfig(
+    kind="dinov2-dpt",
+    hidden_size=24,
+    num_layers=4,
+    num_heads=2,
+    image_size=56,
+    neck_channels=(8, 8, 16, 16),
+    fusion_channels=8,
+)
+
+
+@pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_exported_student_answers_like_the_student(
+    tmp_path: Path, suffix: str, config: StudentConfig
+) -> None:
+    torch.manual_seed(0)
+    student = models.build(config, 2)
+    for _ in range(3):  # batch statistics that are not those of the start
+        student(torch.rand(4, 1, 32, 32))
+    file = tmp_path / f"student{suffix}"
+    assert export(student, file, size=32, classes=("disc", "bar")) <= 1e-4
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
+    image = torch.rand(5, 1, 32, 32)
+    with torch.no_grad():
+        expected = torch.softmax(student.eval()(image), dim=1)
+    if suffix == ".onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        facts = json.loads({p.key: p.value for p in onnx.load(file).metadata_props}["vessa"])
+    else:
+        extra = {"vessa.json": ""}
+        found = torch.export.load(file, extra_files=extra).module()(image)
+        facts = json.loads(extra["vessa.json"])
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert facts == {"classes": ["disc", "bar"], "size": 32, "percentiles": [0.5, 99.5]}
+
+
+def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) -> None:
+    class Moody(torch.nn.Module):
+        """Answers by its number of calls, which a traced program does not know."""
+
+        calls = 0
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return torch.cat([image, image * self.calls], dim=1)
+
+    with pytest.raises(ExportError, match="differ"):
+        export(Moody(), tmp_path / "student.pt2", size=16, classes=("disc",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_is_an_error_that_names_the_choice(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"\.onnx or \.pt2"):
+        export(models.build(UNET, 1), tmp_path / "student.pt", size=32, classes=("disc",))
