@@ -66,7 +66,7 @@ def labelled_batch(
         item = slices[index]
         assert item.labels is not None
         matrix = frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
-        view = frame.resample(frame.to_unit_range(item.image), matrix, size, mode="bilinear")
+        view = frame.resample(item.unit(), matrix, size, mode="bilinear")
         mask = frame.resample(
             torch.from_numpy(item.labels).float()[None], matrix, size, mode="nearest"
         )
@@ -86,7 +86,7 @@ def unlabelled_batch(
         for item in chosen
     )
     views = [
-        frame.resample(frame.to_unit_range(item.image), matrix, config.data.size, mode="bilinear")
+        frame.resample(item.unit(), matrix, config.data.size, mode="bilinear")
         for item, matrix in zip(chosen, thetas, strict=True)
     ]
     return UnlabelledBatch(chosen, thetas, torch.stack(views))
@@ -94,6 +94,4 @@ def unlabelled_batch(
 
 def canonical(item: Slice, size: int) -> Tensor:
     """The un-augmented slice on the canvas, (1, size, size)."""
-    return frame.resample(
-        frame.to_unit_range(item.image), frame.theta(item.image.shape), size, mode="bilinear"
-    )
+    return frame.resample(item.unit(), frame.theta(item.image.shape), size, mode="bilinear")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ssl_trainer.config import ConfigError, DataConfig
+from ssl_trainer.data import frame
 from vessa_client import AnyArray, files
 
 
@@ -130,6 +133,15 @@ class Slice:
     key: str
     image: AnyArray
     labels: npt.NDArray[np.uint8] | None
+
+    @cached_property
+    def window(self) -> tuple[float, float]:
+        """Percentiles of the image: slow to find, and needed whenever the slice is drawn."""
+        return frame.window(self.image)
+
+    def unit(self) -> Tensor:
+        """The image in [0, 1], (1, H, W)."""
+        return frame.to_unit_range(self.image, self.window)
 
 
 def read_slices(cases: tuple[Case, ...], num_classes: int, *, labelled: bool) -> list[Slice]:

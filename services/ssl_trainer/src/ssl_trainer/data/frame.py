@@ -68,13 +68,24 @@ def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
     return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
 
 
-def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
-    """(1, H, W) float32 in [0, 1] by robust percentiles; colour becomes its mean."""
+def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    """(H, W) float32; colour becomes its mean."""
     array = np.asarray(image, dtype=np.float32)
-    if array.ndim == 3:
-        array = array.mean(axis=2)
-    low, high = np.percentile(array, [LOW_PERCENTILE, HIGH_PERCENTILE])
-    scaled = (array - np.float32(low)) / np.float32(max(float(high - low), 1e-6))
+    return array.mean(axis=2) if array.ndim == 3 else array
+
+
+def window(image: npt.NDArray[np.generic]) -> tuple[float, float]:
+    """Intensities that become black and white: robust percentiles."""
+    low, high = np.percentile(grey(image), [LOW_PERCENTILE, HIGH_PERCENTILE])
+    return float(low), float(high)
+
+
+def to_unit_range(
+    image: npt.NDArray[np.generic], limits: tuple[float, float] | None = None
+) -> Tensor:
+    """(1, H, W) float32 in [0, 1]; ``limits`` is the image's :func:`window` where it is known."""
+    low, high = limits or window(image)
+    scaled = (grey(image) - np.float32(low)) / np.float32(max(high - low, 1e-6))
     return torch.from_numpy(np.clip(scaled, 0, 1))[None]
 
 
