@@ -41,7 +41,8 @@ def train(
 ) -> None:
     """Train a student; started again with the same --out it goes on, bit for bit.
 
-    Writes best.safetensors, last.safetensors, config.yaml, log.jsonl and tensorboard/.
+    Writes best.safetensors, last.safetensors, config.yaml, log.jsonl, tensorboard/, and at the
+    end report.md with curves, pseudo-labels over time, and a gallery.
     """
     import torch
 
@@ -55,9 +56,39 @@ def train(
     for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
         if value is not None:
             changes.append(f"{key}={json.dumps(value)}")
-    run_with_progress(UniMatchTrainer(load(config, changes), out))
+    trainer = UniMatchTrainer(load(config, changes), out)
+    run_with_progress(trainer)
     console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
-    console.print(f"Evaluate it:  ssl-trainer evaluate {out} --split test", highlight=False)
+    console.print(f"Report:       {_report(out)}", highlight=False)
+
+
+@app.command()
+@_explained
+def report(run: Run) -> None:
+    """Write report.md of a run, also of one that is not finished yet."""
+    console.print(f"Report: {_report(run)}", highlight=False)
+
+
+def _report(run: Path) -> Path:
+    from ssl_trainer.config import load
+    from ssl_trainer.data.cases import find
+    from ssl_trainer.evaluation import evaluate as evaluation
+    from ssl_trainer.evaluation import report as reporting
+    from ssl_trainer.unimatch.trainer import load_best
+
+    config = load(run / "config.yaml")
+    split = find(config.data)
+    student = load_best(run, config)
+    with progress_bar() as progress:
+        task = progress.add_task("Report", total=len(split.val), note="")
+        scores = evaluation.evaluate(
+            student,
+            split.val,
+            config.data.classes,
+            config.data.size,
+            advance=lambda: progress.advance(task),
+        )
+    return reporting.write(run, config, split, student, scores)
 
 
 @app.command()

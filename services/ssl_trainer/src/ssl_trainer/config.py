@@ -30,6 +30,8 @@ class DataConfig:
         labelled: patients whose labels are used; empty means all that have a label file.
         patient_pattern: regular expression whose first group is the patient in a file name.
         size: side of the square that the student sees, in pixels.
+        watch_quality: read the labels of unlabelled patients, where there are any, to log how
+            good the pseudo-labels are. Nothing is trained on them.
     """
 
     root: Path
@@ -37,6 +39,7 @@ class DataConfig:
     labelled: tuple[str, ...] = ()
     patient_pattern: str = r"^([^_.]+)"
     size: int = 128
+    watch_quality: bool = False
 
     def __post_init__(self) -> None:
         if not self.classes:

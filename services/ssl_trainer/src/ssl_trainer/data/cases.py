@@ -128,7 +128,10 @@ def _check_disjoint(train: set[str], split: Split) -> None:
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice in its native frame; ``labels`` of an unlabelled one is None."""
+    """A slice in its native frame.
+
+    ``labels`` of an unlabelled slice are None, or serve to watch pseudo-labels, never to train.
+    """
 
     key: str
     image: AnyArray

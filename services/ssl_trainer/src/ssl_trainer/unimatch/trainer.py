@@ -26,7 +26,7 @@ from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch import losses, schedule, state
+from ssl_trainer.unimatch import losses, quality, schedule, state
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.views import CutMix, jitter
@@ -61,7 +61,9 @@ class UniMatchTrainer:
         self.split = cases.find(config.data)
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
-        self.unlabelled = cases.read_slices(self.split.unlabelled, count, labelled=False)
+        self.unlabelled = cases.read_slices(
+            self.split.unlabelled, count, labelled=config.data.watch_quality
+        )
         self.labelled_sampler = batches.SliceSampler(
             len(self.labelled), config.labelled_batch, config.seed
         )
@@ -227,6 +229,9 @@ class UniMatchTrainer:
             "loss/consistency": float(consistency.detach()),
             "teacher/confident": float((confidence >= threshold).float().mean()),
         }
+        if config.data.watch_quality:
+            vessa = None if from_vessa is None else from_vessa.labels_BHW
+            scalars |= quality.watch(batch, labels, vessa)
         if from_vessa is not None:
             total = total + weight * assistance
             agree = (from_vessa.labels_BHW == labels).float().mean()

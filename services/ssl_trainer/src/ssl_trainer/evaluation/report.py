@@ -1,0 +1,239 @@
+"""What a training leaves for people: curves, a gallery, and a report that shows both.
+
+Axes: H W space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from torch import nn
+
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data.cases import Case, Split
+from ssl_trainer.evaluation import volumes
+from ssl_trainer.evaluation.metrics import METRICS, CaseScores
+from vessa_client import AnyArray, UInt8Array, files, pictures
+
+CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
+GALLERY, REPORT = "gallery.png", "report.md"
+# Ranks of the gallery, from the best slice to the worst.
+RANKS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
+LossCurve = tuple[str, str]
+LOSSES: tuple[LossCurve, ...] = (
+    ("loss/supervised", "labelled"),
+    ("loss/consistency", "teacher"),
+    ("loss/assistant", "VESSA"),
+)
+PSEUDO: tuple[LossCurve, ...] = (
+    ("quality/teacher", "Dice of the teacher's labels"),
+    ("quality/vessa", "Dice of VESSA's labels"),
+    ("assistant/agreement", "pixels on which teacher and VESSA agree"),
+    ("teacher/confident", "pixels of which the teacher is sure"),
+    ("assistant/weight", "weight of VESSA"),
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A slice of the gallery."""
+
+    title: str
+    image: AnyArray
+    predicted: UInt8Array
+    truth: UInt8Array | None
+    dice: float
+
+
+def write(
+    run: Path, config: TrainConfig, split: Split, student: nn.Module, scores: Sequence[CaseScores]
+) -> Path:
+    """Write pictures and ``report.md`` into ``run``; returns the report.
+
+    Args:
+        run: folder with ``log.jsonl``.
+        config: of the run.
+        split: its cases; the gallery shows those for validation, else unlabelled ones.
+        student: the best one.
+        scores: of the validation cases; may be empty.
+    """
+    log = _read_log(run / "log.jsonl")
+    _plot_curves(log, config, run / CURVES)
+    shown = [("Curves", CURVES)]
+    if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
+        shown.append(("Pseudo-labels over time", PSEUDO_LABELS))
+    rows = _gallery_rows(split.val or split.unlabelled[:3], config, student)
+    files.write_picture(run / GALLERY, _gallery(rows))
+    shown.append(("Slices, from the best to the worst" if split.val else "Slices", GALLERY))
+    file = run / REPORT
+    files.write_text(file, _markdown(run, config, split, scores, shown))
+    return file
+
+
+def _read_log(file: Path) -> list[dict[str, float]]:
+    """Lines by step; a resumed run may have written a step twice, and the last one counts."""
+    by_step = {}
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            by_step[entry["step"]] = entry
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _series(log: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    found = [(entry["step"], entry[name]) for entry in log if name in entry]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Mean over a twentieth of the run: single batches jump."""
+    width = max(1, len(values) // 20)
+    return [float(np.mean(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))]
+
+
+def _plot_curves(log: list[dict[str, float]], config: TrainConfig, file: Path) -> None:
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, label in LOSSES:
+        steps, values = _series(log, name)
+        if steps:
+            left.plot(steps, _smooth(values), label=label)
+    left.set(title="Loss", xlabel="update", yscale="log")
+    for structure in config.data.classes:
+        steps, values = _series(log, f"val/dice/{structure}")
+        if steps:
+            right.plot(steps, values, marker="o", markersize=3, label=structure)
+    right.set(title="Dice of the teacher on validation cases", xlabel="update", ylim=(0, 1))
+    for axes in (left, right):
+        if axes.lines:
+            axes.legend()
+    _save(figure, file)
+
+
+def _plot(log: list[dict[str, float]], curves: Sequence[LossCurve], file: Path, title: str) -> bool:
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, label in curves:
+        steps, values = _series(log, name)
+        if steps:
+            axes.plot(steps, _smooth(values), label=label)
+    if not axes.lines:
+        return False
+    axes.set(title=title.capitalize(), xlabel="update", ylim=(0, 1.02))
+    axes.legend(fontsize="small")
+    _save(figure, file)
+    return True
+
+
+def _save(figure: Figure, file: Path) -> None:
+    with mpl.rc_context({"font.size": 9}):
+        figure.savefig(file, dpi=110)
+
+
+def _gallery_rows(cases: Sequence[Case], config: TrainConfig, student: nn.Module) -> list[_Row]:
+    rows = []
+    for case in cases:
+        image = case.read()
+        truth = case.read_labels(image, len(config.data.classes))
+        predicted = volumes.predict_slices(student, image, config.data.size)
+        for index, labels in enumerate(predicted):
+            expected = None if truth is None else truth.slice(index).astype(np.uint8)
+            shows = labels if expected is None else expected
+            if shows.any():
+                dice = float("nan") if expected is None else _foreground_dice(labels, expected)
+                title = f"{image.stem} {index}"
+                rows.append(_Row(title, image.slice(index), labels, expected, dice))
+    return rows
+
+
+def _foreground_dice(predicted: UInt8Array, truth: UInt8Array) -> float:
+    values = [v for v in np.unique(truth) if v]
+    scores = []
+    for value in values:
+        p, t = predicted == value, truth == value
+        scores.append(2 * (p & t).sum() / (p.sum() + t.sum()))
+    return float(np.mean(scores))
+
+
+def _gallery(rows: list[_Row]) -> UInt8Array:
+    """Slices at fixed ranks, so that bad ones are seen as well."""
+    if not rows:
+        return pictures.panels([("nothing was found", np.zeros((64, 160, 3), np.uint8))])
+    ordered = sorted(rows, key=lambda row: row.dice)
+    chosen = dict.fromkeys(round(rank * (len(ordered) - 1)) for rank in RANKS)
+    out = []
+    for index in chosen:
+        row = ordered[index]
+        panels = [
+            (row.title, pictures.grey(row.image)),
+            ("student", pictures.overlay(row.image, row.predicted)),
+        ]
+        if row.truth is not None:
+            title = f"truth, Dice {row.dice:.2f}"
+            panels.append((title, pictures.overlay(row.image, row.truth)))
+        out.append(pictures.panels(panels))
+    return pictures.rows(out)
+
+
+def _markdown(
+    run: Path,
+    config: TrainConfig,
+    split: Split,
+    scores: Sequence[CaseScores],
+    shown: Sequence[tuple[str, str]],
+) -> str:
+    patients = [
+        f"{len({case.patient for case in cases})} {name}"
+        for name, cases in (
+            ("labelled", split.labelled),
+            ("unlabelled", split.unlabelled),
+            ("for validation", split.val),
+        )
+    ]
+    server = config.assistant.server
+    lines = [
+        f"# Training {run.name}",
+        "",
+        f"- Patients: {', '.join(patients)}",
+        f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
+        f"- Updates: {config.steps}, seed {config.seed}",
+        f"- VESSA: {'at ' + server if server else 'not used'}",
+        "- All settings: `config.yaml`; weights: `best.safetensors`; curves: `tensorboard/`",
+        "",
+    ]
+    if scores:
+        lines += [
+            "## Validation, best student",
+            "",
+            "The student was chosen on these cases, so their scores are a little too kind.",
+            "",
+            "| | Dice | HD95 | ASD |",
+            "|---|---|---|---|",
+        ]
+        for index, name in enumerate(config.data.classes):
+            cells = []
+            for metric in METRICS:
+                values = [getattr(s, metric)[index] for s in scores]
+                digits = 3 if metric == "dice" else 1
+                cells.append(f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    for title, name in shown:
+        lines += [f"## {title}", "", f"![{title}]({name})", ""]
+    lines += [
+        "## Next",
+        "",
+        "```",
+        f"ssl-trainer predict {run} FOLDER --out FOLDER",
+        f"ssl-trainer evaluate {run} --split test",
+        f"ssl-trainer export {run} --out student.onnx",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

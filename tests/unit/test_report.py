@@ -1,0 +1,76 @@
+"""What a training leaves for people to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ssl_trainer.cli import app
+from ssl_trainer.config import parse, to_dict
+from ssl_trainer.unimatch import quality
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from trainer_support import small_config, write_case, write_dataset
+
+
+def test_a_run_ends_with_a_report_that_shows_its_pictures(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    run = tmp_path / "run"
+    UniMatchTrainer(config, run).run()
+    result = CliRunner().invoke(app, ["report", str(run)])
+    assert result.exit_code == 0, result.output
+    text = (run / "report.md").read_text()
+    assert "1 labelled, 2 unlabelled, 1 for validation" in text
+    assert "| disc |" in text
+    assert "| bar |" in text
+    pictures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line[:1] == "!"]
+    assert len(pictures) == 3
+    for name in pictures:
+        pixels = np.asarray(Image.open(run / name).convert("RGB"))
+        assert min(pixels.shape[:2]) > 100
+        assert pixels.std() > 5, f"{name} is empty"
+
+
+def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "val").iterdir():
+        file.unlink()
+    run = tmp_path / "run"
+    UniMatchTrainer(small_config(root), run).run()
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    text = (run / "report.md").read_text()
+    assert "| Dice |" not in text
+    assert (run / "gallery.png").is_file()
+
+
+def test_watching_the_quality_does_not_change_the_training(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    write_case(root / "train", "p1_frame01", 1, labelled=True)
+    config = small_config(root)
+    content = to_dict(config)
+    content["data"]["watch_quality"] = True
+    students, logs = {}, {}
+    for name, plain in (("plain", to_dict(config)), ("watched", content)):
+        trainer = UniMatchTrainer(parse(plain), tmp_path / name)
+        scalars = [trainer.train_step() for _ in range(4)]
+        students[name], logs[name] = trainer.student.state_dict(), scalars
+    for name, tensor in students["plain"].items():
+        assert torch.equal(tensor, students["watched"][name]), name
+    watched = [s["quality/teacher"] for s in logs["watched"] if "quality/teacher" in s]
+    assert watched
+    assert all(0 <= score <= 1 for score in watched)
+    assert not any("quality" in key for scalars in logs["plain"] for key in scalars)
+
+
+def test_quality_is_the_dice_of_the_structures_that_are_there() -> None:
+    truth = torch.zeros(2, 8, 8, dtype=torch.long)
+    truth[0, :4], truth[1, :, :2] = 1, 2
+    predicted = truth.clone()
+    predicted[0, :2] = 2
+    ones = 2 * 16 / (16 + 32)
+    twos = 2 * 16 / (32 + 16)
+    assert quality.dice(predicted, truth) == (ones + twos) / 2
+    assert quality.dice(predicted, torch.zeros_like(truth)) is None
