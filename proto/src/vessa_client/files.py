@@ -178,6 +178,13 @@ def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
     _atomically(path, lambda file: nib.save(image, file))
 
 
+def write_volume(path: Path, volume_XYZ: AnyArray, affine: AnyArray) -> None:
+    """Write a NIfTI volume with an affine of its own, in mm."""
+    image = nib.Nifti1Image(volume_XYZ, affine)
+    image.header.set_xyzt_units("mm")
+    _atomically(path, lambda file: nib.save(image, file))
+
+
 def write_picture(path: Path, pixels: UInt8Array) -> None:
     """Write a PNG."""
     picture = Image.fromarray(pixels)

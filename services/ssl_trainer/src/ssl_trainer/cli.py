@@ -1,4 +1,4 @@
-"""Command ``ssl-trainer``: train, evaluate, predict, export."""
+"""Command ``ssl-trainer``: prepare, train, report, evaluate, predict, export."""
 
 from __future__ import annotations
 
@@ -22,6 +22,32 @@ Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
 
 # ConfigError, StateError and FileError are ValueErrors.
 _explained = explained(ValueError, OSError)
+
+
+@app.command()
+@_explained
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; see examples/abdomenct-1k.yaml.")],
+    images: Annotated[Path, typer.Option(help="Folder of NIfTI volumes.")],
+    labels: Annotated[Path, typer.Option(help="Folder of their label files, of the same names.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared data.")],
+) -> None:
+    """Window, resample and split a published data set; writes what `train` reads.
+
+    Started again it goes on where it was.
+    """
+    from ssl_trainer.data import prepare as preparing
+
+    with progress_bar() as progress:
+        task = progress.add_task("Preparing", total=None, note="")
+        config = preparing.prepare(
+            preparing.load(recipe),
+            images,
+            labels,
+            out,
+            advance=lambda total: progress.update(task, total=total, advance=1),
+        )
+    console.print(f"Train with:  ssl-trainer train {config} --out RUN", highlight=False)
 
 
 @app.command()
