@@ -6,6 +6,7 @@ Axes: C classes, X Y Z space.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,21 +63,21 @@ def score(
                 hd95.append(missing)
                 asd.append(missing)
                 continue
-            hd95.append(
-                float(
-                    compute_hausdorff_distance(
-                        p, t, include_background=True, percentile=95, spacing=list(spacing)
-                    )
-                )
-            )
-            asd.append(
-                float(
-                    compute_average_surface_distance(
-                        p, t, include_background=True, symmetric=True, spacing=list(spacing)
-                    )
-                )
-            )
+            found = _distances(p, t, spacing)
+            hd95.append(found[0])
+            asd.append(found[1])
     return CaseScores(name=name, dice=tuple(dice), hd95=tuple(hd95), asd=tuple(asd))
+
+
+def _distances(predicted: Tensor, truth: Tensor, spacing: Sequence[float]) -> tuple[float, float]:
+    """95 % Hausdorff distance and average symmetric surface distance of one structure."""
+    options = {"include_background": True, "spacing": list(spacing)}
+    with warnings.catch_warnings():
+        # MONAI calls itself with an argument that it warns about.
+        warnings.simplefilter("ignore", FutureWarning)
+        hausdorff = compute_hausdorff_distance(predicted, truth, percentile=95, **options)
+        surface = compute_average_surface_distance(predicted, truth, symmetric=True, **options)
+    return float(hausdorff), float(surface)
 
 
 def mean_dice(scores: Sequence[CaseScores]) -> float:
