@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vessa_server.matching.template_matcher import NOT_A_POINT, MatchPrompts, foreground_prototype
-from vessa_server.model.vessa import ImageFeatures, TemplateFeatures, Vessa
+from vessa_server.model.vessa import ImageFeatures, Reasoned, TemplateFeatures, Vessa
 
 # Similarity of a cell to the prototype, relative to the image's range, that counts as one half.
 PROTOTYPE_SHARPNESS = 12.0
@@ -50,9 +50,11 @@ def without(model: Vessa, part: str) -> Iterator[None]:
     def no_memory(features: ImageFeatures, image_P: Tensor, templates: TemplateFeatures) -> Tensor:
         return features.top_BDHW[image_P]
 
-    def no_vlm(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        seg, loss = Vessa.reason(model, *arguments, **options)
-        return torch.zeros_like(seg), loss
+    def no_vlm(*arguments: Any, **options: Any) -> Reasoned:
+        found = Vessa.reason(model, *arguments, **options)
+        return Reasoned(
+            torch.zeros_like(found.seg_P1D), torch.zeros_like(found.seg_map_P1HW), found.loss
+        )
 
     if part == "matching":
         replace("match", no_match)

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="of methods that train")
     parser.add_argument("--adapt-steps", type=int, default=adaptation.STEPS)
     parser.add_argument("--adapted", type=Path, help="folder that keeps what was trained")
+    parser.add_argument("--every", type=int, default=2, help="of the slices, for student masks")
     parser.add_argument("--parts", nargs="*", default=["rivals", "ablations", "students"])
     arguments = parser.parse_args()
     split = acdc.split(arguments.data, arguments.cases)
@@ -194,7 +195,7 @@ class Runner:
 
     def students(self, cases: tuple[Case, ...]) -> dict[str, Result]:
         """Repair of corrupted masks at each level, and calibration."""
-        items = acdc.slices(cases)
+        items = acdc.slices(cases)[:: self.arguments.every]
         top_k = self.arguments.top_k
         found: Result = {}
         models = {"VESSA one-shot": self.model()}

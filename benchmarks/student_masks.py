@@ -18,7 +18,7 @@ from vessa_client import SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
-from vessa_server.training.synthetic import smooth_noise
+from vessa_server.training.noise import smooth_noise
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 TOLERANCE = 0.04

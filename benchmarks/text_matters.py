@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from ablations import without
 from acdc import RESULTS, circumstances
 from vessa_client import files
 from vessa_client.console import console
@@ -94,7 +96,8 @@ def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> di
             swapped = asked[1] if value == asked[0] else asked[0]
             for arm in ARMS:
                 words = _prompt(texts, swapped if arm == "swapped text" else value)
-                logits = _segment(model, one, other, shown, words, arm != "no <SEG>")
+                with without(model, "vlm") if arm == "no <SEG>" else nullcontext():
+                    logits = _segment(model, one, other, shown, words)
                 size = truth.shape[-2:]
                 full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")
                 scores[arm].append(float(hard_dice(full, truth)))
@@ -117,21 +120,22 @@ def _prompt(texts: list[ClassText], value: int) -> str:
 
 
 def _segment(
-    model: Vessa, query: Prepared, template: Prepared, shown: Tensor, words: str, with_seg: bool
+    model: Vessa, query: Prepared, template: Prepared, shown: Tensor, words: str
 ) -> Tensor:
     first = torch.zeros(1, dtype=torch.long)
     ids, mask = model.reasoner.tokenize([words])
     view = preprocess.vlm_view(template.tinted_13HW, model.config.vlm.image_size)
     prefix = model.reasoner.prefix(ids, mask, model.reasoner.see(view))
-    seg, _ = model.reason(prefix, query.features, first)
+    reasoned = model.reason(prefix, query.features, first)
     known = model.encode_template(template.features, shown)
     matched = model.match(query.features, first, known)
     conditioned = Conditioned(
-        model.remember(query.features, first, known),
-        matched.prior_P1HW,
-        matched.points_PN2,
-        matched.labels_PN,
-        seg if with_seg else torch.zeros_like(seg),
+        top_PDHW=model.remember(query.features, first, known),
+        prior_P1HW=matched.prior_P1HW,
+        points_PN2=matched.points_PN2,
+        labels_PN=matched.labels_PN,
+        seg_P1D=reasoned.seg_P1D,
+        seg_map_P1HW=reasoned.seg_map_P1HW,
     )
     return model.decode(query.features, first, conditioned, None, None).class_logits()
 

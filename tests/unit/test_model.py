@@ -32,12 +32,14 @@ def _condition(
     overlay = model.reasoner.see(torch.full((len(image_P), 3, 64, 64), 0.4))
     prefix = model.reasoner.prefix(ids, attention, overlay)
     matched = model.match(features, image_P, encoded)
+    reasoned = model.reason(prefix, features, image_P)
     return Conditioned(
-        model.remember(features, image_P, encoded),
-        matched.prior_P1HW,
-        matched.points_PN2,
-        matched.labels_PN,
-        model.reason(prefix, features, image_P)[0],
+        top_PDHW=model.remember(features, image_P, encoded),
+        prior_P1HW=matched.prior_P1HW,
+        points_PN2=matched.points_PN2,
+        labels_PN=matched.labels_PN,
+        seg_P1D=reasoned.seg_P1D,
+        seg_map_P1HW=reasoned.seg_map_P1HW,
     )
 
 

@@ -10,6 +10,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from support import tiny_model
 from vessa_server.model.reasoner import Reasoner, VisualTokens
+from vessa_server.model.seg_token_projector import SegMap
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_prefix_and_read_are_one_forward_of_the_library(reasoner: Reasoner) -> N
     ids, mask = reasoner.tokenize(prompts)
     assert int(mask.sum(dim=1).max()) < mask.shape[1], "the test needs padding"
     prefix = reasoner.prefix(ids, mask, reasoner.see(overlays))
-    found, _ = reasoner.read(prefix, reasoner.see(targets))
+    found = reasoner.read(prefix, reasoner.see(targets)).seg_PD
     for row, prompt in enumerate(prompts):
         expected = _whole_forward(reasoner, prompt, overlays[row : row + 1], targets[row : row + 1])
         assert torch.allclose(found[row], expected, atol=1e-4)
@@ -76,7 +77,7 @@ def test_the_text_and_both_images_change_seg(reasoner: Reasoner) -> None:
     def seg(prompt: str, overlay: int, target: int) -> torch.Tensor:
         ids, mask = reasoner.tokenize([prompt])
         prefix = reasoner.prefix(ids, mask, reasoner.see(_images(1, overlay)))
-        return reasoner.read(prefix, reasoner.see(_images(1, target)))[0]
+        return reasoner.read(prefix, reasoner.see(_images(1, target))).seg_PD
 
     base = seg("the disc", 1, 2)
     assert torch.equal(base, seg("the disc", 1, 2))
@@ -91,7 +92,7 @@ def test_language_loss_is_the_cross_entropy_of_seg_and_answer(reasoner: Reasoner
     target: VisualTokens = reasoner.see(_images(1, 1))
     short, long = reasoner.answer_ids([" absent"], 8), reasoner.answer_ids([" absent"], 20)
     assert int((short >= 0).sum()) >= 2
-    losses = [float(reasoner.read(prefix, target, a)[1]) for a in (short, long)]
+    losses = [float(reasoner.read(prefix, target, a).loss) for a in (short, long)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5), "padding must not count"
     assert losses[0] > 0
 
@@ -115,3 +116,17 @@ def test_long_text_is_cut_to_the_limit(reasoner: Reasoner) -> None:
     ids, mask = reasoner.tokenize(["word " * 500])
     assert ids.shape == mask.shape == (1, reasoner.config.max_text_tokens)
     assert bool(mask.all())
+
+
+def test_the_map_of_seg_is_its_dot_product_with_every_cell() -> None:
+    torch.manual_seed(0)
+    seg_map = SegMap(hidden_size=6, feature_dim=4)
+    seg, target, match = torch.randn(2, 6), torch.randn(2, 16, 6), torch.randn(2, 4, 4, 4)
+    with torch.no_grad():
+        found = seg_map(seg, target, match)
+        for pair, row, column in ((0, 0, 0), (1, 2, 3)):
+            asked, token = (seg_map.norm(v) for v in (seg[pair], target[pair, 4 * row + column]))
+            coarse = seg_map.coarse_query(asked) @ seg_map.coarse_key(token) / 2
+            fine = seg_map.fine_query(asked) @ match[pair, :, row, column]
+            expected = coarse + fine + seg_map.bias
+            assert float(found[pair, 0, row, column]) == pytest.approx(float(expected), abs=1e-5)

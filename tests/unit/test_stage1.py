@@ -11,12 +11,14 @@ import torch
 
 from support import tiny_config, tiny_model
 from vessa_server.model import checkpoint, prompts
+from vessa_server.model.vessa import Conditioned
 from vessa_server.training import lora
 from vessa_server.training.config import ConfigError, FineTuningConfig, TrainingConfig
 from vessa_server.training.corruption import corrupt
 from vessa_server.training.episodes import Episode, EpisodeDataset
 from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
-from vessa_server.training.objective import choose_templates
+from vessa_server.training.objective import _misled, _prefix, choose_templates
+from vessa_server.training.scenes import FAMILIES, MAX_REGIONS, TEXTS, Scene
 from vessa_server.training.synthetic import SyntheticSource
 from vessa_server.training.trainer import Stage1Trainer, learning_rate
 
@@ -306,3 +308,78 @@ def test_lora_trains_adapters_only_and_stores_a_plain_model(tmp_path: Path) -> N
         view = model.reasoner.see(episode.image_N3HW[:1])
         seen = [m.reasoner.prefix(ids, mask, view).keys_PLGTD for m in (model, plain)]
     assert torch.allclose(seen[0], seen[1], atol=1e-2)
+
+
+@torch.no_grad()
+def test_pairs_that_share_text_and_template_share_their_prefix() -> None:
+    model = tiny_model()
+    texts = ["the disc", "a rather longer text", "the disc", "the disc"]
+    first = torch.tensor([1, 0, 1, 0])
+    views = model.reasoner.see(torch.rand(2, 3, 64, 64))
+    shared = _prefix(model, texts, views, first)
+    target = model.reasoner.see(torch.rand(4, 3, 64, 64))
+    found = model.reasoner.read(shared, target).seg_PD
+    ids, mask = model.reasoner.tokenize(texts)
+    each = model.reasoner.prefix(ids, mask, views.select(first))
+    assert torch.allclose(found, model.reasoner.read(each, target).seg_PD, atol=1e-5)
+    assert torch.equal(shared.keys_PLGTD[0], shared.keys_PLGTD[2])
+    assert shared.mask_PT.shape[1] < each.mask_PT.shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scenes_draw_known_regions_and_annotate_what_they_can_show(family: str) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scene = Scene(rng, family)
+        values, texts = scene.annotated(rng)
+        assert len(values) == len(set(values)) == len(texts)
+        drawn = [scene.draw(rng) for _ in range(40)]
+        assert all(regions.max() < MAX_REGIONS for regions in drawn)
+        for value in values:
+            assert any(bool((regions == value).any()) for regions in drawn), (seed, value)
+
+
+def test_names_that_mean_nothing_leave_the_colour_to_decide() -> None:
+    config = dataclasses.replace(CONFIG, renamed=1.0, text_decides=1.0)
+    own = [text.name for text in TEXTS]
+    with_colour = without_colour = 0
+    for step in range(12):
+        for text in _dataset(config)[step].prompts:
+            named = any(f"Segment {name}." in text or f"Segment {name}," in text for name in own)
+            if " area of another image" in text:
+                with_colour += 1
+                assert not named, text
+            else:
+                without_colour += 1
+                assert named, text
+    assert with_colour
+    assert without_colour
+
+
+def test_the_vlm_misleads_only_where_the_template_tells() -> None:
+    pairs = 6
+    pair_P11 = torch.arange(1.0, pairs + 1)[:, None, None]
+    conditioned = Conditioned(
+        top_PDHW=torch.zeros(pairs, 1, 1, 1),
+        prior_P1HW=torch.zeros(pairs, 1, 1, 1),
+        points_PN2=torch.zeros(pairs, 1, 2),
+        labels_PN=torch.zeros(pairs, 1),
+        seg_P1D=pair_P11,
+        seg_map_P1HW=pair_P11[..., None],
+    )
+    shown = torch.zeros(pairs, 4, dtype=torch.bool)
+    shown[:, 1] = True
+    shown[3:, 2] = True
+    episode = dataclasses.replace(_dataset()[0], image_P=torch.zeros(pairs), shown_PV=shown)
+    always = dataclasses.replace(CONFIG, seg_dropout=0.0, seg_distractor_probability=1.0)
+    moved = 0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        heard = _misled(conditioned, episode, always)
+        assert torch.equal(heard.seg_P1D.flatten(), heard.seg_map_P1HW.flatten())
+        assert torch.equal(heard.seg_P1D[3:], conditioned.seg_P1D[3:])
+        moved += int((heard.seg_P1D[:3] != conditioned.seg_P1D[:3]).sum())
+    assert moved > 15
+    silent = _misled(conditioned, episode, dataclasses.replace(CONFIG, seg_dropout=1.0))
+    assert not silent.seg_P1D.any()
+    assert not silent.seg_map_P1HW.any()

@@ -28,6 +28,8 @@ EXPLANATION_TOKENS = 24
 OUTSIDE_LOGIT = -10.0
 # Mean predicted IoU below which turned views are tried, and by how much one must be better.
 TURN_BELOW, TURN_MARGIN = 0.4, 0.08
+# Predicted IoU below which a student's structure stays as it came, and how sure that is.
+KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
 # Overlap of windows from which a student's is the same as VESSA's own.
 SAME_WINDOW = 0.5
 
@@ -72,6 +74,10 @@ class Work:
         assert self.prepared is not None
         canvas = self.prepared.view.canvas
         logits_CHW = canvas.restore(self.decoded.class_logits()[:, 0], outside=OUTSIDE_LOGIT)
+        if self.student_CHW is not None:
+            unsure_C = self.decoded.iou_P < KEEP_BELOW
+            kept_CHW = torch.logit(self.student_CHW[unsure_C], eps=1e-6)
+            logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
         return torch.softmax(torch.cat([torch.zeros_like(logits_CHW[:1]), logits_CHW]), dim=0)
 
 
@@ -277,9 +283,14 @@ class Pipeline:
         with work.clock.stage("remember"):
             top = self.model.remember(view.features, image_P, templates)
         with work.clock.stage("reason"):
-            seg, _ = self.model.reason(prefix, view.features, image_P)
+            reasoned = self.model.reason(prefix, view.features, image_P)
         conditioned = Conditioned(
-            top, matched.prior_P1HW, matched.points_PN2, matched.labels_PN, seg
+            top_PDHW=top,
+            prior_P1HW=matched.prior_P1HW,
+            points_PN2=matched.points_PN2,
+            labels_PN=matched.labels_PN,
+            seg_P1D=reasoned.seg_P1D,
+            seg_map_P1HW=reasoned.seg_map_P1HW,
         )
         work.prepared = Prepared(view, conditioned, used, prefix)
 

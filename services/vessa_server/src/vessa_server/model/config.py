@@ -95,10 +95,12 @@ class VlmConfig:
     vision_heads: int = 4
     vision_intermediate_size: int = 384
     patch_size: int = 16
+    # Patches along each side that become one token of the language model.
+    merge_size: int = 2
     deepstack_layers: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
-        unit = self.patch_size * 2
+        unit = self.patch_size * self.merge_size
         if self.image_size % unit:
             raise ValueError(f"image_size {self.image_size}: expected a multiple of {unit}")
 

@@ -33,7 +33,7 @@ def nano() -> VessaConfig:
         memory=MemoryConfig(num_layers=2, feedforward_dim=256, dropout=0.0, layer_scale_init=0.1),
         decoder=DecoderConfig(num_heads=4, mlp_dim=256, iou_hidden_dim=128, residual_init=0.5),
         matcher=MatcherConfig(feature_dim=64),
-        vlm=VlmConfig(image_size=128),
+        vlm=VlmConfig(image_size=128, merge_size=1),
     )
 
 

@@ -45,6 +45,22 @@ class PromptPrefix(TensorRecord):
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the language model says of a target.
+
+    Attributes:
+        seg_PD: hidden state of ``<SEG>``.
+        target_PTD: hidden states of the target's visual tokens, row by row; they have read the
+            text and the template.
+        loss: mean cross-entropy of ``<SEG>`` and the answer; 0 where no answer was given.
+    """
+
+    seg_PD: Tensor
+    target_PTD: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """Output of the VLM's vision tower: merged tokens and DeepStack features, (B, T, D) each."""
 
@@ -84,6 +100,7 @@ def qwen_config(config: VlmConfig) -> Qwen3VLConfig:
             "intermediate_size": config.vision_intermediate_size,
             "num_heads": config.vision_heads,
             "patch_size": config.patch_size,
+            "spatial_merge_size": config.merge_size,
             "out_hidden_size": config.hidden_size,
             "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
             "deepstack_visual_indexes": list(config.deepstack_layers),
@@ -205,28 +222,25 @@ class Reasoner(nn.Module):
 
     def read(
         self, prefix: PromptPrefix, target: VisualTokens, answer_PT: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Reading:
         """Teacher-forced pass over target and ``<SEG>`` (and, in training, the answer).
 
         Args:
             prefix: from :meth:`prefix`, one row for each pair.
             target: visual tokens of each pair's image.
             answer_PT: token ids that follow ``<SEG>``, padded with -100.
-
-        Returns:
-            Hidden state of ``<SEG>``, (P, D); mean cross-entropy of ``<SEG>`` and the answer.
         """
         hidden_PTD, ids_PT, _ = self._read(prefix, target, answer_PT)
         at_seg = self._seg_index
-        seg_PD = hidden_PTD[:, at_seg]
+        seg_PD, target_PTD = hidden_PTD[:, at_seg], hidden_PTD[:, : self.grid**2]
         if answer_PT is None:
-            return seg_PD, seg_PD.new_zeros(())
+            return Reading(seg_PD, target_PTD, seg_PD.new_zeros(()))
         logits_PTV = self.vlm.lm_head(hidden_PTD[:, at_seg - 1 : -1])
         expected_PT = torch.cat([ids_PT[:, at_seg : at_seg + 1], answer_PT], dim=1)
         loss = F.cross_entropy(
             logits_PTV.flatten(0, 1), expected_PT.flatten(), ignore_index=IGNORED
         )
-        return seg_PD, loss
+        return Reading(seg_PD, target_PTD, loss)
 
     @torch.no_grad()
     def explain(self, prefix: PromptPrefix, target: VisualTokens, max_tokens: int) -> list[str]:

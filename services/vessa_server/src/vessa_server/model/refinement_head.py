@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOGIT_SCALE = 0.25
-# Image, logits, prior, student mask, and whether there is a student mask.
-INPUT_CHANNELS = 7
+# Image, logits, prior, map of <SEG>, student mask, and whether there is a student mask.
+INPUT_CHANNELS = 8
 
 
 class _Block(nn.Module):
@@ -59,6 +59,7 @@ class RefinementHead(nn.Module):
         image_PCHW: Tensor,
         logits_P1HW: Tensor,
         prior_logits_P1HW: Tensor,
+        seg_logits_P1HW: Tensor,
         student_P2HW: Tensor,
         high_res_4_PCHW: Tensor,
         high_res_8_PCHW: Tensor,
@@ -66,13 +67,14 @@ class RefinementHead(nn.Module):
     ) -> Tensor:
         """Return a correction of the logits at stride 2, (P, 1, H, W).
 
-        The first four are at stride 2, ``conditioned_PDHW`` at stride 16. ``student_P2HW``
+        The first five are at stride 2, ``conditioned_PDHW`` at stride 16. ``student_P2HW``
         holds the student's logits and whether there is one, 0 otherwise.
         """
         inputs = [
             image_PCHW,
             LOGIT_SCALE * logits_P1HW,
             LOGIT_SCALE * prior_logits_P1HW,
+            LOGIT_SCALE * seg_logits_P1HW,
             LOGIT_SCALE * student_P2HW[:, :1],
             student_P2HW[:, 1:],
         ]

@@ -22,7 +22,7 @@ from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_enc
 from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
 from vessa_server.model.records import TensorRecord
 from vessa_server.model.refinement_head import RefinementHead
-from vessa_server.model.seg_token_projector import SegTokenProjector
+from vessa_server.model.seg_token_projector import SegMap, SegTokenProjector
 from vessa_server.model.vision_encoder import MatchHead, build_image_encoder, pyramid
 
 STUDENT_LOGIT_LIMIT = 4.0
@@ -65,6 +65,16 @@ class Conditioned(TensorRecord):
     points_PN2: Tensor
     labels_PN: Tensor
     seg_P1D: Tensor
+    seg_map_P1HW: Tensor
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """Step 3: prompt embedding of ``<SEG>``, its map of logits at stride 8, and the VLM's loss."""
+
+    seg_P1D: Tensor
+    seg_map_P1HW: Tensor
+    loss: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class Vessa(nn.Module):
         )
         self.reasoner = Reasoner(config.vlm, tokenizer, vlm_architecture)
         self.seg_projector = SegTokenProjector(self.reasoner.hidden_size, d_model)
+        self.seg_map = SegMap(self.reasoner.hidden_size, config.matcher.feature_dim)
         self.memory_encoder = memory.build_memory_encoder(config)
         self.memory_attention = memory.build_memory_attention(config)
         self.maskmem_tpos_enc = nn.Parameter(
@@ -112,6 +123,7 @@ class Vessa(nn.Module):
         self.student_embedding = nn.Parameter(torch.zeros(1, d_model, 1, 1))
         residual = config.decoder.residual_init
         self.prior_weight = nn.Parameter(torch.tensor(residual))
+        self.seg_weight = nn.Parameter(torch.tensor(residual))
         self.student_weight = nn.Parameter(torch.tensor(residual))
         self.refinement = RefinementHead(d_model, config.decoder.refinement_widths)
 
@@ -181,11 +193,16 @@ class Vessa(nn.Module):
         features: ImageFeatures,
         image_P: Tensor,
         answer_PT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Step 3: ``<SEG>`` prompt embedding (P, 1, D) and the language-model loss."""
+    ) -> Reasoned:
+        """Step 3."""
         target = features.visual_tokens().select(image_P)
-        hidden, loss = self.reasoner.read(prefix, target, answer_PT)
-        return self.seg_projector(hidden), loss
+        reading = self.reasoner.read(prefix, target, answer_PT)
+        match_PDHW = features.match_BDHW[image_P]
+        return Reasoned(
+            self.seg_projector(reading.seg_PD),
+            self.seg_map(reading.seg_PD, reading.target_PTD, match_PDHW),
+            reading.loss,
+        )
 
     def decode(
         self,
@@ -208,9 +225,12 @@ class Vessa(nn.Module):
         sparse = prompts._embed_points(conditioned.points_PN2, conditioned.labels_PN, pad=False)
         sparse = torch.cat([sparse, conditioned.seg_P1D], dim=1)
         prior_logit = torch.logit(conditioned.prior_P1HW, eps=PRIOR_EPSILON)
-        prior_4, prior_2 = (_enlarge(prior_logit, factor) for factor in (2.0, 4.0))
-        dense = prompts._embed_masks(prior_4)
-        residual = self.prior_weight * prior_4
+        seg_map = conditioned.seg_map_P1HW
+        # Two opinions of one pixel: their logits add up.
+        guide_4 = _enlarge(prior_logit + self.seg_weight * seg_map, 2.0)
+        prior_2 = _enlarge(prior_logit, 4.0)
+        dense = prompts._embed_masks(guide_4)
+        residual = self.prior_weight * guide_4
         student_2 = torch.zeros_like(prior_2).expand(-1, 2, -1, -1)
         if student_P1HW is not None and has_student_P is not None:
             has = has_student_P.to(prior_logit.dtype)[:, None, None, None]
@@ -236,6 +256,7 @@ class Vessa(nn.Module):
             image_PCHW=features.detail_BCHW[image_P],
             logits_P1HW=logits,
             prior_logits_P1HW=prior_2,
+            seg_logits_P1HW=_enlarge(seg_map, 4.0),
             student_P2HW=student_2,
             high_res_4_PCHW=high_res_4,
             high_res_8_PCHW=high_res_8,

@@ -29,6 +29,7 @@ ADAPTED_PREFIXES = (
     "match_head.",
     "matcher.",
     "seg_projector.",
+    "seg_map.",
     "memory_encoder.",
     "memory_attention.",
     "maskmem_tpos_enc",
@@ -36,6 +37,7 @@ ADAPTED_PREFIXES = (
     "sam_mask_decoder.",
     "student_embedding",
     "prior_weight",
+    "seg_weight",
     "student_weight",
     "refinement.",
 )
@@ -101,6 +103,7 @@ def adaptation_config(steps: int, seed: int) -> TrainingConfig:
         ema_decay=0.99,
         language_weight=0.0,
         text_decides=0.0,
+        renamed=0.0,
         distractor_probability=0.0,
         zoom_range=(0.8, 1.25),
         focus_probability=0.7,

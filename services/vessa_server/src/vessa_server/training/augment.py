@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vessa_client import UInt8Array
 from vessa_server.model.preprocess import FOCUS_MARGIN, to_unit_range
-from vessa_server.training.synthetic import smooth_noise
+from vessa_server.training.noise import smooth_noise
 from vessa_server.training.tasks import LabelledImage
 
 # A second look is never much wider than the image, and never blows up a few pixels.

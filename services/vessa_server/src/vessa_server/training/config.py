@@ -116,10 +116,15 @@ class TrainingConfig:
         max_templates: templates of a pair, at most.
         text_decides: share of the tasks with several structures whose templates show all of
             them, so that only the text says which one is asked.
+        renamed: share of the tasks whose structures have names that mean nothing; what is asked
+            is then to be read from the overlay, as for an organ that nobody trained on.
+        seg_dropout: share of the batches without the VLM's answer.
+        seg_distractor_probability: share of the pairs with the VLM's answer to another question,
+            where the template tells that it is wrong.
         distractor_probability: share of the pairs with a wrong template beside the right ones.
         retrieval_probability: share of the batches whose templates are retrieved, not random.
-        language_weight, prior_weight, iou_weight, presence_weight: of the losses beside the
-            masks'.
+        language_weight, prior_weight, seg_map_weight, iou_weight, presence_weight: of the
+            losses beside the masks'.
         zoom_range: of all images of a task.
         focus_probability: share of the tasks that show their structures as a second look does,
             large and in the middle.
@@ -137,7 +142,10 @@ class TrainingConfig:
     pairs_per_group: int = 8
     max_templates: int = 3
     accumulate: int = 1
-    text_decides: float = 0.25
+    text_decides: float = 0.4
+    renamed: float = 0.6
+    seg_dropout: float = 0.15
+    seg_distractor_probability: float = 0.25
     distractor_probability: float = 0.1
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -147,6 +155,7 @@ class TrainingConfig:
     retrieval_probability: float = 0.5
     language_weight: float = 0.1
     prior_weight: float = 0.5
+    seg_map_weight: float = 0.5
     iou_weight: float = 0.5
     presence_weight: float = 0.2
     zoom_range: tuple[float, float] = (0.5, 1.6)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vessa_server.training.synthetic import smooth_noise
+from vessa_server.training.noise import smooth_noise
 
 # Share of nearly right masks.
 MILD = 0.3

@@ -31,6 +31,7 @@ from vessa_server.training.corruption import corrupt
 from vessa_server.training.tasks import ClassText, TaskSource
 
 STUDENT_STRIDE = 2
+WORDS = prompts.VOCABULARY.split()
 # Annotated pixels from which an image can be a template, and draws of a task with one.
 MIN_PIXELS, MAX_TRIES = 16, 20
 
@@ -80,6 +81,14 @@ class Episode:
         labels = self.labels_NHW[image_P].long().flatten(1)
         shown = self.shown_PV.gather(1, labels).view(len(image_P), 1, *self.labels_NHW.shape[1:])
         return shown.float()
+
+
+def _renamed(rng: np.random.Generator) -> ClassText:
+    """A text that says nothing: no name, or words that were drawn at random."""
+    if rng.uniform() < 0.4:
+        return ClassText(name="structure")
+    words = [str(word) for word in rng.choice(WORDS, size=int(rng.integers(1, 7)))]
+    return ClassText(name=" ".join(words[:2]), description=" ".join(words[2:]))
 
 
 @dataclass(frozen=True)
@@ -176,15 +185,17 @@ class EpisodeDataset(Dataset[Episode]):
         for index in rng.permutation(len(texts))[: self.config.max_classes]:
             value = int(palette[index])
             showing = [n for n, lab in enumerate(labels) if int((lab == value).sum()) >= MIN_PIXELS]
-            shown, colour = frozenset([value]), PALETTE[value - 1].name
+            shown, colour, text = frozenset([value]), PALETTE[value - 1].name, texts[index]
             if len(texts) > 1 and rng.uniform() < self.config.text_decides:
                 shown = frozenset(int(v) for v in palette)
                 if source.named and rng.uniform() < 0.5:
                     colour = ""
+            if colour and rng.uniform() < self.config.renamed:
+                text = _renamed(rng)
             for member in range(len(labels)):
                 others = [first + n for n in showing if n != member]
                 if others:
-                    pairs.append(_Pair(first + member, value, shown, others, texts[index], colour))
+                    pairs.append(_Pair(first + member, value, shown, others, text, colour))
         most = self.config.pairs_per_group
         return [pairs[i] for i in sorted(rng.permutation(len(pairs))[:most])]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vessa_server.matching.template_matcher import TemplateMatcher
 from vessa_server.model.preprocess import normalise, overlay, vlm_view
+from vessa_server.model.reasoner import IGNORED, PromptPrefix, VisualTokens
 from vessa_server.model.vessa import (
     Conditioned,
     Decoded,
@@ -22,7 +23,7 @@ from vessa_server.model.vessa import (
 )
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.episodes import Episode
-from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
+from vessa_server.training.losses import hard_dice, hard_iou, mask_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +63,23 @@ def forward(model: Vessa, episode: Episode, config: TrainingConfig) -> StepOutpu
     conditioned, language = _condition(model, episode, features, template_PK[:, 0], templates)
     target = F.adaptive_avg_pool2d(episode.masks(), model.config.image_size // 2)
     target = (target >= 0.5).float()
-    one_shot = model.decode(features, image_P, conditioned, None, None)
+    heard = _misled(conditioned, episode, config)
+    one_shot = model.decode(features, image_P, heard, None, None)
     every = torch.ones_like(image_P, dtype=torch.bool)
-    refined = model.decode(features, image_P, conditioned, episode.student_P1HW, every)
+    refined = model.decode(features, image_P, heard, episode.student_P1HW, every)
     losses: dict[str, Tensor] = {"language": config.language_weight * language}
     for name, decoded in (("one_shot", one_shot), ("refined", refined)):
         losses |= {f"{name}/{k}": v for k, v in _decoder_losses(decoded, target, config).items()}
     prior = conditioned.prior_P1HW
-    prior_target = F.adaptive_avg_pool2d(episode.shown_masks(image_P), prior.shape[-1])
-    cross_entropy = F.binary_cross_entropy_with_logits(torch.logit(prior, eps=1e-4), prior_target)
-    overlap = soft_dice_loss(prior, prior_target).mean()
-    losses["prior"] = config.prior_weight * (cross_entropy + overlap)
+    shown, asked = (
+        F.adaptive_avg_pool2d(mask, prior.shape[-1])
+        for mask in (episode.shown_masks(image_P), episode.masks())
+    )
+    losses["prior"] = config.prior_weight * mask_loss(torch.logit(prior, eps=1e-4), shown)
+    losses["seg_map"] = config.seg_map_weight * mask_loss(conditioned.seg_map_P1HW, asked)
     total = torch.stack(list(losses.values())).sum()
     scalars = {f"loss/{name}": float(value.detach()) for name, value in losses.items()}
-    scalars |= _scores(one_shot, refined, episode, prior, target)
+    scalars |= _scores(one_shot, refined, episode, conditioned, target)
     return StepOutput(
         total, scalars | {"loss/total": float(total.detach())}, one_shot, template_PK[:, 0]
     )
@@ -99,7 +103,7 @@ def choose_templates(features: ImageFeatures, episode: Episode, config: Training
                     features.match_BDHW, F.adaptive_avg_pool2d(masks, side)
                 )
                 similarity = TemplateMatcher.retrieval_scores(features.match_BDHW, embeddings)
-                scores[rows] = similarity[episode.image_P[rows]]
+                scores[rows] = similarity[episode.image_P[rows]].to(scores.dtype)
     scores = scores.masked_fill(~episode.candidates_PN, -torch.inf)
     count = int(torch.randint(1, config.max_templates + 1, ()))
     best_PK = scores.topk(count, dim=1)
@@ -133,20 +137,56 @@ def _condition(
     """Steps 2 to 4. The VLM reads the overlay of the best template, ``first_P``, only."""
     image_P = episode.image_P
     tinted = overlay(episode.image_N3HW, episode.labels_NHW)
-    ids, mask = model.reasoner.tokenize(episode.prompts)
     views = model.reasoner.see(vlm_view(tinted, model.config.vlm.image_size))
-    prefix = model.reasoner.prefix(ids, mask, views.select(first_P))
-    answers = model.reasoner.answer_ids(episode.answers).to(ids.device)
-    seg, language = model.reason(prefix, features, image_P, answers)
+    prefix = _prefix(model, episode.prompts, views, first_P)
+    answers = model.reasoner.answer_ids(episode.answers).to(image_P.device)
+    longest = int((answers != IGNORED).sum(dim=1).max())
+    reasoned = model.reason(prefix, features, image_P, answers[:, :longest])
     matched = model.match(features, image_P, templates)
     conditioned = Conditioned(
         top_PDHW=model.remember(features, image_P, templates),
         prior_P1HW=matched.prior_P1HW,
         points_PN2=matched.points_PN2,
         labels_PN=matched.labels_PN,
-        seg_P1D=seg,
+        seg_P1D=reasoned.seg_P1D,
+        seg_map_P1HW=reasoned.seg_map_P1HW,
     )
-    return conditioned, language
+    return conditioned, reasoned.loss
+
+
+def _misled(conditioned: Conditioned, episode: Episode, config: TrainingConfig) -> Conditioned:
+    """Now and then no answer of the VLM, or one to another question.
+
+    The VLM knows the training's organs better than it will know a user's; the decoder has to
+    learn to trust it as far as the template bears it out.
+    """
+    pairs = len(episode.image_P)
+    if float(torch.rand(())) < config.seg_dropout:
+        other_P = torch.arange(pairs)
+        weight_P = torch.zeros(pairs)
+    else:
+        told = episode.shown_PV.sum(dim=1).cpu() == 1
+        wrong = told & (torch.rand(pairs) < config.seg_distractor_probability)
+        other_P = torch.where(wrong, torch.randperm(pairs), torch.arange(pairs))
+        weight_P = torch.ones(pairs)
+    seg, seg_map = conditioned.seg_P1D, conditioned.seg_map_P1HW
+    other_P, weight_P = other_P.to(seg.device), weight_P.to(seg.device)
+    return dataclasses.replace(
+        conditioned,
+        seg_P1D=seg[other_P] * weight_P[:, None, None],
+        seg_map_P1HW=seg_map[other_P] * weight_P[:, None, None, None],
+    )
+
+
+def _prefix(model: Vessa, prompts: list[str], views: VisualTokens, first_P: Tensor) -> PromptPrefix:
+    """Text and template of each pair. Pairs that share both share the computation."""
+    asked = list(zip(prompts, first_P.tolist(), strict=True))
+    different = list(dict.fromkeys(asked))
+    ids, mask = model.reasoner.tokenize([text for text, _ in different])
+    longest = int(mask.sum(dim=1).max())
+    shown = views.select(torch.tensor([t for _, t in different], device=first_P.device))
+    prefix = model.reasoner.prefix(ids[:, -longest:], mask[:, -longest:], shown)
+    return prefix.select(torch.tensor([different.index(a) for a in asked], device=first_P.device))
 
 
 def _decoder_losses(decoded: Decoded, target: Tensor, config: TrainingConfig) -> dict[str, Tensor]:
@@ -162,7 +202,11 @@ def _decoder_losses(decoded: Decoded, target: Tensor, config: TrainingConfig) ->
 
 @torch.no_grad()
 def _scores(
-    one_shot: Decoded, refined: Decoded, episode: Episode, prior: Tensor, target: Tensor
+    one_shot: Decoded,
+    refined: Decoded,
+    episode: Episode,
+    conditioned: Conditioned,
+    target: Tensor,
 ) -> dict[str, float]:
     size = target.shape[-2:]
 
@@ -173,7 +217,8 @@ def _scores(
         "dice/one_shot": dice(one_shot.class_logits()),
         "dice/refined": dice(refined.class_logits()),
         "dice/student": dice(episode.student_P1HW - 0.5),
-        "dice/prior": dice(prior - 0.5),
+        "dice/prior": dice(conditioned.prior_P1HW - 0.5),
+        "dice/seg_map": dice(conditioned.seg_map_P1HW),
     }
 
 

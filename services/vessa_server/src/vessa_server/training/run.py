@@ -19,8 +19,9 @@ from vessa_server.training import lora
 from vessa_server.training.config import DataConfig, Stage1Config, to_dict
 from vessa_server.training.episodes import EpisodeDataset
 from vessa_server.training.processes import Processes
+from vessa_server.training.scenes import TEXTS
 from vessa_server.training.sources import FolderSource
-from vessa_server.training.synthetic import TEXTS, SyntheticSource
+from vessa_server.training.synthetic import SyntheticSource
 from vessa_server.training.tasks import TaskSource
 from vessa_server.training.trainer import Stage1Trainer
 
