@@ -82,17 +82,15 @@ def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> di
     """Mean Dice of both structures over the queries."""
     rng = np.random.default_rng(arguments.seed)
     held_out = FolderSource(source, arguments.data, held_out=True)
-    queries, texts = held_out.sample(rng, arguments.queries)
-    templates, _ = FolderSource(source, arguments.data).sample(rng, arguments.queries)
+    annotated = FolderSource(source, arguments.data)
+    texts = annotated.texts
     asked = TASKS[source.folder.split("/", maxsplit=1)[0]]
     scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for query, template in zip(queries, templates, strict=True):
-        one, other = _prepare(model, query), _prepare(model, template)
+    for _ in range(arguments.queries):
+        one, other = (_prepare(model, _draw(s, asked, rng)) for s in (held_out, annotated))
         shown = torch.isin(other.labels_1HW, torch.tensor(asked)).float()[:, None]
         for value in asked:
             truth = (one.labels_1HW == value).float()[:, None]
-            if not truth.any():
-                continue
             swapped = asked[1] if value == asked[0] else asked[0]
             for arm in ARMS:
                 words = _prompt(texts, swapped if arm == "swapped text" else value)
@@ -102,6 +100,14 @@ def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> di
                 full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear")
                 scores[arm].append(float(hard_dice(full, truth)))
     return {arm: float(np.mean(values)) for arm, values in scores.items()}
+
+
+def _draw(source: FolderSource, asked: tuple[int, ...], rng: np.random.Generator) -> LabelledImage:
+    """An image that shows all that is asked."""
+    while True:
+        (item,), _ = source.sample(rng, 1)
+        if set(asked) <= set(np.unique(item.labels)):
+            return item
 
 
 def _prepare(model: Vessa, item: LabelledImage) -> Prepared:

@@ -351,3 +351,26 @@ def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path:
     assert engine.pipeline.features.bytes == grown
     assert "encode_image" not in again.stage_ms
     assert np.array_equal(again.labels, other.labels)
+
+
+class _Unsure(Vessa):
+    """Sure of the second class alone, which it finds nowhere."""
+
+    def decode(self, *arguments: Any) -> Decoded:
+        found = super().decode(*arguments)
+        return Decoded(
+            torch.full_like(found.logits_P1HW, -8.0),
+            torch.tensor([0.1, 0.9]),
+            torch.zeros_like(found.presence_P),
+        )
+
+
+def test_where_vessa_is_unsure_a_students_structure_stays_as_it_came(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
+    engine.model.__class__ = _Unsure
+    alone = engine.segment(REQUEST)
+    assert not alone.labels.any()
+    helped = engine.segment(dataclasses.replace(REQUEST, student_mask=LABELS))
+    assert np.array_equal(helped.labels, np.where(LABELS == 1, 1, 0))
+    sure = helped.confidence[LABELS == 1] / 255
+    assert float(sure.max()) < 0.95, "kept is not certain"
