@@ -244,6 +244,17 @@ def test_supervised_training_alone_works(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
+def test_without_a_weight_unlabelled_images_are_left_out(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    config = small_config(root)
+    config = dataclasses.replace(config, unimatch=dataclasses.replace(config.unimatch, weight=0.0))
+    train(config, tmp_path / "weightless")
+    for file in (root / "train").glob("p[12]*"):
+        file.unlink()
+    train(small_config(root), tmp_path / "alone")
+    assert same(tmp_path / "weightless", tmp_path / "alone")
+
+
 def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
     config = small_config(write_dataset(tmp_path / "data"))
     train(config, tmp_path / "a")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssl_trainer import config as configuration
-from ssl_trainer.config import AugmentationConfig, ConfigError
-from ssl_trainer.data import batches, cases, frame
+from ssl_trainer.config import AugmentationConfig, ConfigError, RichAugmentationConfig
+from ssl_trainer.data import batches, cases, frame, rich
 from ssl_trainer.evaluation import metrics
 from support import ROOT
 from trainer_support import small_config, write_case, write_dataset
@@ -196,3 +196,34 @@ def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:
     split = cases.find(small_config(write_dataset(tmp_path)).data)
     with pytest.raises(files.FileError, match=r"label 2, expected 0\.\.1"):
         cases.read_slices(split.labelled, 1, labelled=True)
+
+
+def test_rich_augmentation_moves_image_and_labels_alike() -> None:
+    labels = torch.zeros(1, 60, 60)
+    labels[:, 20:40, 25:45] = 1
+    config = RichAugmentationConfig(structure_shift=0.0, gamma=0.0, bias=0.0, noise=0.0)
+    for seed in range(8):
+        image, found = rich.vary(labels, labels, 64, config, np.random.default_rng(seed))
+        bright = image > (image.min() + image.max()) / 2
+        differing = int((bright != (found > 0)).sum())
+        assert differing < 0.1 * int(found.sum()), seed
+    again = rich.vary(labels, labels, 64, config, np.random.default_rng(7))
+    assert torch.equal(again[0], image)
+
+
+def test_rich_augmentation_changes_each_structure_on_its_own() -> None:
+    labels = torch.zeros(1, 60, 60)
+    labels[:, 10:25], labels[:, 35:50] = 1, 2
+    config = RichAugmentationConfig(elastic=0.0, gamma=0.0, bias=0.0, noise=0.0)
+    flat, differences = torch.full((1, 60, 60), 0.5), []
+    for seed in range(12):
+        image, found = rich.vary(flat, labels, 64, config, np.random.default_rng(seed))
+        differences.append(float(image[found == 1].median() - image[found == 2].median()))
+    assert np.std(differences) > 0.05
+
+
+def test_smooth_noise_is_smooth() -> None:
+    field = rich.smooth_noise(2, 64, np.random.default_rng(0))
+    assert field.shape == (2, 64, 64)
+    assert float(field.std()) == pytest.approx(1, abs=1e-4)
+    assert float((field[:, 1:] - field[:, :-1]).abs().max()) < 0.6

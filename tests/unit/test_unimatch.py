@@ -137,18 +137,41 @@ def test_supervised_loss_is_half_cross_entropy_half_dice() -> None:
     assert float(losses.supervised_loss(logits, labels)) == pytest.approx(expected, abs=1e-5)
 
 
-def test_consistency_counts_confident_pixels_over_all_pixels() -> None:
-    logits, labels, confidence = _case(1)
-    expected = (_entropies(logits, labels) * (confidence.numpy() >= 0.6)).mean()
-    found = losses.consistency_loss(logits, labels, confidence, 0.6)
+def test_cross_entropy_of_unlabelled_views_is_weighted_by_pixel() -> None:
+    logits, labels, weight = _case(2)
+    expected = (_entropies(logits, labels) * weight.numpy()).mean()
+    found = losses.weighted_cross_entropy(logits, labels, weight)
     assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
-def test_assistant_loss_is_weighted_by_pixel() -> None:
-    logits, labels, weight = _case(2)
-    expected = (_entropies(logits, labels) * weight.numpy()).mean()
-    assert float(losses.assistant_loss(logits, labels, weight)) == pytest.approx(expected, abs=1e-6)
+def test_dice_of_unlabelled_views_is_weighted_by_pixel() -> None:
+    logits, labels, weight = _case(3)
+    p = torch.softmax(logits, dim=1).numpy().astype(np.float64)
+    w = weight.numpy().astype(np.float64)
+    dices = []
+    for c in range(3):
+        t = (labels == c).numpy()
+        overlap, total = (w * p[:, c] * t).sum(), (w * (p[:, c] ** 2 + t)).sum()
+        dices.append(1 - (2 * overlap + 1e-5) / (total + 1e-5))
+    found = losses.weighted_dice(logits, labels, weight)
+    assert float(found) == pytest.approx(np.mean(dices), abs=1e-6)
+    sure = 50 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
+    assert float(losses.weighted_dice(sure, labels, weight)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(losses.UNLABELLED))
+def test_pixels_of_weight_zero_do_not_matter(name: str) -> None:
+    logits, labels, weight = _case(4)
+    weight = losses.confident(weight, 0.5)
+    assert 0 < float(weight.mean()) < 1
+    other = torch.where(weight[:, None] > 0, logits, torch.flip(logits, (1,)))
+    loss = losses.UNLABELLED[name]
+    assert float(loss(other, labels, weight)) == pytest.approx(float(loss(logits, labels, weight)))
+
+
+def test_confidence_becomes_weight() -> None:
     assert losses.pixel_weight(torch.tensor([0.2, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0.5, 1]
+    assert losses.confident(torch.tensor([0.94, 0.95, 1.0]), 0.95).tolist() == [0, 1, 1]
 
 
 def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:

@@ -73,6 +73,35 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RichAugmentationConfig:
+    """Strong variation of labelled slices, for trainings with a handful of them.
+
+    What generalises from one patient is mostly how its slices are varied. The method is that of
+    SynthSeg: shape through a random deformation, contrast structure by structure.
+
+    Attributes:
+        geometry: rotation, zoom, shift and mirroring, in place of the weak ones.
+        elastic: strength of a smooth random displacement, as a fraction of the side.
+        structure_shift: deviation by which each structure becomes brighter or darker on its own,
+            for an image in [0, 1].
+        gamma: deviation of the logarithm of the exponent of the contrast curve.
+        bias: strength of a smooth field that brightens and darkens.
+        noise: largest deviation of white noise.
+    """
+
+    geometry: AugmentationConfig = field(
+        default_factory=lambda: AugmentationConfig(
+            rotation_degrees=180.0, zoom_min=0.65, zoom_max=1.45
+        )
+    )
+    elastic: float = 0.04
+    structure_shift: float = 0.12
+    gamma: float = 0.35
+    bias: float = 0.25
+    noise: float = 0.06
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class UNetConfig:
     """U-Net: channels of the five levels and of the last one."""
 
@@ -119,9 +148,20 @@ StudentConfig = Annotated[
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class UniMatchConfig:
-    """UniMatch V2 (Yang et al., 2024, section 3)."""
+    """UniMatch V2 (Yang et al., 2024, section 3).
+
+    Attributes:
+        weight: λ_u; with 0 and without a server, unlabelled images are left out.
+        loss: of the strong views, for the teacher's labels and VESSA's: UniMatch V2 has
+            cross-entropy for photographs, its authors Dice for medical images.
+        confidence_threshold: probability from which a pixel of the teacher counts.
+        ema_decay: of the teacher, at most.
+        dropout_probability: share of the images whose features lose channels.
+        cutmix_probability: share of the views with a box of another image.
+    """
 
     weight: float = 1.0
+    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
     confidence_threshold: float = 0.95
     ema_decay: float = 0.996
     dropout_probability: float = 0.5
@@ -142,6 +182,8 @@ class AssistantConfig:
         weight_start, weight_end: λ_v at the first and from the ``decay_end`` step on, as
             fractions of the run; between them it falls as a cosine.
         decay_end: fraction of the run at which λ_v has reached ``weight_end``.
+        confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
+            predicted IoU for each image; else all count fully.
         feedback_start: fraction of the run from which student masks are sent as prompts.
         timeout_seconds: longest wait for the answers of a batch.
         retry_seconds: how long a server that failed is left alone.
@@ -151,6 +193,7 @@ class AssistantConfig:
     weight_start: float = 1.0
     weight_end: float = 0.1
     decay_end: float = 0.8
+    confidence_weighting: bool = True
     feedback_start: float = 0.4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
@@ -163,10 +206,15 @@ class AssistantConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainConfig:
-    """One run."""
+    """One run.
+
+    ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
+    left out, of labelled ones too.
+    """
 
     data: DataConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    labelled_augmentation: RichAugmentationConfig | None = None
     student: StudentConfig = field(default_factory=UNetConfig)
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)

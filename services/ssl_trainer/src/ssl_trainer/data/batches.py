@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ssl_trainer.config import TrainConfig
-from ssl_trainer.data import frame
+from ssl_trainer.data import frame, rich
 from ssl_trainer.data.cases import Slice
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Weakly and intensity-augmented labelled slices: (B, 1, H, W) and (B, H, W) int64."""
+    """Augmented labelled slices: (B, 1, H, W) and (B, H, W) int64."""
 
     image_B1HW: Tensor
     labels_BHW: Tensor
@@ -59,21 +59,31 @@ class SliceSampler:
 def labelled_batch(
     slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
 ) -> LabelledBatch:
-    """Augment labelled slices weakly and in intensity."""
+    """Augment labelled slices in place, shape and intensity."""
     size = config.data.size
     images, labels = [], []
     for index in indices:
         item = slices[index]
         assert item.labels is not None
-        matrix = frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
-        view = frame.resample(item.unit(), matrix, size, mode="bilinear")
-        mask = frame.resample(
-            torch.from_numpy(item.labels).float()[None], matrix, size, mode="nearest"
-        )
-        gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
-        images.append((view ** float(np.exp(rng.normal(0, 0.2)))) * gain + lift)
+        truth = torch.from_numpy(item.labels).float()[None]
+        if config.labelled_augmentation is not None:
+            image, mask = rich.vary(item.unit(), truth, size, config.labelled_augmentation, rng)
+        else:
+            image, mask = _vary_weakly(item.unit(), truth, config, rng)
+        images.append(image)
         labels.append(mask[0].long())
     return LabelledBatch(torch.stack(images).float(), torch.stack(labels))
+
+
+def _vary_weakly(
+    image_1HW: Tensor, labels_1HW: Tensor, config: TrainConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    size = config.data.size
+    matrix = frame.theta(image_1HW.shape[1:], frame.WeakTransform.draw(rng, config.augmentation))
+    view = frame.resample(image_1HW, matrix, size, mode="bilinear")
+    mask = frame.resample(labels_1HW, matrix, size, mode="nearest")
+    gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
+    return (view ** float(np.exp(rng.normal(0, 0.2)))) * gain + lift, mask
 
 
 def unlabelled_batch(

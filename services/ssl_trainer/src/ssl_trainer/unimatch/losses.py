@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
 
+DICE_SMOOTH = 1e-5
 _dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=True)
 
 
@@ -17,22 +18,33 @@ def supervised_loss(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
     return (cross_entropy + dice) / 2
 
 
-def consistency_loss(
-    logits_BCHW: Tensor, labels_BHW: Tensor, confidence_BHW: Tensor, threshold: float
-) -> Tensor:
-    """L_u: cross-entropy where the teacher is confident, averaged over all pixels."""
-    per_pixel = F.cross_entropy(logits_BCHW, labels_BHW, reduction="none")
-    return (per_pixel * (confidence_BHW >= threshold)).mean()
-
-
-def assistant_loss(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
-    """L_v: cross-entropy with VESSA's labels, weighted by pixel, averaged over all pixels.
-
-    ``weight_BHW`` is VESSA's confidence times the image's predicted IoU, 0 where there is no
-    answer.
-    """
+def weighted_cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+    """Cross-entropy weighted by pixel, averaged over all pixels."""
     per_pixel = F.cross_entropy(logits_BCHW, labels_BHW, reduction="none")
     return (per_pixel * weight_BHW).mean()
+
+
+def weighted_dice(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+    """Soft Dice loss over the batch, its sums weighted by pixel, averaged over the classes.
+
+    With weights of 0 and 1 it is what UniMatch's authors use on unlabelled medical images. A
+    small structure counts as much as the background.
+    """
+    probability_BCHW = torch.softmax(logits_BCHW, dim=1)
+    target_BCHW = F.one_hot(labels_BHW, logits_BCHW.shape[1]).permute(0, 3, 1, 2)
+    weight_B1HW = weight_BHW[:, None]
+    overlap_C = (weight_B1HW * probability_BCHW * target_BCHW).sum(dim=(0, 2, 3))
+    total_C = (weight_B1HW * (probability_BCHW**2 + target_BCHW)).sum(dim=(0, 2, 3))
+    return (1 - (2 * overlap_C + DICE_SMOOTH) / (total_C + DICE_SMOOTH)).mean()
+
+
+# L_u and L_v: logits of a strong view, labels, and a weight for each pixel.
+UNLABELLED = {"cross_entropy": weighted_cross_entropy, "dice": weighted_dice}
+
+
+def confident(confidence_BHW: Tensor, threshold: float) -> Tensor:
+    """Weight of the teacher's labels: 1 where it is sure, else 0."""
+    return (confidence_BHW >= threshold).to(confidence_BHW.dtype)
 
 
 def pixel_weight(confidence_BHW: Tensor) -> Tensor:

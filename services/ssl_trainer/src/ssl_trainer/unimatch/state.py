@@ -10,6 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,7 +74,7 @@ def load_state(
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
-    if json.loads(metadata["config"]) != json.loads(json.dumps(to_dict(config))):
+    if _identity(json.loads(metadata["config"])) != _identity(to_dict(config)):
         raise StateError(
             f"{file}: belongs to another configuration; give another --out, or remove it"
         )
@@ -89,6 +90,12 @@ def load_state(
     masks = _part(tensors, "pending.")
     pending = [masks[str(index)] for index in range(len(masks))] or None
     return Progress(int(metadata["step"]), float(metadata["best"])), pending
+
+
+def _identity(config: dict[str, Any]) -> str:
+    """What a run must share with its beginning: all but the address of its server."""
+    assistant = {**config["assistant"], "server": bool(config["assistant"]["server"])}
+    return json.dumps({**config, "assistant": assistant}, sort_keys=True)
 
 
 def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:

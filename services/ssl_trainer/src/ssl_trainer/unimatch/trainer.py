@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ LOG_EVERY = 10
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What a strong view should show: labels and a weight for each pixel."""
 
     labels_BHW: Tensor
@@ -69,7 +68,7 @@ class UniMatchTrainer:
         )
         self.unlabelled_sampler = (
             batches.SliceSampler(len(self.unlabelled), config.unlabelled_batch, config.seed + 1)
-            if self.unlabelled
+            if self.unlabelled and (config.unimatch.weight or config.assistant.server)
             else None
         )
         torch.manual_seed(config.seed)
@@ -194,7 +193,8 @@ class UniMatchTrainer:
         size, count = config.data.size, len(batch.slices)
         teacher = predict_probabilities(self.teacher.model, batch.image_B1HW)
         confidence, labels = teacher.max(dim=1)
-        from_teacher = Target(labels, confidence)
+        sure = losses.confident(confidence, config.unimatch.confidence_threshold)
+        from_teacher = Target(labels, sure)
         from_vessa = self._assistant_target(batch, answers)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         masks = complementary_masks(
@@ -206,28 +206,17 @@ class UniMatchTrainer:
         views = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
         both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
         logits = self.student(views, both).chunk(2)
-        threshold = config.unimatch.confidence_threshold
+        loss = losses.UNLABELLED[config.unimatch.loss]
         consistency = assistance = torch.zeros(())
         for view_logits, mix in zip(logits, mixes, strict=True):
-            target = from_teacher.mix(mix)
-            consistency = (
-                consistency
-                + losses.consistency_loss(
-                    view_logits, target.labels_BHW, target.weight_BHW, threshold
-                )
-                / 2
-            )
+            consistency = consistency + loss(view_logits, *from_teacher.mix(mix)) / 2
             if from_vessa is not None:
-                target = from_vessa.mix(mix)
-                assistance = (
-                    assistance
-                    + losses.assistant_loss(view_logits, target.labels_BHW, target.weight_BHW) / 2
-                )
+                assistance = assistance + loss(view_logits, *from_vessa.mix(mix)) / 2
         weight = schedule.assistant_weight(self.step, config.steps, config.assistant)
         total = config.unimatch.weight * consistency
         scalars = {
             "loss/consistency": float(consistency.detach()),
-            "teacher/confident": float((confidence >= threshold).float().mean()),
+            "teacher/confident": float(sure.mean()),
         }
         if config.data.watch_quality:
             vessa = None if from_vessa is None else from_vessa.labels_BHW
@@ -260,7 +249,10 @@ class UniMatchTrainer:
             labels.append(batch.warp(index, native, mode="nearest")[0].long())
             confidence = torch.tensor(answer.confidence).float()[None] / 255
             warped = batch.warp(index, confidence, mode="bilinear")[0]
-            weights.append(losses.pixel_weight(warped) * answer.predicted_iou)
+            if self.config.assistant.confidence_weighting:
+                weights.append(losses.pixel_weight(warped) * answer.predicted_iou)
+            else:
+                weights.append((warped > 0).float())  # 0 outside of the slice
         return Target(torch.stack(labels), torch.stack(weights))
 
     def _student_masks(self, step: int) -> list[Tensor] | None:
