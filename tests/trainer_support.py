@@ -7,9 +7,26 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig, UNetConfig
+from ssl_trainer.config import (
+    AssistantConfig,
+    DataConfig,
+    DptStudentConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from support import picture
 
+# The smallest students of both kinds.
+UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
+DPT = DptStudentConfig(
+    kind="dinov2-dpt",
+    hidden_size=24,
+    num_layers=4,
+    num_heads=2,
+    image_size=56,
+    neck_channels=(8, 8, 16, 16),
+    fusion_channels=8,
+)
 AFFINE = np.array([[-1.4, 0, 0, 90], [0, 1.6, 0, -70], [0, 0, 8.0, 5], [0, 0, 0, 1.0]])
 
 
@@ -37,7 +54,7 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
     """A run of seconds."""
     return TrainConfig(
         data=DataConfig(root=root, classes=("disc", "bar"), labelled=("p0",), size=32),
-        student=UNetConfig(channels=(4, 4, 8, 8, 8, 4)),
+        student=UNET,
         assistant=AssistantConfig(server=server, feedback_start=0.5, timeout_seconds=20),
         steps=steps,
         labelled_batch=2,

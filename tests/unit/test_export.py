@@ -11,19 +11,9 @@ import pytest
 import torch
 
 from ssl_trainer import models
-from ssl_trainer.config import DptStudentConfig, StudentConfig, UNetConfig
+from ssl_trainer.config import StudentConfig
 from ssl_trainer.export import ExportError, export
-
-UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
-DPT = DptStudentConfig(
-    kind="dinov2-dpt",
-    hidden_size=24,
-    num_layers=4,
-    num_heads=2,
-    image_size=56,
-    neck_channels=(8, 8, 16, 16),
-    fusion_channels=8,
-)
+from trainer_support import DPT, UNET
 
 
 @pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ssl_trainer.cli import app
 from ssl_trainer.config import parse, to_dict
-from ssl_trainer.unimatch import quality
+from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from trainer_support import small_config, write_case, write_dataset
 
@@ -72,5 +72,5 @@ def test_quality_is_the_dice_of_the_structures_that_are_there() -> None:
     predicted[0, :2] = 2
     ones = 2 * 16 / (16 + 32)
     twos = 2 * 16 / (32 + 16)
-    assert quality.dice(predicted, truth) == (ones + twos) / 2
-    assert quality.dice(predicted, torch.zeros_like(truth)) is None
+    assert foreground_dice(predicted, truth) == (ones + twos) / 2
+    assert foreground_dice(predicted, torch.zeros_like(truth)) is None

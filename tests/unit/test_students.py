@@ -9,20 +9,11 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from ssl_trainer import models
-from ssl_trainer.config import ConfigError, DptStudentConfig, StudentConfig, UNetConfig, parse
+from ssl_trainer.config import ConfigError, DptStudentConfig, StudentConfig, parse
 from ssl_trainer.models.dpt import DptStudent
 from ssl_trainer.unimatch import losses
+from trainer_support import DPT, UNET
 
-UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
-DPT = DptStudentConfig(
-    kind="dinov2-dpt",
-    hidden_size=24,
-    num_layers=4,
-    num_heads=2,
-    image_size=56,
-    neck_channels=(8, 8, 16, 16),
-    fusion_channels=8,
-)
 BOTH = pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])
 
 

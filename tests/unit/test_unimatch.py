@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssl_trainer import models
-from ssl_trainer.config import AssistantConfig, UNetConfig
+from ssl_trainer.config import AssistantConfig
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
-
-CONFIG = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
+from trainer_support import UNET
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
@@ -75,7 +74,7 @@ def test_dropout_masks_complement_each_other(batch: int, probability: float, see
 
 def test_dropped_channels_do_not_reach_the_logits() -> None:
     torch.manual_seed(0)
-    student = models.build(CONFIG, 2).eval()
+    student = models.build(UNET, 2).eval()
     image = torch.rand(1, 1, 32, 32)
     ones = [torch.ones(1, c) for c in student.encoder_channels]
     assert torch.equal(student(image, ones), student(image))
@@ -206,7 +205,7 @@ def test_jitter_changes_intensities_and_not_places() -> None:
 
 def test_a_unet_overfits_one_image() -> None:
     torch.manual_seed(0)
-    student = models.build(CONFIG, 2)
+    student = models.build(UNET, 2)
     labels = torch.zeros(1, 32, 32, dtype=torch.long)
     labels[:, 6:16, 6:16], labels[:, 20:28, 10:30] = 1, 2
     image = labels[:, None].float() / 2 + 0.1 * torch.randn(1, 1, 32, 32)
@@ -224,7 +223,7 @@ def test_a_unet_overfits_one_image() -> None:
 
 
 def test_prediction_leaves_the_mode_as_it_was() -> None:
-    student = models.build(CONFIG, 2).train()
+    student = models.build(UNET, 2).train()
     probabilities = predict_probabilities(student, torch.rand(2, 1, 32, 32))
     assert student.training
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(2, 32, 32), atol=1e-5)

@@ -17,7 +17,6 @@ from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
 # Largest difference of probabilities that rounding in another runtime may cause.
 TOLERANCE = 1e-4
 INPUT, OUTPUT = "image", "probabilities"
-FORMATS = {".onnx": "ONNX", ".pt2": "torch.export"}
 
 
 class ExportError(ValueError):
@@ -61,7 +60,7 @@ def export(student: nn.Module, file: Path, *, size: int, classes: Sequence[str])
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"partial.{file.name}")
-    run = (_onnx if file.suffix == ".onnx" else _program)(model, partial, size, facts)
+    run = FORMATS[file.suffix](model, partial, size, facts)
     difference = 0.0
     generator = torch.Generator().manual_seed(0)
     for batch in (1, 3):
@@ -119,3 +118,6 @@ def _program(
 def _example(size: int) -> Tensor:
     # A batch of one would be taken for a constant.
     return torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(1))
+
+
+FORMATS = {".onnx": _onnx, ".pt2": _program}

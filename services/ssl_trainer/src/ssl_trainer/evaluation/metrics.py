@@ -85,6 +85,16 @@ def mean_dice(scores: Sequence[CaseScores]) -> float:
     return float(np.mean([s.dice for s in scores]))
 
 
+def foreground_dice(predicted: Tensor, truth: Tensor) -> float | None:
+    """Mean Dice of the structures of the truth, over label maps of any shape; None without any."""
+    scores = []
+    for value in truth.unique().tolist():
+        if value:
+            p, t = predicted == value, truth == value
+            scores.append(2 * int((p & t).sum()) / int(p.sum() + t.sum()))
+    return sum(scores) / len(scores) if scores else None
+
+
 def _one_hot(labels_XYZ: UInt8Array, num_classes: int) -> Tensor:
     values = torch.from_numpy(labels_XYZ.astype(np.int64))
     return torch.stack([values == i for i in range(1, num_classes + 1)])[None].float()

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import nn
 
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation import volumes
-from ssl_trainer.evaluation.metrics import METRICS, CaseScores
+from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from vessa_client import AnyArray, UInt8Array, files, pictures
 
 CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
@@ -146,19 +147,18 @@ def _gallery_rows(cases: Sequence[Case], config: TrainConfig, student: nn.Module
             expected = None if truth is None else truth.slice(index).astype(np.uint8)
             shows = labels if expected is None else expected
             if shows.any():
-                dice = float("nan") if expected is None else _foreground_dice(labels, expected)
+                dice = _dice(labels, expected)
                 title = f"{image.stem} {index}"
                 rows.append(_Row(title, image.slice(index), labels, expected, dice))
     return rows
 
 
-def _foreground_dice(predicted: UInt8Array, truth: UInt8Array) -> float:
-    values = [v for v in np.unique(truth) if v]
-    scores = []
-    for value in values:
-        p, t = predicted == value, truth == value
-        scores.append(2 * (p & t).sum() / (p.sum() + t.sum()))
-    return float(np.mean(scores))
+def _dice(predicted: UInt8Array, truth: UInt8Array | None) -> float:
+    """NaN where the truth is not known."""
+    if truth is None:
+        return float("nan")
+    found = foreground_dice(torch.from_numpy(predicted), torch.from_numpy(truth))
+    return float("nan") if found is None else found
 
 
 def _gallery(rows: list[_Row]) -> UInt8Array:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_trainer.data.batches import UnlabelledBatch
+from ssl_trainer.evaluation.metrics import foreground_dice
 
 
 def watch(
@@ -24,17 +25,7 @@ def watch(
             for i in known
         ]
     ).long()
-    scores = {"quality/teacher": dice(teacher_BHW[known], truth_BHW)}
+    scores = {"quality/teacher": foreground_dice(teacher_BHW[known], truth_BHW)}
     if vessa_BHW is not None:
-        scores["quality/vessa"] = dice(vessa_BHW[known], truth_BHW)
+        scores["quality/vessa"] = foreground_dice(vessa_BHW[known], truth_BHW)
     return {name: score for name, score in scores.items() if score is not None}
-
-
-def dice(predicted_BHW: Tensor, truth_BHW: Tensor) -> float | None:
-    """Mean Dice of the structures of the truth, over the batch as a whole; None without any."""
-    scores = []
-    for value in truth_BHW.unique().tolist():
-        if value:
-            p, t = predicted_BHW == value, truth_BHW == value
-            scores.append(2 * int((p & t).sum()) / int(p.sum() + t.sum()))
-    return sum(scores) / len(scores) if scores else None

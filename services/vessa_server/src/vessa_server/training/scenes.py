@@ -134,10 +134,7 @@ class Scene:
         for index, limit in enumerate(inner):
             regions[distance < limit] = SHAPE + index
         if rng.uniform() < self.opens:
-            y, x = (
-                axis - c
-                for axis, c in zip((self.rows, self.columns), self.shape.centre, strict=True)
-            )
+            y, x = self.rows - self.shape.centre[0], self.columns - self.shape.centre[1]
             away = np.abs((np.arctan2(y, x) - self.offset[0] + np.pi) % (2 * np.pi) - np.pi)
             gap = (np.abs(away) < rng.uniform(0.2, 0.7)) & (distance >= inner[-1])
             regions[gap] = behind[gap]
