@@ -171,10 +171,10 @@ class VessaEngine:
         return Work(request, image, plan, student, clock)
 
     def _result(self, work: Work) -> SegmentationResult:
-        assert work.decoded is not None
         assert work.prepared is not None
         with work.clock.stage("decode_mask"):
-            probability = work.probabilities()
+            answer = work.answer()
+            probability = answer.probability_CHW
             best = probability.max(dim=0)
         explanations = work.explanations or [""] * len(work.plan.classes)
         return SegmentationResult(
@@ -184,7 +184,7 @@ class VessaEngine:
             classes=tuple(
                 ClassResult(class_name=c.name, predicted_iou=iou, explanation=words)
                 for c, iou, words in zip(
-                    work.plan.classes, work.decoded.iou_P.tolist(), explanations, strict=True
+                    work.plan.classes, answer.iou_C.tolist(), explanations, strict=True
                 )
             ),
             templates=work.prepared.templates,

@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
+from vessa_server.engine import pieces
 from vessa_server.engine.images import StoredImage
 from vessa_server.engine.lru import ByteLru
+from vessa_server.engine.pieces import Pieces
 from vessa_server.engine.plan import Plan
+from vessa_server.engine.quality import Answer, expected_iou, with_background
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
 from vessa_server.model import preprocess
@@ -64,21 +67,34 @@ class Work:
         return tuple(c.name for c in self.plan.classes) if view.focused else None
 
     def quality(self) -> float:
-        """Mean predicted IoU of the classes."""
-        assert self.decoded is not None
-        return float(self.decoded.iou_P.mean())
+        """Mean estimated IoU of the classes."""
+        return float(self.own_answer().iou_C.mean())
 
-    def probabilities(self) -> Tensor:
-        """Of background and classes at the image's size, (1 + C, H, W)."""
+    def own_answer(self) -> Answer:
+        """What VESSA found, without what the templates make doubtful."""
+        assert self.prepared is not None
+        return Answer.of(self.prepared.pieces.doubt(self._logits()))
+
+    def answer(self) -> Answer:
+        """What is told. Where VESSA is unsure of a student's structure, that one stays."""
+        if self.student_CHW is None:
+            return self.own_answer()
+        assert self.decoded is not None
+        # A student tells itself in how many pieces a structure comes, and the decoder learned
+        # on students' masks how good its own are then.
+        logits_CHW = self._logits()
+        iou_C = expected_iou(with_background(logits_CHW))
+        unsure_C = self.decoded.iou_P < KEEP_BELOW
+        kept_CHW = torch.logit(self.student_CHW[unsure_C], eps=1e-6)
+        logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
+        return Answer(with_background(logits_CHW), iou_C)
+
+    def _logits(self) -> Tensor:
+        """Of the classes at the image's size, (C, H, W)."""
         assert self.decoded is not None
         assert self.prepared is not None
         canvas = self.prepared.view.canvas
-        logits_CHW = canvas.restore(self.decoded.class_logits()[:, 0], outside=OUTSIDE_LOGIT)
-        if self.student_CHW is not None:
-            unsure_C = self.decoded.iou_P < KEEP_BELOW
-            kept_CHW = torch.logit(self.student_CHW[unsure_C], eps=1e-6)
-            logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
-        return torch.softmax(torch.cat([torch.zeros_like(logits_CHW[:1]), logits_CHW]), dim=0)
+        return canvas.restore(self.decoded.class_logits()[:, 0], outside=OUTSIDE_LOGIT)
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,7 @@ class Prepared:
     view: View
     conditioned: Conditioned
     templates: tuple[TemplateUse, ...]
+    pieces: Pieces
     prefix: PromptPrefix
 
     @property
@@ -191,7 +208,7 @@ class Pipeline:
         close = []
         for work in works:
             assert work.prepared is not None
-            crop = preprocess.focus(work.probabilities().argmax(dim=0).numpy() > 0)
+            crop = preprocess.focus(work.own_answer().found().numpy())
             if crop is not None:
                 close.append((work, replace(work.prepared.view.canvas, crop=crop)))
         if close:
@@ -292,7 +309,10 @@ class Pipeline:
             seg_P1D=reasoned.seg_P1D,
             seg_map_P1HW=reasoned.seg_map_P1HW,
         )
-        work.prepared = Prepared(view, conditioned, used, prefix)
+        names = tuple(c.name for c in work.plan.classes)
+        shown = {info.template_id: info for infos in chosen for info in infos}
+        counted = pieces.most([self.templates.pieces(info, names) for info in shown.values()])
+        work.prepared = Prepared(view, conditioned, used, counted, prefix)
 
     def _retrieve(
         self, work: Work, view: View

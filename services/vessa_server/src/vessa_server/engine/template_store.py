@@ -17,6 +17,7 @@ from vessa_client import ClassDefinition, TemplateInfo
 from vessa_server.bank.template_bank import Template, TemplateBank
 from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.engine.lru import ByteLru
+from vessa_server.engine.pieces import Pieces
 from vessa_server.model import preprocess, prompts
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
@@ -52,6 +53,7 @@ class TemplateStore:
         self._memory: ByteLru[TensorRecord] = ByteLru(max_bytes)
         # Image features of templates: the classes of one template share them.
         self._images: ByteLru[ImageFeatures] = ByteLru(IMAGE_BYTES)
+        self._pieces: dict[tuple[str, tuple[str, ...]], Pieces] = {}
         self._lock = threading.Lock()
 
     def features(
@@ -83,6 +85,17 @@ class TemplateStore:
             (info.template_id, definition.name, prompt, *_view(focus_on)),
             lambda: self._compute_prefix(info, prompt, focus_on),
         )
+
+    def pieces(self, info: TemplateInfo, class_names: tuple[str, ...]) -> Pieces:
+        """In how many pieces a template shows classes."""
+        key = (info.template_id, class_names)
+        if key not in self._pieces:
+            template = self.bank.load(info)
+            shown = set(info.class_names)
+            blank = np.zeros(template.labels.shape, dtype=bool)
+            masks = [template.mask(n) > 0 if n in shown else blank for n in class_names]
+            self._pieces[key] = Pieces.count(np.stack(masks))
+        return self._pieces[key]
 
     def _get(
         self, record: type[R], kind: str, parts: tuple[str, ...], compute: Callable[[], R]

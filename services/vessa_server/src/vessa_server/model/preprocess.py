@@ -110,17 +110,32 @@ class Canvas:
         return F.pad(torch.rot90(seen, -self.turns, (1, 2)), margins, value=outside)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The connected parts of a mask without specks: how many, and their pixels."""
+
+    count: int
+    mask: npt.NDArray[np.bool_]
+
+
+def parts(mask: npt.NDArray[np.bool_]) -> Parts:
+    """Connected parts of ``mask``; specks far smaller than the largest part do not count."""
+    labelled, count = ndimage.label(mask)
+    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
+    large = 1 + np.flatnonzero(areas >= SPECK * areas.max(initial=0))
+    return Parts(len(large), np.isin(labelled, large))
+
+
 def focus(mask: npt.NDArray[np.bool_]) -> Crop | None:
     """The window around what ``mask`` shows, :data:`FOCUS_MARGIN` times as large.
 
-    Specks far smaller than the largest part do not count. None where nothing is shown, or the
-    window would be nearly the whole image.
+    Specks do not count. None where nothing is shown, or the window would be nearly the whole
+    image.
     """
-    parts, count = ndimage.label(mask)
-    if count == 0:
+    found = parts(mask)
+    if found.count == 0:
         return None
-    areas = np.bincount(parts.ravel())[1:]
-    kept = np.isin(parts, 1 + np.flatnonzero(areas >= SPECK * areas.max()))
+    kept = found.mask
     rows, columns = np.flatnonzero(kept.any(axis=1)), np.flatnonzero(kept.any(axis=0))
     height, width = mask.shape
     side = round(FOCUS_MARGIN * (max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1))

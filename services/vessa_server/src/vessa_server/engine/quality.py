@@ -1,0 +1,56 @@
+"""An answer, and how good its masks probably are, judged by their own probabilities.
+
+Axes: C classes, H W space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Probabilities of background and classes, (1 + C, H, W), and estimated IoU, (C,).
+
+    The estimate is of VESSA's own masks, also where a student's structure is kept.
+    """
+
+    probability_CHW: Tensor
+    iou_C: Tensor
+
+    @staticmethod
+    def of(logits_CHW: Tensor) -> Answer:
+        """From the logits of the classes."""
+        probability_CHW = with_background(logits_CHW)
+        return Answer(probability_CHW, expected_iou(probability_CHW))
+
+    def found(self) -> Tensor:
+        """Where a class wins, (H, W)."""
+        return self.probability_CHW.argmax(dim=0) > 0
+
+
+def with_background(logits_CHW: Tensor) -> Tensor:
+    """Probabilities of background, whose logit is 0, and the classes."""
+    return torch.softmax(torch.cat([torch.zeros_like(logits_CHW[:1]), logits_CHW]), dim=0)
+
+
+def expected_iou(probability_CHW: Tensor) -> Tensor:
+    """Estimated IoU of each class's mask with the truth, (C,); 0 where nothing was found.
+
+    Of independent pixels, the expected intersection over the expected union would be it. But
+    neighbours are wrong together, and the decoder is surer than it should be: the square is
+    close to what is seen (``benchmarks/student_masks.py``, calibration).
+
+    Args:
+        probability_CHW: of background, then the classes; they add up to one.
+    """
+    winner_HW = probability_CHW.argmax(dim=0)
+    values = []
+    for index, probability in enumerate(probability_CHW[1:], start=1):
+        mask = winner_HW == index
+        union = mask.sum() + probability[~mask].sum()
+        values.append(probability[mask].sum() / union.clamp(min=1.0))
+    return torch.stack(values) ** 2

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from vessa_server.engine import pieces
+from vessa_server.engine.pieces import DOUBTED_LOGIT, Pieces
+from vessa_server.engine.quality import Answer
+
+maps = arrays.arrays(np.bool_, (2, 9, 9))
+
+
+def _flood(mask: npt.NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
+    """4-connected parts, by hand."""
+    left = {(int(r), int(c)) for r, c in zip(*np.nonzero(mask), strict=True)}
+    found = []
+    while left:
+        part, edge = set(), [left.pop()]
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            for near in (
+                (row + 1, column),
+                (row - 1, column),
+                (row, column + 1),
+                (row, column - 1),
+            ):
+                if near in left:
+                    left.remove(near)
+                    edge.append(near)
+        found.append(part)
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(maps, st.integers(1, 3))
+def test_only_the_largest_pieces_of_a_structure_are_left(
+    masks: npt.NDArray[np.bool_], allowed: int
+) -> None:
+    masks[1] = False
+    logits = torch.from_numpy(np.where(masks, 3.0, -3.0))
+    rule = Pieces((allowed, 1), together=allowed)
+    left = (rule.doubt(logits)[0] > 0).numpy()
+    expected = sorted(len(part) for part in _flood(masks[0]))[-allowed:]
+    assert sorted(len(part) for part in _flood(left)) == expected
+    assert not (left & ~masks[0]).any()
+
+
+def test_what_is_left_out_is_background_but_not_surely() -> None:
+    logits = torch.full((1, 8, 8), -9.0)
+    logits[0, :4, :4] = 4.0
+    logits[0, 7, 7] = 9.0
+    out = Pieces((1,), 1).doubt(logits)
+    assert float(out[0, 7, 7]) == DOUBTED_LOGIT
+    assert torch.equal(out[0, :7], logits[0, :7])
+
+
+def test_structures_that_touch_in_the_templates_do_not_lie_apart() -> None:
+    labels = np.zeros((2, 10, 10), bool)
+    labels[0, 2:5, 2:5], labels[1, 5:8, 2:5] = True, True
+    rule = pieces.most([Pieces.count(labels)])
+    assert rule == Pieces((1, 1), together=1)
+    logits = torch.full((2, 10, 10), -5.0)
+    logits[0, 0:5, 0:5] = 5.0
+    logits[1, 7:10, 7:10] = 5.0
+    out = rule.doubt(logits)
+    assert bool((out[0, 0:5, 0:5] > 0).all())
+    assert not bool((out[1] > 0).any())
+
+
+def test_specks_of_a_template_are_not_pieces_and_the_most_of_all_templates_counts() -> None:
+    speck, pair = np.zeros((1, 20, 20), bool), np.zeros((1, 20, 20), bool)
+    speck[0, 3:12, 3:12], speck[0, 18, 18] = True, True
+    pair[0, 1:5, 1:5], pair[0, 10:14, 10:14] = True, True
+    one, two = Pieces.count(speck), Pieces.count(pair)
+    assert (one, two) == (Pieces((1,), 1), Pieces((2,), 2))
+    assert pieces.most([one, two, one]) == two
+
+
+def test_a_structure_that_no_template_shows_is_left_as_it_is() -> None:
+    logits = torch.full((1, 6, 6), -5.0)
+    logits[0, 0, 0], logits[0, 5, 5] = 5.0, 5.0
+    assert torch.equal(Pieces((0,), 0).doubt(logits), logits)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31))
+def test_expected_iou_is_that_of_certain_masks_and_falls_with_doubt(seed: int) -> None:
+    labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (12, 12)))
+    labels[0, :2] = torch.tensor([1, 2])
+    logits = torch.stack([torch.where(labels == k, 1.0, -1.0) for k in (1, 2)])
+    ious = [Answer.of(scale * logits).iou_C for scale in (0.1, 1.0, 4.0, 40.0)]
+    assert torch.allclose(ious[-1], torch.ones(2), atol=1e-4)
+    assert all(bool((low < high).all()) for low, high in itertools.pairwise(ious))
+    assert torch.equal(Answer.of(logits - 9.0).iou_C, torch.zeros(2)), "nothing was found"
