@@ -67,8 +67,13 @@ class Work:
         return tuple(c.name for c in self.plan.classes) if view.focused else None
 
     def quality(self) -> float:
-        """Mean estimated IoU of the classes."""
+        """Mean estimated IoU of the classes, without a student's mask."""
         return float(self.own_answer().iou_C.mean())
+
+    def repair_quality(self) -> float:
+        """Mean IoU that the decoder predicts: it learned on students' masks how good it is."""
+        assert self.decoded is not None
+        return float(self.decoded.iou_P.mean())
 
     def own_answer(self) -> Answer:
         """What VESSA found, without what the templates make doubtful."""
@@ -80,8 +85,7 @@ class Work:
         if self.student_CHW is None:
             return self.own_answer()
         assert self.decoded is not None
-        # A student tells itself in how many pieces a structure comes, and the decoder learned
-        # on students' masks how good its own are then.
+        # A student tells itself in how many pieces a structure comes.
         logits_CHW = self._logits()
         iou_C = expected_iou(with_background(logits_CHW))
         unsure_C = self.decoded.iou_P < KEEP_BELOW
@@ -168,7 +172,7 @@ class Pipeline:
         elsewhere = self._where_students_look(works) if self.focus else []
         self._decode([*works, *(other for _, other in elsewhere)], with_students=True)
         for work, other in elsewhere:
-            if other.quality() > work.quality():
+            if other.repair_quality() > work.repair_quality():
                 work.prepared, work.decoded = other.prepared, other.decoded
 
     def _prepare_all(self, works: list[Work]) -> None:
