@@ -22,7 +22,8 @@ from vessa_server.training.episodes import EpisodeDataset
 from vessa_server.training.tasks import ClassText, LabelledImage
 from vessa_server.training.trainer import Stage1Trainer
 
-STEPS = 300
+# More of them, or larger ones, fit the model to the patients of the bank.
+STEPS = 200
 # Parts that are fine-tuned. Encoder and matching stay: fitted to one patient's scans, they match
 # another patient's worse.
 ADAPTED_PREFIXES = (
@@ -96,7 +97,7 @@ def adaptation_config(steps: int, seed: int) -> TrainingConfig:
         steps=steps,
         groups=3,
         max_classes=3,
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         warmup_steps=20,
         ema_decay=0.99,
         language_weight=0.0,
