@@ -254,7 +254,7 @@ def _mean_sd(values: npt.NDArray[np.float64]) -> str:
 def _trainer(*command: str, log: Path) -> None:
     with log.open("a") as stream:
         subprocess.run(
-            [sys.executable, "-m", "ssl_trainer.cli", *command],
+            [sys.executable, "-m", "ssl_trainer", *command],
             stdout=stream,
             stderr=stream,
             env=_one_thread(),

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,3 +215,16 @@ def redis_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.terminate()
         process.wait(10)
         process.stdout.close()
+
+
+def torchrun(*command: object) -> None:
+    """Run a command in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

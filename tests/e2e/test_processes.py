@@ -25,7 +25,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 def trainer_command(config: Path, out: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "ssl_trainer.cli", "train", str(config)),
+        *(sys.executable, "-m", "ssl_trainer", "train", str(config)),
         *("--out", str(out), "--threads", "1"),
     ]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from support import free_port
+from support import torchrun
 from vessa_server.cli import app
 from vessa_server.training.trainer import STATE_FILE
 
@@ -53,18 +51,6 @@ with processes.joined() as group:
 """
 
 
-def _torchrun(*command: object) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, "--master-port", str(free_port()), *map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
 def _train(config: Path, out: Path) -> list[str]:
     return ["train", str(config), "--data", str(out), "--out", str(out), "--threads", "1"]
 
@@ -76,11 +62,11 @@ def _state(out: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_are_one_with_twice_the_batches(tmp_path: Path) -> None:
     """And a run of two processes that was broken off goes on bit for bit."""
     config = _config(tmp_path, steps=3)
-    _torchrun("-m", "vessa_server", *_train(config, tmp_path / "whole"))
+    torchrun("-m", "vessa_server", *_train(config, tmp_path / "whole"))
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    _torchrun(tmp_path / "interrupted.py", config, tmp_path / "broken")
+    torchrun(tmp_path / "interrupted.py", config, tmp_path / "broken")
     assert int(_state(tmp_path / "broken")["step"]) == 2
-    _torchrun("-m", "vessa_server", *_train(config, tmp_path / "broken"))
+    torchrun("-m", "vessa_server", *_train(config, tmp_path / "broken"))
     whole, broken = _state(tmp_path / "whole"), _state(tmp_path / "broken")
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 

@@ -69,10 +69,14 @@ def train(
 
     Writes best.safetensors, last.safetensors, config.yaml, log.jsonl, tensorboard/, and at the
     end report.md with curves, pseudo-labels over time, and a gallery.
+
+    On several GPUs, or several processes:
+    torchrun --nproc-per-node N --max-restarts 3 -m ssl_trainer train CONFIG --out RUN
     """
     import torch
 
     from ssl_trainer.config import load
+    from ssl_trainer.unimatch import processes
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
@@ -82,8 +86,10 @@ def train(
     for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
         if value is not None:
             changes.append(f"{key}={json.dumps(value)}")
-    trainer = UniMatchTrainer(load(config, changes), out)
-    run_with_progress(trainer)
+    with processes.joined() as group:
+        run_with_progress(UniMatchTrainer(load(config, changes), out, group))
+    if not group.first:
+        return
     console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
     console.print(f"Report:       {_report(out)}", highlight=False)
 
@@ -209,7 +215,3 @@ def export(
     student = load_best(run, config)
     difference = exporting.export(student, out, size=config.data.size, classes=config.data.classes)
     console.print(f"{out}: largest difference {difference:.1g}", highlight=False)
-
-
-if __name__ == "__main__":
-    app()

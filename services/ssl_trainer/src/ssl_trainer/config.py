@@ -209,7 +209,7 @@ class TrainConfig:
     """One run.
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
-    left out, of labelled ones too.
+    left out, of labelled ones too. An update sees ``accumulate`` batches in each process.
     """
 
     data: DataConfig
@@ -221,6 +221,7 @@ class TrainConfig:
     steps: int = 2500
     labelled_batch: int = 4
     unlabelled_batch: int = 4
+    accumulate: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     poly_power: float = 0.9
@@ -229,7 +230,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "labelled_batch", "unlabelled_batch", "validate_every"):
+        batches = ("labelled_batch", "unlabelled_batch", "accumulate")
+        for name in ("steps", *batches, "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 

@@ -128,7 +128,9 @@ def train(
 def adapt(
     bank: Annotated[Path, typer.Option(help="Folder of the template bank.")],
     out: Annotated[Path, typer.Option(help="Folder for the adaptation and its state.")],
-    steps: Annotated[int, typer.Option(help="Optimiser updates; 300 take minutes.")] = 300,
+    steps: Annotated[
+        int, typer.Option(help="Optimiser updates. Many more fit the bank's patients only.")
+    ] = 200,
     preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
     weights: Annotated[
         Path | None, typer.Option(help="Folder of weights. Default: shipped.")
@@ -138,7 +140,7 @@ def adapt(
 ) -> None:
     """Fit VESSA to your own template bank, in a few minutes.
 
-    Trains decoder, memory, matching and projector on strongly augmented pairs of the bank's
+    Trains decoder, memory and projector on strongly augmented pairs of the bank's
     templates, and writes a small file for `serve --adaptation`.
     """
     import torch

@@ -42,9 +42,10 @@ class Student(nn.Module, ABC):
 
 @torch.no_grad()
 def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
-    """Softmax in evaluation mode, (B, classes + 1, H, W); the mode is put back."""
+    """Softmax in evaluation mode, (B, classes + 1, H, W) on the CPU; the mode is put back."""
     training = student.training
     student.eval()
-    probabilities = torch.softmax(student(image_B1HW), dim=1)
+    device = next(student.parameters()).device
+    probabilities = torch.softmax(student(image_B1HW.to(device)), dim=1)
     student.train(training)
-    return probabilities
+    return probabilities.cpu()

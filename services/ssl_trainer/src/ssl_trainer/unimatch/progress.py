@@ -8,6 +8,9 @@ from vessa_client.console import progress_bar
 
 def run_with_progress(trainer: UniMatchTrainer) -> None:
     """Train to the last step; the bar shows loss, best validation Dice and ETA."""
+    if not trainer.processes.first:
+        trainer.run()
+        return
     with progress_bar() as progress:
         task = progress.add_task("Training", total=trainer.config.steps, note="")
 

@@ -1,7 +1,7 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds student, teacher, optimiser, step, best score, and the student masks of the requests
-that were under way, so that a resumed run asks VESSA the same again.
+It holds student, teacher, optimiser, step, best score, and the student's probabilities that went
+with the requests that were under way, so that a resumed run asks VESSA the same again.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def save_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
-    pending: list[Tensor] | None,
+    pending: Tensor | None,
 ) -> None:
     """Write the state of a run."""
     tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    for index, mask in enumerate(pending or []):
-        tensors[f"pending.{index}"] = mask
+    if pending is not None:
+        tensors["pending"] = pending
     metadata = {
         "step": str(progress.step),
         "best": repr(progress.best),
@@ -64,7 +64,7 @@ def load_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
-) -> tuple[Progress, list[Tensor] | None] | None:
+) -> tuple[Progress, Tensor | None] | None:
     """Load the state of a run; None where there is none.
 
     Raises:
@@ -87,9 +87,8 @@ def load_state(
         restored.setdefault(int(index), {})[key] = value
     state["state"] = restored
     optimizer.load_state_dict(state)
-    masks = _part(tensors, "pending.")
-    pending = [masks[str(index)] for index in range(len(masks))] or None
-    return Progress(int(metadata["step"]), float(metadata["best"])), pending
+    progress = Progress(int(metadata["step"]), float(metadata["best"]))
+    return progress, tensors.get("pending")
 
 
 def _identity(config: dict[str, Any]) -> str:

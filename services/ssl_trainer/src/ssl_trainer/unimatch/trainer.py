@@ -1,17 +1,16 @@
-"""UniMatch V2 with VESSA: L = L_x + λ_u L_u + λ_v(t) L_v.
+"""UniMatch V2 with VESSA: the training loop.
 
-Batches, views and dropout of a step depend on the seed and the step only, so a run that is
-killed and resumed ends with the same weights, bit for bit.
-
-Axes: B batch, C classes with background, H W space.
+A batch, its views and its dropout depend on the seed and the batch's number only, so a run that
+is killed and resumed ends with the same weights, bit for bit, and it does not matter which
+process has which batch.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,36 +19,29 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_trainer import models
-from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer.assistant.assistant import PseudoLabel
+from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.config import TrainConfig, to_dict
-from ssl_trainer.data import batches, cases, frame
+from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
-from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch import losses, quality, schedule, state
-from ssl_trainer.unimatch.dropout import complementary_masks
+from ssl_trainer.unimatch import schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
-from ssl_trainer.unimatch.views import CutMix, jitter
+from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
+from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 
 LOG_EVERY = 10
 OnStep = Callable[[int, dict[str, float]], None]
 
 
-class Target(NamedTuple):
-    """What a strong view should show: labels and a weight for each pixel."""
-
-    labels_BHW: Tensor
-    weight_BHW: Tensor
-
-    def mix(self, cutmix: CutMix) -> Target:
-        """The target of the mixed view."""
-        return Target(cutmix.mix(self.labels_BHW), cutmix.mix(self.weight_BHW))
-
-
 class UniMatchTrainer:
-    """Trains a student and its teacher; with an assistant where the configuration names one."""
+    """Trains a student and its teacher; with VESSA where the configuration names a server.
 
-    def __init__(self, config: TrainConfig, out: Path) -> None:
+    An update sees ``accumulate`` batches in each process; the first process validates, logs what
+    it saw itself, and writes the files.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, processes: Processes | None = None) -> None:
         """Read the data and build the models.
 
         Raises:
@@ -57,6 +49,7 @@ class UniMatchTrainer:
             FileError: an image or label file cannot be used.
         """
         self.config, self.out = config, out
+        self.processes = processes or Processes()
         self.split = cases.find(config.data)
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -72,67 +65,62 @@ class UniMatchTrainer:
             else None
         )
         torch.manual_seed(config.seed)
-        self.student = models.build(config.student, count)
+        self.student = models.build(config.student, count).to(self.processes.device)
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
+        self.passes = self.processes.wrap(StudentPasses(self.student))
         # AdamW as UniMatch V2. With SGD a student of this size falls for the background, of
         # which the teacher is sure first.
         self.optimizer = torch.optim.AdamW(
             self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.assistant = (
-            Assistant(config.assistant, config.data.classes)
+        self.feedback = (
+            Feedback(config, self.unlabelled, self.unlabelled_sampler)
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
         self.step, self.best = 0, -1.0
-        self._pending: list[Tensor] | None = None
+        # The student's probabilities that went with the requests that are under way.
+        self._pending: Tensor | None = None
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.resume()
-        (self.out / "config.yaml").write_text(yaml.safe_dump(to_dict(self.config)))
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
-        writer.add_text("config", f"```\n{yaml.safe_dump(to_dict(self.config))}\n```")
+        writer = self._writer() if self.processes.first else None
         try:
-            self._ask(self.step, self._pending)
+            self._ask(self.step)
             while self.step < self.config.steps:
                 scalars = self.train_step()
-                self._log(writer, scalars)
-                on_step(self.step, scalars)
+                if writer is not None:
+                    self._log(writer, scalars)
+                    on_step(self.step, scalars)
         finally:
-            if self.assistant is not None:
-                self.assistant.close()
-            writer.close()
+            if self.feedback is not None:
+                self.feedback.close()
+            if writer is not None:
+                writer.close()
 
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so."""
         step, config = self.step, self.config
-        rng = np.random.default_rng([config.seed, step, 2])
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule.poly(
                 step, config.steps, config.poly_power
             )
-        answers = self._collect(step)
-        if self.assistant is not None and step + 1 < config.steps:
-            self._pending = self._student_masks(step + 1)
-            self._ask(step + 1, self._pending)
+        numbers = self._numbers(step)
+        answers = {number: self._collect(number) for number in numbers}
+        if step + 1 < config.steps:
+            self._pending = self._predict(step + 1)
+            self._ask(step + 1)
         self.student.train()
-        labelled = batches.labelled_batch(
-            self.labelled, self.labelled_sampler.indices(step), config, rng
-        )
-        loss = losses.supervised_loss(self.student(labelled.image_B1HW), labelled.labels_BHW)
-        scalars = {"loss/supervised": float(loss.detach())}
-        if self.unlabelled_sampler is not None:
-            indices = self.unlabelled_sampler.indices(step)
-            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
-            extra, more = self._unlabelled_loss(unlabelled, answers, rng)
-            loss = loss + extra
-            scalars |= more
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"loss at step {step} is not finite: {scalars}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        buffers = BufferMean(self.student)
+        scalars: dict[str, float] = {}
+        for number in numbers:
+            with nullcontext() if number == numbers[-1] else postponed(self.passes):
+                scalars = self._backward(number, answers[number])
+            buffers.take()
+        buffers.settle(self.processes)
         self.optimizer.step()
         self.teacher.update(self.student, step)
         self.step += 1
@@ -140,10 +128,35 @@ class UniMatchTrainer:
             scalars |= self.validate()
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save()
-        return scalars | {"loss/total": float(loss.detach())}
+        return scalars
+
+    def _backward(self, number: int, answers: list[PseudoLabel | None]) -> dict[str, float]:
+        """Gradients of one batch; returns its losses."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, number, 2])
+        labelled = batches.labelled_batch(
+            self.labelled, self.labelled_sampler.indices(number), config, rng
+        )
+        views, scalars = None, dict[str, float]()
+        if self.unlabelled_sampler is not None:
+            indices = self.unlabelled_sampler.indices(number)
+            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
+            channels = self.student.encoder_channels
+            views, scalars = strong_views(
+                unlabelled, answers, self.teacher.model, channels, config, rng
+            )
+        device = self.processes.device
+        loss, parts = batch_loss(self.passes, labelled, views, config, self.step, device)
+        scalars |= parts | {"loss/total": float(loss.detach())}
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
+        (loss / config.accumulate).backward()
+        return scalars
 
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
+        if not self.processes.first:
+            return {}
         classes = self.config.data.classes
         scores = evaluate(
             self.teacher.model, self.split.val, classes, self.config.data.size, distances=False
@@ -161,124 +174,69 @@ class UniMatchTrainer:
 
     def save(self) -> None:
         """Write the training state."""
-        progress = state.Progress(self.step, self.best)
-        state.save_state(
-            self.out,
-            progress,
-            self.config,
-            self.student,
-            self.teacher.model,
-            self.optimizer,
-            self._pending,
-        )
+        pending = None if self._pending is None else self.processes.gather(self._pending)
+        if self.processes.first:
+            progress = state.Progress(self.step, self.best)
+            modules = (self.student, self.teacher.model, self.optimizer)
+            state.save_state(self.out, progress, self.config, *modules, pending)
 
     def resume(self) -> bool:
-        """Load the training state, where there is one."""
+        """Load the training state, where there is one.
+
+        Raises:
+            StateError: damaged, or of another configuration or number of processes.
+        """
         loaded = state.load_state(
             self.out, self.config, self.student, self.teacher.model, self.optimizer
         )
         if loaded is None:
             return False
-        progress, self._pending = loaded
+        progress, pending = loaded
         self.step, self.best = progress.step, progress.best
+        if pending is not None:
+            own = self.config.accumulate * self.config.unlabelled_batch
+            expected = own * self.processes.world
+            if len(pending) != expected:
+                raise state.StateError(
+                    f"{self.out / state.STATE_FILE}: an update saw {len(pending)} unlabelled "
+                    f"slices, here {expected}; start as many processes as before"
+                )
+            self._pending = pending[self.processes.rank * own :][:own]
         return True
 
-    def _unlabelled_loss(
-        self,
-        batch: batches.UnlabelledBatch,
-        answers: list[PseudoLabel | None],
-        rng: np.random.Generator,
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _numbers(self, step: int) -> range:
+        """Batches of this process in update ``step``: as if one process had them all."""
+        accumulate = self.config.accumulate
+        first = (step * self.processes.world + self.processes.rank) * accumulate
+        return range(first, first + accumulate)
+
+    def _predict(self, step: int) -> Tensor | None:
+        """The student's probabilities for the slices of ``step``, where it is time for that."""
         config = self.config
-        size, count = config.data.size, len(batch.slices)
-        teacher = predict_probabilities(self.teacher.model, batch.image_B1HW)
-        confidence, labels = teacher.max(dim=1)
-        sure = losses.confident(confidence, config.unimatch.confidence_threshold)
-        from_teacher = Target(labels, sure)
-        from_vessa = self._assistant_target(batch, answers)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        masks = complementary_masks(
-            count, self.student.encoder_channels, config.unimatch.dropout_probability, generator
-        )
-        mixes = [
-            CutMix.draw(count, size, config.unimatch.cutmix_probability, rng) for _ in range(2)
-        ]
-        views = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
-        both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
-        logits = self.student(views, both).chunk(2)
-        loss = losses.UNLABELLED[config.unimatch.loss]
-        consistency = assistance = torch.zeros(())
-        for view_logits, mix in zip(logits, mixes, strict=True):
-            consistency = consistency + loss(view_logits, *from_teacher.mix(mix)) / 2
-            if from_vessa is not None:
-                assistance = assistance + loss(view_logits, *from_vessa.mix(mix)) / 2
-        weight = schedule.assistant_weight(self.step, config.steps, config.assistant)
-        total = config.unimatch.weight * consistency
-        scalars = {
-            "loss/consistency": float(consistency.detach()),
-            "teacher/confident": float(sure.mean()),
-        }
-        if config.data.watch_quality:
-            vessa = None if from_vessa is None else from_vessa.labels_BHW
-            scalars |= quality.watch(batch, labels, vessa)
-        if from_vessa is not None:
-            total = total + weight * assistance
-            agree = (from_vessa.labels_BHW == labels).float().mean()
-            scalars |= {
-                "loss/assistant": float(assistance.detach()),
-                "assistant/weight": weight,
-                "assistant/agreement": float(agree),
-                "assistant/answered": sum(a is not None for a in answers) / len(answers),
-            }
-        return total, scalars
-
-    def _assistant_target(
-        self, batch: batches.UnlabelledBatch, answers: list[PseudoLabel | None]
-    ) -> Target | None:
-        """VESSA's answers, warped into the views of the batch."""
-        if all(answer is None for answer in answers):
+        if self.feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
-        labels, weights = [], []
-        for index, answer in enumerate(answers):
-            if answer is None:
-                nothing = torch.zeros(batch.image_B1HW.shape[-2:])
-                labels.append(nothing.long())
-                weights.append(nothing)
-                continue
-            native = torch.tensor(answer.labels).float()[None]
-            labels.append(batch.warp(index, native, mode="nearest")[0].long())
-            confidence = torch.tensor(answer.confidence).float()[None] / 255
-            warped = batch.warp(index, confidence, mode="bilinear")[0]
-            if self.config.assistant.confidence_weighting:
-                weights.append(losses.pixel_weight(warped) * answer.predicted_iou)
-            else:
-                weights.append((warped > 0).float())  # 0 outside of the slice
-        return Target(torch.stack(labels), torch.stack(weights))
+        return torch.cat([self.feedback.predict(self.student, n) for n in self._numbers(step)])
 
-    def _student_masks(self, step: int) -> list[Tensor] | None:
-        """Label maps of the student for the slices of ``step``, in their native frames."""
-        config = self.config
-        assert self.unlabelled_sampler is not None
-        if not schedule.feedback(step, config.steps, config.assistant):
-            return None
-        slices = [self.unlabelled[i] for i in self.unlabelled_sampler.indices(step)]
-        views = torch.stack([batches.canonical(s, config.data.size) for s in slices])
-        probabilities = predict_probabilities(self.student, views)
-        return [
-            frame.restore(maps, item.image.shape).argmax(dim=0).to(torch.uint8)
-            for maps, item in zip(probabilities, slices, strict=True)
-        ]
-
-    def _ask(self, step: int, masks: list[Tensor] | None) -> None:
-        if self.assistant is None or self.unlabelled_sampler is None or step >= self.config.steps:
+    def _ask(self, step: int) -> None:
+        if self.feedback is None or step >= self.config.steps:
             return
-        slices = [self.unlabelled[i] for i in self.unlabelled_sampler.indices(step)]
-        self.assistant.ask(step, slices, None if masks is None else [m.numpy() for m in masks])
+        batch = self.config.unlabelled_batch
+        for index, number in enumerate(self._numbers(step)):
+            rows = slice(index * batch, (index + 1) * batch)
+            asked = None if self._pending is None else self._pending[rows]
+            self.feedback.ask(number, asked)
 
-    def _collect(self, step: int) -> list[PseudoLabel | None]:
-        if self.assistant is None:
+    def _collect(self, number: int) -> list[PseudoLabel | None]:
+        if self.feedback is None:
             return [None] * self.config.unlabelled_batch
-        return self.assistant.collect(step)
+        return self.feedback.collect(number)
+
+    def _writer(self) -> SummaryWriter:
+        text = yaml.safe_dump(to_dict(self.config))
+        (self.out / "config.yaml").write_text(text)
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        writer.add_text("config", f"```\n{text}\n```")
+        return writer
 
     def _log(self, writer: SummaryWriter, scalars: dict[str, float]) -> None:
         if self.step % LOG_EVERY == 0 or any(name.startswith("val/") for name in scalars):

@@ -1,0 +1,52 @@
+"""What the trainer asks VESSA: the slices of a coming batch, with the student's view of them.
+
+Axes: B batch, C classes with background, H W space.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data import batches, frame
+from ssl_trainer.data.batches import SliceSampler
+from ssl_trainer.data.cases import Slice
+from ssl_trainer.models import predict_probabilities
+from vessa_client import UInt8Array
+
+
+class Feedback:
+    """Asks for batches by their number, and collects the answers later."""
+
+    def __init__(self, config: TrainConfig, slices: list[Slice], sampler: SliceSampler) -> None:
+        self.config, self.slices, self.sampler = config, slices, sampler
+        self.assistant = Assistant(config.assistant, config.data.classes)
+
+    def predict(self, student: nn.Module, number: int) -> Tensor:
+        """The student's probabilities on the canonical canvases of a batch, (B, C, H, W)."""
+        views = [batches.canonical(item, self.config.data.size) for item in self._batch(number)]
+        return predict_probabilities(student, torch.stack(views))
+
+    def ask(self, number: int, student_BCHW: Tensor | None) -> None:
+        """Begin to fetch the answers for a batch; with the student's masks as prompts."""
+        items = self._batch(number)
+        masks: list[UInt8Array] | None = None
+        if student_BCHW is not None:
+            masks = [
+                frame.restore(maps, item.image.shape).argmax(dim=0).to(torch.uint8).numpy()
+                for maps, item in zip(student_BCHW, items, strict=True)
+            ]
+        self.assistant.ask(number, items, masks)
+
+    def collect(self, number: int) -> list[PseudoLabel | None]:
+        """Answers for a batch, in the order of its slices; None where there is none."""
+        return self.assistant.collect(number)
+
+    def close(self) -> None:
+        """Finish what was asked."""
+        self.assistant.close()
+
+    def _batch(self, number: int) -> list[Slice]:
+        return [self.slices[i] for i in self.sampler.indices(number)]

@@ -1,0 +1,152 @@
+"""L = L_x + λ_u L_u + λ_v(t) L_v of one batch.
+
+Axes: B batch, C classes with background, H W space.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_trainer.assistant.assistant import PseudoLabel
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
+from ssl_trainer.models import Student, predict_probabilities
+from ssl_trainer.unimatch import losses, quality, schedule
+from ssl_trainer.unimatch.dropout import complementary_masks
+from ssl_trainer.unimatch.views import CutMix, jitter
+
+
+class Target(NamedTuple):
+    """What a strong view should show: labels and a weight for each pixel."""
+
+    labels_BHW: Tensor
+    weight_BHW: Tensor
+
+    def mix(self, cutmix: CutMix) -> Target:
+        """The target of the mixed view."""
+        return Target(cutmix.mix(self.labels_BHW), cutmix.mix(self.weight_BHW))
+
+    def to(self, device: torch.device) -> Target:
+        """The target on another device."""
+        return Target(self.labels_BHW.to(device), self.weight_BHW.to(device))
+
+
+class StrongViews(NamedTuple):
+    """Two strong views of each slice, one after the other, and what they should show."""
+
+    image_B1HW: Tensor
+    channel_masks: list[Tensor]
+    mixes: list[CutMix]
+    from_teacher: Target
+    from_vessa: Target | None
+
+
+class StudentPasses(nn.Module):
+    """Both passes of the student as one module, so that data-parallel training can wrap it."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, labelled_B1HW: Tensor, strong_B1HW: Tensor | None, masks: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of labelled slices and, where there are any, of strong views."""
+        labelled = self.student(labelled_B1HW)
+        strong = None if strong_B1HW is None else self.student(strong_B1HW, masks)
+        return labelled, strong
+
+
+def strong_views(
+    batch: UnlabelledBatch,
+    answers: list[PseudoLabel | None],
+    teacher: nn.Module,
+    channels: tuple[int, ...],
+    config: TrainConfig,
+    rng: np.random.Generator,
+) -> tuple[StrongViews, dict[str, float]]:
+    """Labels of teacher and VESSA for a batch, its two strong views, and what to log."""
+    size, count = config.data.size, len(batch.slices)
+    confidence, labels = predict_probabilities(teacher, batch.image_B1HW).max(dim=1)
+    sure = losses.confident(confidence, config.unimatch.confidence_threshold)
+    from_vessa = _warped(batch, answers, weighted=config.assistant.confidence_weighting)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    dropout = config.unimatch.dropout_probability
+    masks = complementary_masks(count, channels, dropout, generator)
+    mixes = [CutMix.draw(count, size, config.unimatch.cutmix_probability, rng) for _ in range(2)]
+    images = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
+    both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
+    scalars = {"teacher/confident": float(sure.mean())}
+    if config.data.watch_quality:
+        scalars |= quality.watch(batch, labels, from_vessa.labels_BHW if from_vessa else None)
+    if from_vessa is not None:
+        scalars |= {
+            "assistant/agreement": float((from_vessa.labels_BHW == labels).float().mean()),
+            "assistant/answered": sum(a is not None for a in answers) / len(answers),
+        }
+    return StrongViews(images, both, mixes, Target(labels, sure), from_vessa), scalars
+
+
+def batch_loss(
+    passes: nn.Module,
+    labelled: LabelledBatch,
+    views: StrongViews | None,
+    config: TrainConfig,
+    step: int,
+    device: torch.device,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one batch, and its parts."""
+    strong = None if views is None else views.image_B1HW.to(device)
+    masks = None if views is None else [mask.to(device) for mask in views.channel_masks]
+    logits, strong_logits = passes(labelled.image_B1HW.to(device), strong, masks)
+    total = losses.supervised_loss(logits, labelled.labels_BHW.to(device))
+    scalars = {"loss/supervised": float(total.detach())}
+    if views is None:
+        return total, scalars
+    consistency = _mixed(views.from_teacher, views, strong_logits, config)
+    total = total + config.unimatch.weight * consistency
+    scalars["loss/consistency"] = float(consistency.detach())
+    if views.from_vessa is not None:
+        weight = schedule.assistant_weight(step, config.steps, config.assistant)
+        assistance = _mixed(views.from_vessa, views, strong_logits, config)
+        total = total + weight * assistance
+        scalars |= {"loss/assistant": float(assistance.detach()), "assistant/weight": weight}
+    return total, scalars
+
+
+def _mixed(target: Target, views: StrongViews, logits: Tensor, config: TrainConfig) -> Tensor:
+    """Mean loss of the two strong views."""
+    loss = losses.UNLABELLED[config.unimatch.loss]
+    both = zip(logits.chunk(2), views.mixes, strict=True)
+    return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
+
+
+def _warped(
+    batch: UnlabelledBatch, answers: list[PseudoLabel | None], *, weighted: bool
+) -> Target | None:
+    """VESSA's answers in the views of a batch; None without any.
+
+    ``weighted`` by confidence and predicted IoU; else all that is in the slice counts fully.
+    """
+    if all(answer is None for answer in answers):
+        return None
+    labels, weights = [], []
+    for index, answer in enumerate(answers):
+        if answer is None:
+            nothing = torch.zeros(batch.image_B1HW.shape[-2:])
+            labels.append(nothing.long())
+            weights.append(nothing)
+            continue
+        native = torch.tensor(answer.labels).float()[None]
+        labels.append(batch.warp(index, native, mode="nearest")[0].long())
+        confidence = torch.tensor(answer.confidence).float()[None] / 255
+        view = batch.warp(index, confidence, mode="bilinear")[0]
+        if weighted:
+            weights.append(losses.pixel_weight(view) * answer.predicted_iou)
+        else:
+            weights.append((view > 0).float())  # 0 outside of the slice
+    return Target(torch.stack(labels), torch.stack(weights))

@@ -1,0 +1,99 @@
+"""Several processes that train one student, started by ``torchrun``; or one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Rank of this process, number of all, and the device that this one computes on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+
+    @property
+    def first(self) -> bool:
+        """Whether this process validates, writes files and talks."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Let backward passes average gradients over the processes."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, broadcast_buffers=False)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over the processes."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value = value / self.world
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The values of all processes, joined on the first axis in the order of their ranks."""
+        if self.world == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.world)]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+
+def postponed(module: nn.Module) -> AbstractContextManager[None]:
+    """Backward passes inside add up gradients here and do not average them yet."""
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the group that ``torchrun`` describes: NCCL with GPUs, gloo without."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if world == 1:
+        yield Processes(device=device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), world=world, device=device)
+    finally:
+        dist.destroy_process_group()
+
+
+class BufferMean:
+    """Running statistics of batch normalisation, averaged over the batches of an update.
+
+    Each batch moves them from where the update began, and the mean is kept. So it does not
+    matter which process had which batch.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self._start = [b.clone() for b in self._buffers]
+        self._sums = [torch.zeros_like(b) for b in self._buffers]
+        self._count = 0
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Count what the last batch made of the buffers, and put back the beginning."""
+        for buffer, start, total in zip(self._buffers, self._start, self._sums, strict=True):
+            total.add_(buffer)
+            buffer.copy_(start)
+        self._count += 1
+
+    @torch.no_grad()
+    def settle(self, processes: Processes) -> None:
+        """Put the mean into the buffers."""
+        for buffer, total in zip(self._buffers, self._sums, strict=True):
+            buffer.copy_(processes.mean(total / self._count))
