@@ -5,9 +5,11 @@
     python benchmarks/ssl_arms.py table acdc --data DATA --out CELLS --test
 
 A cell is one training of one arm, number of labelled cases, and seed, on one thread; ``--workers``
-of them run side by side. A cell that is done is kept, one that was cut off goes on. Students are
-chosen on validation patients; ``--test`` scores the chosen students of finished cells, once.
-Tasks are files of ``benchmarks/tasks``. Writes ``benchmarks/results/ssl_TASK.json``.
+of them run side by side. A cell that is done is kept, one that was cut off goes on.
+``--equal-time`` trains arms with VESSA for fewer updates, so that they take as long as UniMatch V2
+alone did: both must be done before, for the same cases and seeds. Students are chosen on
+validation patients; ``--test`` scores the chosen students of finished cells, once. Tasks are files
+of ``benchmarks/tasks``. Writes ``benchmarks/results/ssl_TASK.json``.
 """
 
 from __future__ import annotations
@@ -95,10 +97,33 @@ class Cell:
     arm: str
     cases: int
     seed: int
+    equal_time: bool = False
+
+    @property
+    def label(self) -> str:
+        """The arm as tables and folders name it."""
+        return f"{self.arm}-equal-time" if self.equal_time else self.arm
 
     def folder(self, out: Path) -> Path:
         """Where it is kept."""
-        return out / f"cases_{self.cases}" / self.arm / f"seed_{self.seed}"
+        return out / f"cases_{self.cases}" / self.label / f"seed_{self.seed}"
+
+    def affordable_steps(self, out: Path) -> int:
+        """Updates of this arm in the time of UniMatch V2 alone."""
+        rival = Cell("unimatch", self.cases, self.seed).facts(out)
+        own = Cell(self.arm, self.cases, self.seed).facts(out)
+        share = rival["seconds"] / rival["steps"] / (own["seconds"] / own["steps"])
+        return int(rival["steps"] * min(1.0, share))
+
+    def facts(self, out: Path) -> dict[str, Any]:
+        """What a finished cell told."""
+        file = self.folder(out) / CELL
+        if not file.is_file():
+            sys.exit(f"--equal-time: {file} is missing; train {self.label} first")
+        facts: dict[str, Any] = json.loads(file.read_text())
+        if facts["resumed"]:
+            sys.exit(f"--equal-time: {file} was cut off once, so its time is not known")
+        return facts
 
 
 def main() -> None:
@@ -114,6 +139,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="+", help="all of the task by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="updates, in place of the task's")
+    parser.add_argument("--equal-time", action="store_true", help="as long as UniMatch V2 alone")
     parser.add_argument("--workers", type=int, default=2, help="cells side by side")
     parser.add_argument("--adaptation", type=Path, help="file of `vessa-server adapt`")
     parser.add_argument("--test", action="store_true", help="score chosen students on test")
@@ -128,7 +154,8 @@ def main() -> None:
 
 def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
     """Train the cells that are not done, side by side."""
-    cells = [Cell(arm, cases, seed) for seed in arguments.seeds for arm in arguments.arms]
+    timed = arguments.equal_time
+    cells = [Cell(arm, cases, seed, timed) for seed in arguments.seeds for arm in arguments.arms]
     todo = [cell for cell in cells if not (cell.folder(arguments.out) / CELL).is_file()]
     with contextlib.ExitStack() as stack:
         servers = {
@@ -145,18 +172,21 @@ def _train(
     cell: Cell, *, task: Task, servers: dict[str, str], arguments: argparse.Namespace
 ) -> Cell:
     folder = cell.folder(arguments.out)
-    config = task.config(cell, servers.get(ARMS[cell.arm][0]), arguments.steps)
+    steps = cell.affordable_steps(arguments.out) if cell.equal_time else arguments.steps
+    config = task.config(cell, servers.get(ARMS[cell.arm][0]), steps)
     file = folder / "input.yaml"
+    resumed = file.is_file()
     files.write_text(file, yaml.safe_dump(config, sort_keys=False))
     start = time.perf_counter()
     _trainer("train", str(file), "--out", str(folder), "--threads", "1", log=folder / "cell.log")
     facts = {
-        "arm": cell.arm,
+        "arm": cell.label,
         "cases": cell.cases,
         "seed": cell.seed,
         "steps": config["steps"],
-        # Of the last start; a cell that was cut off took longer.
         "seconds": time.perf_counter() - start,
+        # Then the seconds are those of the last start only.
+        "resumed": resumed,
         **circumstances(),
     }
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
