@@ -127,14 +127,15 @@ class Prepared:
     conditioned: Conditioned
     templates: tuple[TemplateUse, ...]
     pieces: Pieces
-    prefix: PromptPrefix
+    # The template of each class that the VLM reads. Its prompt is kept once, with the template.
+    read: tuple[TemplateInfo, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is kept for it alone."""
         shared = self.view.canvas.crop is None and not self.view.canvas.turns
         own = 0 if shared else self.view.nbytes  # upright whole images are kept once
-        return self.conditioned.nbytes + self.prefix.nbytes + own
+        return self.conditioned.nbytes + own
 
 
 class Pipeline:
@@ -290,14 +291,8 @@ class Pipeline:
                     for info in chosen[c]
                 ]
             )
-            prefix = PromptPrefix.concatenate(
-                [
-                    self.templates.prefix(
-                        chosen[c][0], work.plan.classes[c], work.plan.text, focus_on=focus_on
-                    )
-                    for c in range(count)
-                ]
-            )
+            read = tuple(infos[0] for infos in chosen)
+            prefix = self._prompts(work, read, focus_on)
         work.templates_cached &= self.templates.computed == computed
         with work.clock.stage("match"):
             matched = self.model.match(view.features, image_P, templates)
@@ -316,7 +311,7 @@ class Pipeline:
         names = tuple(c.name for c in work.plan.classes)
         shown = {info.template_id: info for infos in chosen for info in infos}
         counted = pieces.most([self.templates.pieces(info, names) for info in shown.values()])
-        work.prepared = Prepared(view, conditioned, used, counted, prefix)
+        work.prepared = Prepared(view, conditioned, used, counted, read)
 
     def _retrieve(
         self, work: Work, view: View
@@ -350,14 +345,23 @@ class Pipeline:
             chosen.append([candidates[index] for index in order])
         return chosen, tuple(used)
 
+    def _prompts(self, work: Work, read: tuple[TemplateInfo, ...], focus_on: Focus) -> PromptPrefix:
+        """What the VLM reads before it sees the image, of each class."""
+        return PromptPrefix.concatenate(
+            [
+                self.templates.prefix(info, definition, work.plan.text, focus_on=focus_on)
+                for info, definition in zip(read, work.plan.classes, strict=True)
+            ]
+        )
+
     def _explain(self, work: Work) -> None:
         assert work.prepared is not None
         with work.clock.stage("explain"):
+            view = work.prepared.view
+            prefix = self._prompts(work, work.prepared.read, work.focus_on(view))
             image_P = torch.zeros(len(work.plan.classes), dtype=torch.long)
-            target = work.prepared.view.features.visual_tokens().select(image_P)
-            work.explanations = self.model.reasoner.explain(
-                work.prepared.prefix, target, EXPLANATION_TOKENS
-            )
+            target = view.features.visual_tokens().select(image_P)
+            work.explanations = self.model.reasoner.explain(prefix, target, EXPLANATION_TOKENS)
 
     def _decode(self, works: list[Work], *, with_students: bool) -> None:
         prepared = [work.prepared for work in works if work.prepared is not None]
