@@ -56,7 +56,7 @@ class SegmentationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassResult:
-    """One class: predicted IoU in [0, 1], and words where they were asked for."""
+    """One class: estimated IoU in [0, 1], 0 where nothing was found, and words where asked for."""
 
     class_name: str
     predicted_iou: float

@@ -29,7 +29,7 @@ from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Templa
 EXPLANATION_TOKENS = 24
 # Logit of a class outside of the window of a second look.
 OUTSIDE_LOGIT = -10.0
-# Mean predicted IoU below which turned views are tried, and by how much one must be better.
+# Mean estimated IoU below which turned views are tried, and by how much one must be better.
 TURN_BELOW, TURN_MARGIN = 0.4, 0.08
 # Predicted IoU below which a student's structure stays as it came, and how sure that is.
 KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
