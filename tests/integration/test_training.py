@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from ssl_trainer import config as configuration
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.cli import app
-from ssl_trainer.config import AssistantConfig, TrainConfig
+from ssl_trainer.config import AssistantConfig, Precision, TrainConfig
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
@@ -57,13 +57,16 @@ def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> U
     return trainer
 
 
-@pytest.mark.parametrize("assisted", [False, True])
+@pytest.mark.parametrize(
+    ("assisted", "precision"), [(False, "fp32"), (True, "fp32"), (True, "bf16")]
+)
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
-    tmp_path: Path, server: RunningServer, assisted: bool
+    tmp_path: Path, server: RunningServer, assisted: bool, precision: Precision
 ) -> None:
     config = small_config(
         write_dataset(tmp_path / "data"), steps=8, server=server.grpc if assisted else None
     )
+    config = dataclasses.replace(config, precision=precision)
     train(config, tmp_path / "a")
     # Saved at 4, where student masks of step 4 are under way; 5 is lost.
     train(config, tmp_path / "b", stop_after=5)

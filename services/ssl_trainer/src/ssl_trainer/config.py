@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid")
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class ConfigError(ValueError):
@@ -210,6 +211,8 @@ class TrainConfig:
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
     left out, of labelled ones too. An update sees ``accumulate`` batches in each process.
+    ``precision`` of the networks while they train: ``fp32``, ``bf16`` (also fast on CPUs with
+    AVX-512 BF16 or AMX), or ``auto`` for bf16 on GPUs that have it.
     """
 
     data: DataConfig
@@ -222,6 +225,7 @@ class TrainConfig:
     labelled_batch: int = 4
     unlabelled_batch: int = 4
     accumulate: int = 1
+    precision: Precision = "auto"
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     poly_power: float = 0.9

@@ -6,14 +6,13 @@ Axes: B batch, C classes with background, H W space.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
-from ssl_trainer.models import predict_probabilities
 from vessa_client import UInt8Array
 
 
@@ -24,13 +23,16 @@ class Feedback:
         self.config, self.slices, self.sampler = config, slices, sampler
         self.assistant = Assistant(config.assistant, config.data.classes)
 
-    def predict(self, student: nn.Module, number: int) -> Tensor:
-        """The student's probabilities on the canonical canvases of a batch, (B, C, H, W)."""
-        views = [batches.canonical(item, self.config.data.size) for item in self._batch(number)]
-        return predict_probabilities(student, torch.stack(views))
+    def canonical(self, number: int) -> Tensor:
+        """The slices of a batch on their canvases, (B, 1, H, W)."""
+        size = self.config.data.size
+        return torch.stack([batches.canonical(item, size) for item in self._batch(number)])
 
     def ask(self, number: int, student_BCHW: Tensor | None) -> None:
-        """Begin to fetch the answers for a batch; with the student's masks as prompts."""
+        """Begin to fetch the answers for a batch.
+
+        ``student_BCHW`` is what the student makes of its canvases; None asks without prompts.
+        """
         items = self._batch(number)
         masks: list[UInt8Array] | None = None
         if student_BCHW is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ssl_trainer.config import StudentConfig, UNetConfig
 from ssl_trainer.models.student import Student, predict_probabilities
 from ssl_trainer.models.unet import UNetStudent
@@ -14,7 +16,8 @@ def build(config: StudentConfig, num_classes: int) -> Student:
         ConfigError: its pretrained weights cannot be used.
     """
     if isinstance(config, UNetConfig):
-        return UNetStudent(config, num_classes)
+        # Channels last makes convolutions much faster, on CPUs too.
+        return UNetStudent(config, num_classes).to(memory_format=torch.channels_last)
     # transformers takes seconds to import, which a U-Net need not wait for.
     from ssl_trainer.models.dpt import DptStudent
 

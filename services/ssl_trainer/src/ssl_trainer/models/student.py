@@ -46,6 +46,6 @@ def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
     training = student.training
     student.eval()
     device = next(student.parameters()).device
-    probabilities = torch.softmax(student(image_B1HW.to(device)), dim=1)
+    logits = student(image_B1HW.to(device)).float()
     student.train(training)
-    return probabilities.cpu()
+    return torch.softmax(logits, dim=1).cpu()

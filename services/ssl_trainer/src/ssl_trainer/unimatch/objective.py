@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import Precision, TrainConfig
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.models import Student, predict_probabilities
 from ssl_trainer.unimatch import losses, quality, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
+from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.views import CutMix, jitter
 
 
@@ -48,17 +49,23 @@ class StrongViews(NamedTuple):
 class StudentPasses(nn.Module):
     """Both passes of the student as one module, so that data-parallel training can wrap it."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student, wanted: Precision) -> None:
         super().__init__()
         self.student = student
+        self.wanted: Precision = wanted
 
     def forward(
-        self, labelled_B1HW: Tensor, strong_B1HW: Tensor | None, masks: list[Tensor] | None
+        self, labelled_B1HW: Tensor, views: StrongViews | None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of labelled slices and, where there are any, of strong views."""
-        labelled = self.student(labelled_B1HW)
-        strong = None if strong_B1HW is None else self.student(strong_B1HW, masks)
-        return labelled, strong
+        device = next(self.student.parameters()).device
+        with precision(device, self.wanted):
+            labelled = self.student(labelled_B1HW.to(device))
+            if views is None:
+                return labelled.float(), None
+            masks = [mask.to(device) for mask in views.channel_masks]
+            strong = self.student(views.image_B1HW.to(device), masks)
+        return labelled.float(), strong.float()
 
 
 def strong_views(
@@ -71,7 +78,8 @@ def strong_views(
 ) -> tuple[StrongViews, dict[str, float]]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log."""
     size, count = config.data.size, len(batch.slices)
-    confidence, labels = predict_probabilities(teacher, batch.image_B1HW).max(dim=1)
+    with precision(next(teacher.parameters()).device, config.precision):
+        confidence, labels = predict_probabilities(teacher, batch.image_B1HW).max(dim=1)
     sure = losses.confident(confidence, config.unimatch.confidence_threshold)
     from_vessa = _warped(batch, answers, weighted=config.assistant.confidence_weighting)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
@@ -97,13 +105,10 @@ def batch_loss(
     views: StrongViews | None,
     config: TrainConfig,
     step: int,
-    device: torch.device,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one batch, and its parts."""
-    strong = None if views is None else views.image_B1HW.to(device)
-    masks = None if views is None else [mask.to(device) for mask in views.channel_masks]
-    logits, strong_logits = passes(labelled.image_B1HW.to(device), strong, masks)
-    total = losses.supervised_loss(logits, labelled.labels_BHW.to(device))
+    logits, strong_logits = passes(labelled.image_B1HW, views)
+    total = losses.supervised_loss(logits, labelled.labels_BHW.to(logits.device))
     scalars = {"loss/supervised": float(total.detach())}
     if views is None:
         return total, scalars

@@ -25,9 +25,11 @@ from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
+from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
+from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 
 LOG_EVERY = 10
@@ -67,7 +69,7 @@ class UniMatchTrainer:
         torch.manual_seed(config.seed)
         self.student = models.build(config.student, count).to(self.processes.device)
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
-        self.passes = self.processes.wrap(StudentPasses(self.student))
+        self.passes = self.processes.wrap(StudentPasses(self.student, config.precision))
         # AdamW as UniMatch V2. With SGD a student of this size falls for the background, of
         # which the teacher is sure first.
         self.optimizer = torch.optim.AdamW(
@@ -145,8 +147,7 @@ class UniMatchTrainer:
             views, scalars = strong_views(
                 unlabelled, answers, self.teacher.model, channels, config, rng
             )
-        device = self.processes.device
-        loss, parts = batch_loss(self.passes, labelled, views, config, self.step, device)
+        loss, parts = batch_loss(self.passes, labelled, views, config, self.step)
         scalars |= parts | {"loss/total": float(loss.detach())}
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
@@ -215,7 +216,9 @@ class UniMatchTrainer:
         config = self.config
         if self.feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
-        return torch.cat([self.feedback.predict(self.student, n) for n in self._numbers(step)])
+        with precision(self.processes.device, config.precision):
+            views = [self.feedback.canonical(number) for number in self._numbers(step)]
+            return predict_probabilities(self.student, torch.cat(views))
 
     def _ask(self, step: int) -> None:
         if self.feedback is None or step >= self.config.steps:

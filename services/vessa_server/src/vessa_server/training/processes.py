@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,16 @@ def joined() -> Iterator[Processes]:
     if world == 1:
         yield Processes(device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    # After a restart the store still has the addresses of processes that died.
+    start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(start, store),
+        rank=rank,
+        world_size=world,
+    )
     try:
-        yield Processes(rank=dist.get_rank(), world=world, device=device)
+        yield Processes(rank=rank, world=world, device=device)
     finally:
         dist.destroy_process_group()
