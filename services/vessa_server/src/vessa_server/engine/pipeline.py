@@ -18,7 +18,7 @@ from vessa_server.engine.images import StoredImage
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.pieces import Pieces
 from vessa_server.engine.plan import Plan
-from vessa_server.engine.quality import Answer, expected_iou, with_background
+from vessa_server.engine.quality import Answer, with_background
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
 from vessa_server.model import preprocess
@@ -87,7 +87,7 @@ class Work:
         assert self.decoded is not None
         # A student tells itself in how many pieces a structure comes.
         logits_CHW = self._logits()
-        iou_C = expected_iou(with_background(logits_CHW))
+        iou_C = Answer.of(logits_CHW).iou_C
         unsure_C = self.decoded.iou_P < KEEP_BELOW
         kept_CHW = torch.logit(self.student_CHW[unsure_C], eps=1e-6)
         logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
@@ -184,8 +184,7 @@ class Pipeline:
             self._decode(works, with_students=False)
         if self.turn:
             for work in works:
-                if work.quality() < TURN_BELOW:
-                    self._turn(work)
+                self._turn(work)
         if self.focus:
             self._look_closer(works)
         for work in works:
@@ -196,7 +195,10 @@ class Pipeline:
         self.features.put(key, work.prepared, work.prepared.nbytes)
 
     def _turn(self, work: Work) -> None:
-        """Turn the image by quarters where it fits the templates clearly better so."""
+        """Turn the image by quarters where it is unsure, and fits the templates clearly better."""
+        quality = work.quality()
+        if quality >= TURN_BELOW:
+            return
         assert work.prepared is not None
         upright = work.prepared.view.canvas
         canvases = [replace(upright, turns=turns) for turns in (1, 2, 3)]
@@ -204,8 +206,9 @@ class Pipeline:
         for other, view in zip(turned, self._encode(turned, canvases), strict=True):
             self._prepare(other, view)
         self._decode(turned, with_students=False)
-        best = max(turned, key=Work.quality)
-        if best.quality() > work.quality() + TURN_MARGIN:
+        qualities = [other.quality() for other in turned]
+        if max(qualities) > quality + TURN_MARGIN:
+            best = turned[qualities.index(max(qualities))]
             work.prepared, work.decoded = best.prepared, best.decoded
 
     def _look_closer(self, works: list[Work]) -> None:
