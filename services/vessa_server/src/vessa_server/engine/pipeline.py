@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
-from vessa_server.engine import pieces
+from vessa_server.engine import pieces, retrieval
 from vessa_server.engine.images import StoredImage
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.pieces import Pieces
@@ -319,34 +319,35 @@ class Pipeline:
     def _retrieve(
         self, work: Work, view: View
     ) -> tuple[list[list[TemplateInfo]], tuple[TemplateUse, ...]]:
-        """The best ``top_k`` templates of each class; the best one again where there are fewer."""
+        """``top_k`` templates of each class; the best one again where there are fewer."""
         focus_on = work.focus_on(view)
-        chosen: list[list[TemplateInfo]] = []
-        used: list[TemplateUse] = []
-        most = min(work.plan.top_k, max(len(c) for c in work.plan.candidates))
-        for definition, candidates in zip(work.plan.classes, work.plan.candidates, strict=True):
-            with work.clock.stage("template_features"):
-                embeddings = torch.cat(
-                    [
-                        self.templates.features(t, definition.name, focus_on=focus_on).embedding_K2D
-                        for t in candidates
-                    ]
+        classes, candidates = work.plan.classes, work.plan.candidates
+        query = view.features.match_BDHW
+        shown_CK = torch.tensor([[c.name in t.class_names for t in candidates] for c in classes])
+        embeddings_CK2D = torch.zeros(*shown_CK.shape, 2, query.shape[1])
+        with work.clock.stage("template_features"):
+            for c, k in shown_CK.nonzero().tolist():
+                features = self.templates.features(
+                    candidates[k], classes[c].name, focus_on=focus_on
                 )
-            with work.clock.stage("retrieve"):
-                scores = self.model.matcher.retrieval_scores(view.features.match_BDHW, embeddings)
-                best = scores[0].topk(min(most, len(candidates)))
-            order = best.indices.tolist()
-            for index, score in zip(order, best.values.tolist(), strict=True):
-                used.append(
-                    TemplateUse(
-                        template_id=candidates[index].template_id,
-                        class_name=definition.name,
-                        similarity=score,
-                    )
-                )
-            order += order[:1] * (most - len(order))
-            chosen.append([candidates[index] for index in order])
-        return chosen, tuple(used)
+                embeddings_CK2D[c, k] = features.embedding_K2D[0]
+        with work.clock.stage("retrieve"):
+            matcher = self.model.matcher
+            scores_CK = torch.cat([matcher.retrieval_scores(query, e) for e in embeddings_CK2D])
+            most = min(work.plan.top_k, int(shown_CK.sum(1).max()))
+            orders = retrieval.choose(scores_CK, embeddings_CK2D, shown_CK, most)
+        used = tuple(
+            TemplateUse(
+                template_id=candidates[k].template_id,
+                class_name=definition.name,
+                similarity=float(scores_CK[c, k]),
+            )
+            for c, definition in enumerate(classes)
+            for k in orders[c]
+        )
+        filled = [order + order[:1] * (most - len(order)) for order in orders]
+        chosen = [[candidates[k] for k in order] for order in filled]
+        return chosen, used
 
     def _prompts(self, work: Work, read: tuple[TemplateInfo, ...], focus_on: Focus) -> PromptPrefix:
         """What the VLM reads before it sees the image, of each class."""

@@ -27,10 +27,10 @@ MAX_TEXT_LENGTH = 400
 
 @dataclass(frozen=True)
 class Plan:
-    """Classes to segment and the templates that may serve each of them."""
+    """Classes to segment and the templates that may serve; each class is shown by some."""
 
     classes: tuple[ClassDefinition, ...]
-    candidates: tuple[tuple[TemplateInfo, ...], ...]
+    candidates: tuple[TemplateInfo, ...]
     top_k: int
     text: str
     bank_version: str
@@ -77,18 +77,17 @@ def make_plan(
             field="class_names",
         )
     allowed = _allowed_templates(request.template_ids, bank)
-    candidates = []
+    shown = {name for template in allowed for name in template.class_names}
     for definition in classes:
-        serving = tuple(t for t in allowed if definition.name in t.class_names)
-        if not serving:
+        if definition.name not in shown:
             raise NotFoundError(
                 f"options.template_ids: none of the templates shows {definition.name!r}",
                 field="options.template_ids",
             )
-        candidates.append(serving)
+    asked = {definition.name for definition in classes}
     return Plan(
         classes=classes,
-        candidates=tuple(candidates),
+        candidates=tuple(t for t in allowed if asked.intersection(t.class_names)),
         top_k=request.top_k or default_top_k,
         text=request.text,
         bank_version=bank.version,
