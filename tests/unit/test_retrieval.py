@@ -34,7 +34,7 @@ def _slowly(
         relevance.append(sum(centred) / max(1, len(shows)))
         total = torch.zeros(2, 5)
         for c in shows:
-            total = total + embeddings[c, k]
+            total += embeddings[c, k]
         means.append(F.normalize(total, dim=-1))
     result = []
     for c in range(classes):
