@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from vessa_server.engine.retrieval import REDUNDANCY, choose
 
-
 Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
