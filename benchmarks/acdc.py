@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import subprocess
 import time
@@ -17,11 +19,12 @@ from ssl_trainer.config import DataConfig
 from ssl_trainer.data.cases import Case, Split, find
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import score
-from vessa_client import AnyArray, ClassDefinition, UInt8Array
-from vessa_client.console import progress_bar
+from vessa_client import AnyArray, ClassDefinition, UInt8Array, files
+from vessa_client.console import console, progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.cache import NoCache
 from vessa_server.engine import VessaEngine
+from vessa_server.model import checkpoint
 from vessa_server.model.vessa import Vessa
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +105,15 @@ def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, ob
         "mean_of_structures": float(table.mean()),
         "seconds_per_slice": (time.perf_counter() - start) / count,
     }
+
+
+def write_results(name: str, arguments: argparse.Namespace, found: dict[str, object]) -> None:
+    """Write what was found on a split, with the circumstances."""
+    plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
+    facts = circumstances(weights=checkpoint.digest(arguments.weights), **plain)
+    file = RESULTS / f"{name}_{arguments.split}_{arguments.cases}.json"
+    files.write_text(file, json.dumps({**facts, **found}, indent=2) + "\n")
+    console.print(f"Results {file}", highlight=False)
 
 
 def circumstances(**arguments: object) -> dict[str, object]:

@@ -12,9 +12,11 @@ Writes ``benchmarks/results/acdc_one_shot_<split>_<cases>.json``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,9 @@ from safetensors.torch import load_file
 
 import acdc
 from ablations import without
-from acdc import NAMES, RESULTS, Segment
+from acdc import NAMES, Segment
 from baselines import SupervisedUNet, copy_mask, matched_template, register
 from ssl_trainer.data.cases import Case
-from student_masks import LEVELS, by_bin, calibration, corrupted, early_predictions, repair
 from vessa_client import AnyArray, NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console
 from vessa_server.bank import TemplateBank
@@ -39,13 +40,28 @@ from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import adaptation
 
 Result = dict[str, object]
-# For the student whose early predictions are repaired.
-EARLY_SECONDS = 120.0
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    parser.add_argument("--parts", nargs="*", default=["rivals", "ablations"])
+    arguments = parser.parse_args()
+    with open_runner(arguments) as runner:
+        cases = runner.cases
+        results: dict[str, Result] = {}
+        for name, segment in runner.methods().items():
+            results[name] = acdc.evaluate(name, segment, cases)
+        if "ablations" in arguments.parts:
+            results |= runner.ablations(cases)
+        results |= runner.trained(cases)
+    show(results, f"Dice, {arguments.split}, {arguments.cases} labelled case(s)")
+    acdc.write_results("acdc_one_shot", arguments, {"results": results})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What says which models, bank and patients."""
     parser.add_argument("--data", type=Path, required=True, help="folder of ACDC")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
     parser.add_argument("--split", choices=("val", "test"), default="val")
@@ -54,39 +70,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[], help="of methods that train")
     parser.add_argument("--adapt-steps", type=int, default=adaptation.STEPS)
     parser.add_argument("--adapted", type=Path, help="folder that keeps what was trained")
-    parser.add_argument("--every", type=int, default=2, help="of the slices, for student masks")
-    parser.add_argument("--parts", nargs="*", default=["rivals", "ablations", "students"])
-    arguments = parser.parse_args()
+
+
+@contextlib.contextmanager
+def open_runner(arguments: argparse.Namespace) -> Iterator[Runner]:
+    """Methods on the bank that the arguments ask for."""
     split = acdc.split(arguments.data, arguments.cases)
-    cases = getattr(split, arguments.split)
     with tempfile.TemporaryDirectory() as scratch:
         bank = TemplateBank(Path(scratch))
         acdc.fill(bank, split.labelled)
-        runner = Runner(arguments, bank, arguments.adapted or Path(scratch))
-        results: dict[str, Result] = {}
-        for name, segment in runner.methods().items():
-            results[name] = acdc.evaluate(name, segment, cases)
-        if "ablations" in arguments.parts:
-            results |= runner.ablations(cases)
-        results |= runner.trained(cases)
-        students = runner.students(cases) if "students" in arguments.parts else {}
-    show(results, f"Dice, {arguments.split}, {arguments.cases} labelled case(s)")
-    facts = acdc.circumstances(
-        weights=checkpoint.digest(arguments.weights),
-        **{k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)},
-    )
-    name = f"acdc_one_shot_{arguments.split}_{arguments.cases}.json"
-    content = {**facts, "results": results, **students}
-    files.write_text(RESULTS / name, json.dumps(content, indent=2) + "\n")
-    console.print(f"Results {RESULTS / name}", highlight=False)
+        cases = getattr(split, arguments.split)
+        yield Runner(arguments, bank, cases, arguments.adapted or Path(scratch))
 
 
 class Runner:
     """The methods on one bank."""
 
-    def __init__(self, arguments: argparse.Namespace, bank: TemplateBank, folder: Path) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        bank: TemplateBank,
+        cases: tuple[Case, ...],
+        folder: Path,
+    ) -> None:
         self.arguments = arguments
         self.bank = bank
+        self.cases = cases
         self.folder = folder
         self.digest = checkpoint.digest(arguments.weights)
 
@@ -186,40 +195,12 @@ class Runner:
             student.updates = int(tensors.pop("updates"))
             student.student.load_state_dict(tensors)
         else:
-            student.train(seconds)
+            student.train(seconds=seconds)
             tensors = {n: t.clone() for n, t in student.student.state_dict().items()}
             checkpoint.write_safetensors(
                 file, tensors | {"updates": torch.tensor(student.updates)}, {}
             )
         return student
-
-    def students(self, cases: tuple[Case, ...]) -> dict[str, Result]:
-        """Repair of corrupted masks at each level, and calibration."""
-        items = acdc.slices(cases)[:: self.arguments.every]
-        top_k = self.arguments.top_k
-        found: Result = {}
-        models = {"VESSA one-shot": self.model()}
-        if self.arguments.seeds:
-            models["VESSA fitted to the bank"] = self.adapted(self.arguments.seeds[0])[0]
-        real = by_bin(
-            early_predictions(
-                self.bank, items, size=preset("nano").image_size, seconds=EARLY_SECONDS
-            )
-        )
-        for name, model in models.items():
-            engine = self.engine(model)
-            found[name] = {
-                "calibration": calibration(engine, items, top_k),
-                "corrupted_masks": {
-                    str(level): repair(engine, corrupted(items, level, seed=0), top_k)
-                    for level in LEVELS
-                },
-                "early_predictions": {
-                    level: repair(engine, masks, top_k) for level, masks in real.items() if masks
-                },
-            }
-            console.print(name, found[name])
-        return {"student_masks": found}
 
 
 def over_seeds(scores: list[Result]) -> Result:

@@ -5,6 +5,7 @@ Axes: H W space.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -126,24 +127,30 @@ class SupervisedUNet:
         self.updates = 0
 
     def train(
-        self, seconds: float, *, snapshot: Callable[[SupervisedUNet], None] | None = None
+        self,
+        *,
+        seconds: float = math.inf,
+        updates: float = math.inf,
+        snapshot: Callable[[SupervisedUNet], None] | None = None,
     ) -> None:
-        """Train for ``seconds``; ``snapshot`` is called after each update."""
+        """Train for a time or a number of updates; ``snapshot`` is called after each."""
         optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3, weight_decay=1e-2)
         start = time.perf_counter()
         self.student.train()
         with progress_bar() as progress:
-            task = progress.add_task("U-Net on the labelled case", total=seconds, note="")
-            while (spent := time.perf_counter() - start) < seconds:
+            task = progress.add_task("U-Net on the labelled case", total=1.0, note="")
+            done = 0.0
+            while done < 1:
                 for group in optimizer.param_groups:
-                    group["lr"] = 2e-3 * (1 - spent / seconds) ** 0.9
+                    group["lr"] = 2e-3 * (1 - done) ** 0.9
                 images, labels = self._batch()
                 loss = supervised_loss(self.student(images), labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 self.updates += 1
-                progress.update(task, completed=spent)
+                done = max((time.perf_counter() - start) / seconds, self.updates / updates)
+                progress.update(task, completed=done)
                 if snapshot is not None:
                     snapshot(self)
                     self.student.train()

@@ -48,6 +48,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "unimatch": ("", {}),
     "one-way": ("plain", {"assistant": {"feedback_start": 1.0}}),
     "mutual": ("plain", {}),
+    "mutual-teacher": ("plain", {"assistant": {"feedback_from": "teacher"}}),
     "mutual-adapted": ("adapted", {}),
     "mutual-constant": ("plain", {"assistant": {"weight_end": 1.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
@@ -63,6 +64,8 @@ class Task:
     classes: tuple[ClassDefinition, ...]
     labelled: dict[int, list[str]]
     train: dict[str, Any]
+    # UniMatch V2 alone with other settings: what the ones that all arms share were chosen from.
+    variants: dict[str, dict[str, Any]]
 
     @staticmethod
     def load(name: str, data: Path) -> Task:
@@ -70,7 +73,12 @@ class Task:
         content = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
         classes = tuple(ClassDefinition(**c) for c in content["classes"])
         root = (data / content["folder"]).resolve()
-        return Task(name, root, classes, content["labelled"], content["train"])
+        variants = content.get("variants", {})
+        return Task(name, root, classes, content["labelled"], content["train"], variants)
+
+    def arm(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Which server an arm asks, and what it changes."""
+        return ARMS[name] if name in ARMS else ("", self.variants[name])
 
     def config(self, cell: Cell, server: str | None, steps: int | None) -> dict[str, Any]:
         """The configuration of a cell, every key of it."""
@@ -82,7 +90,7 @@ class Task:
         own: dict[str, Any] = {"data": data, "seed": cell.seed, "assistant": {"server": server}}
         if steps is not None:
             own["steps"] = steps
-        return to_dict(parse(_merged(_merged(self.train, own), ARMS[cell.arm][1])))
+        return to_dict(parse(_merged(_merged(self.train, own), self.arm(cell.arm)[1])))
 
     def labelled_cases(self, cases: int) -> tuple[Case, ...]:
         """Those that fill the template bank."""
@@ -135,7 +143,7 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(file.stem for file in TASKS.glob("*.yaml")))
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["unimatch", "mutual"])
+    parser.add_argument("--arms", nargs="+", default=["unimatch", "mutual"], help="or variants")
     parser.add_argument("--cases", type=int, nargs="+", help="all of the task by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="updates, in place of the task's")
@@ -145,6 +153,10 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="score chosen students on test")
     arguments = parser.parse_args()
     task = Task.load(arguments.task, arguments.data)
+    known = [*ARMS, *task.variants]
+    for arm in arguments.arms:
+        if arm not in known:
+            parser.error(f"--arms: {arm!r}, expected some of {', '.join(known)}")
     if arguments.command == "run":
         for cases in arguments.cases or sorted(task.labelled):
             run(task, cases, arguments)
@@ -160,7 +172,7 @@ def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         servers = {
             kind: stack.enter_context(_server(task, kind, cases, arguments))
-            for kind in sorted({ARMS[cell.arm][0] for cell in todo} - {""})
+            for kind in sorted({task.arm(cell.arm)[0] for cell in todo} - {""})
         }
         train = partial(_train, task=task, servers=servers, arguments=arguments)
         with ThreadPoolExecutor(arguments.workers) as pool:
@@ -173,7 +185,7 @@ def _train(
 ) -> Cell:
     folder = cell.folder(arguments.out)
     steps = cell.affordable_steps(arguments.out) if cell.equal_time else arguments.steps
-    config = task.config(cell, servers.get(ARMS[cell.arm][0]), steps)
+    config = task.config(cell, servers.get(task.arm(cell.arm)[0]), steps)
     file = folder / "input.yaml"
     resumed = file.is_file()
     files.write_text(file, yaml.safe_dump(config, sort_keys=False))

@@ -24,7 +24,7 @@ LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
 TOLERANCE = 0.04
 # Bins of incoming Dice for a student's own predictions, and after which updates they are taken.
 BINS = ((0.2, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.85), (0.85, 0.95))
-SNAPSHOTS = (20, 80, 320, 1280)
+SNAPSHOTS = (100, 200, 300, 400)
 TRIES = 60
 
 
@@ -75,7 +75,7 @@ def corrupted(items: Sequence[AnnotatedSlice], level: float, seed: int) -> list[
 
 
 def early_predictions(
-    bank: TemplateBank, items: Sequence[AnnotatedSlice], *, size: int, seconds: float
+    bank: TemplateBank, items: Sequence[AnnotatedSlice], *, size: int
 ) -> list[StudentMask]:
     """Predictions of a U-Net while it learns from the labelled slices."""
     found: list[StudentMask] = []
@@ -88,7 +88,7 @@ def early_predictions(
                 if item.labels.any() and labels.any():
                     found.append(StudentMask(item, labels, dice))
 
-    SupervisedUNet(bank, size=size, seed=0).train(seconds, snapshot=look)
+    SupervisedUNet(bank, size=size, seed=0).train(updates=SNAPSHOTS[-1], snapshot=look)
     return found
 
 

@@ -186,6 +186,7 @@ class AssistantConfig:
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
         feedback_start: fraction of the run from which student masks are sent as prompts.
+        feedback_from: whose masks those are, the student's or its moving average's.
         timeout_seconds: longest wait for the answers of a batch.
         retry_seconds: how long a server that failed is left alone.
     """
@@ -196,6 +197,7 @@ class AssistantConfig:
     decay_end: float = 0.8
     confidence_weighting: bool = True
     feedback_start: float = 0.4
+    feedback_from: Literal["student", "teacher"] = "student"
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 

@@ -212,13 +212,16 @@ class UniMatchTrainer:
         return range(first, first + accumulate)
 
     def _predict(self, step: int) -> Tensor | None:
-        """The student's probabilities for the slices of ``step``, where it is time for that."""
+        """What VESSA is told about the slices of ``step``, where it is time for that."""
         config = self.config
         if self.feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
         with precision(self.processes.device, config.precision):
             views = [self.feedback.canonical(number) for number in self._numbers(step)]
-            return predict_probabilities(self.student, torch.cat(views))
+            own = config.assistant.feedback_from == "student"
+            return predict_probabilities(
+                self.student if own else self.teacher.model, torch.cat(views)
+            )
 
     def _ask(self, step: int) -> None:
         if self.feedback is None or step >= self.config.steps:
