@@ -54,6 +54,7 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "steps"),
         ({"unimatch": {"ema_decay": 1.5}}, "ema_decay"),
+        ({"unimatch": {"ramp_up": 2}}, "ramp_up"),
         ({"augmentation": {"zoom_min": 2}}, "zoom_min"),
         ({"assistant": {"feedback_start": 2}}, "fraction"),
     ],

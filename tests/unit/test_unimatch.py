@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssl_trainer import models
-from ssl_trainer.config import AssistantConfig
+from ssl_trainer.config import AssistantConfig, UniMatchConfig
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
@@ -187,6 +187,18 @@ def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
         True,
     ]
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
+
+
+def test_the_teachers_weight_rises_to_its_own() -> None:
+    weights = [
+        schedule.consistency_weight(s, 100, UniMatchConfig(weight=2.0, ramp_up=0.4))
+        for s in range(100)
+    ]
+    assert weights[0] == pytest.approx(2 * math.exp(-5))
+    assert weights[20] == pytest.approx(2 * math.exp(-1.25))
+    assert weights == sorted(weights)
+    assert weights[40:] == [2.0] * 60
+    assert schedule.consistency_weight(0, 100, UniMatchConfig(weight=0.5)) == 0.5
 
 
 def test_blur_is_gaussian() -> None:

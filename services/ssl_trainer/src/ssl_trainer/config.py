@@ -153,6 +153,8 @@ class UniMatchConfig:
 
     Attributes:
         weight: λ_u; with 0 and without a server, unlabelled images are left out.
+        ramp_up: fraction of the run in which λ_u rises to that. Without, a small student may fall
+            for the background, of which its teacher is sure first.
         loss: of the strong views, for the teacher's labels and VESSA's: UniMatch V2 has
             cross-entropy for photographs, its authors Dice for medical images.
         confidence_threshold: probability from which a pixel of the teacher counts.
@@ -162,6 +164,7 @@ class UniMatchConfig:
     """
 
     weight: float = 1.0
+    ramp_up: float = 0.0
     loss: Literal["cross_entropy", "dice"] = "cross_entropy"
     confidence_threshold: float = 0.95
     ema_decay: float = 0.996
@@ -169,6 +172,8 @@ class UniMatchConfig:
     cutmix_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ramp_up <= 1:
+            raise ValueError(f"ramp_up: {self.ramp_up}, expected a fraction, 0..1")
         for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1)")

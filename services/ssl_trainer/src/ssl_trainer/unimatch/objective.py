@@ -113,7 +113,7 @@ def batch_loss(
     if views is None:
         return total, scalars
     consistency = _mixed(views.from_teacher, views, strong_logits, config)
-    total = total + config.unimatch.weight * consistency
+    total = total + schedule.consistency_weight(step, config.steps, config.unimatch) * consistency
     scalars["loss/consistency"] = float(consistency.detach())
     if views.from_vessa is not None:
         weight = schedule.assistant_weight(step, config.steps, config.assistant)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 
-from ssl_trainer.config import AssistantConfig
+from ssl_trainer.config import AssistantConfig, UniMatchConfig
 
 
 def poly(step: int, steps: int, power: float) -> float:
     """Polynomial decay of the learning rate, from 1 to 0."""
     return float((1 - step / steps) ** power)
+
+
+def consistency_weight(step: int, steps: int, config: UniMatchConfig) -> float:
+    """λ_u(t): rises as exp(-5 (1 - t)²) (Laine and Aila, 2017), then stays."""
+    if step >= config.ramp_up * steps:
+        return config.weight
+    return config.weight * math.exp(-5 * (1 - step / (config.ramp_up * steps)) ** 2)
 
 
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
