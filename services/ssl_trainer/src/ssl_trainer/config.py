@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid")
 Precision = Literal["auto", "fp32", "bf16"]
+Optimizer = Literal["adamw", "sgd"]
 
 
 class ConfigError(ValueError):
@@ -217,7 +218,8 @@ class TrainConfig:
     """One run.
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
-    left out, of labelled ones too. An update sees ``accumulate`` batches in each process.
+    left out, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
+    batches in each process.
     ``precision`` of the networks while they train: ``fp32``, ``bf16`` (also fast on CPUs with
     AVX-512 BF16 or AMX), or ``auto`` for bf16 on GPUs that have it.
     """
@@ -233,6 +235,7 @@ class TrainConfig:
     unlabelled_batch: int = 4
     accumulate: int = 1
     precision: Precision = "auto"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     poly_power: float = 0.9

@@ -29,6 +29,7 @@ from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
+from ssl_trainer.unimatch.optimizer import build_optimizer
 from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 
@@ -70,11 +71,7 @@ class UniMatchTrainer:
         self.student = models.build(config.student, count).to(self.processes.device)
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
         self.passes = self.processes.wrap(StudentPasses(self.student, config.precision))
-        # AdamW as UniMatch V2. With SGD a student of this size falls for the background, of
-        # which the teacher is sure first.
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = build_optimizer(self.student, config)
         self.feedback = (
             Feedback(config, self.unlabelled, self.unlabelled_sampler)
             if config.assistant.server and self.unlabelled_sampler
