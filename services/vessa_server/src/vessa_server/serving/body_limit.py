@@ -5,6 +5,11 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+# What is read past the limit and thrown away: a connection that is closed over unread bytes is
+# reset, and the client may never see the answer.
+DRAINED_BYTES = 64 << 20
+
+
 class BodyTooLargeError(Exception):
     """The body is over the limit."""
 
@@ -41,6 +46,7 @@ class BodyLimit:
         except BodyTooLargeError:
             if started:
                 raise
+            await _drain(receive)
             text = (
                 b'{"error":{"code":"RESOURCE_EXHAUSTED","field":"image","message":"body: over '
                 + str(self.max_bytes).encode()
@@ -49,3 +55,13 @@ class BodyLimit:
             headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
             await send({"type": "http.response.start", "status": 413, "headers": headers})
             await send({"type": "http.response.body", "body": text})
+
+
+async def _drain(receive: Receive) -> None:
+    """Read and forget the rest of a body, up to a bound."""
+    left = DRAINED_BYTES
+    while left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
