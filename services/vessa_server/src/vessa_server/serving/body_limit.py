@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 # What is read past the limit and thrown away: a connection that is closed over unread bytes is
 # reset, and the client may never see the answer.
 DRAINED_BYTES = 64 << 20
