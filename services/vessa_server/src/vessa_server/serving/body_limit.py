@@ -32,6 +32,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.max_bytes:
+                await _drain(message, receive)
                 raise BodyTooLargeError
             return message
 
@@ -45,7 +46,6 @@ class BodyLimit:
         except BodyTooLargeError:
             if started:
                 raise
-            await _drain(receive)
             text = (
                 b'{"error":{"code":"RESOURCE_EXHAUSTED","field":"image","message":"body: over '
                 + str(self.max_bytes).encode()
@@ -56,11 +56,9 @@ class BodyLimit:
             await send({"type": "http.response.body", "body": text})
 
 
-async def _drain(receive: Receive) -> None:
-    """Read and forget the rest of a body, up to a bound."""
+async def _drain(message: Message, receive: Receive) -> None:
+    """Read and forget what follows a part of a body, up to a bound."""
     left = DRAINED_BYTES
-    while left > 0:
+    while message.get("more_body", False) and left > 0:
         message = await receive()
         left -= len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return
