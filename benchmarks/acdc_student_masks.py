@@ -29,7 +29,7 @@ def main() -> None:
     with open_runner(arguments) as runner:
         items = acdc.slices(runner.cases)[:: arguments.every]
         masks = {str(level): corrupted(items, level, seed=0) for level in LEVELS}
-        early = early_predictions(runner.bank, items, size=preset("nano").image_size)
+        early = by_bin(early_predictions(runner.bank, items, size=preset("nano").image_size))
         models = {"VESSA one-shot": runner.model()}
         if arguments.seeds:
             models["VESSA fitted to the bank"] = runner.adapted(arguments.seeds[0])[0]
@@ -38,9 +38,7 @@ def main() -> None:
             found[name] = {
                 "calibration": calibration(engine, items, top_k),
                 "corrupted_masks": {k: repair(engine, m, top_k) for k, m in masks.items()},
-                "early_predictions": {
-                    k: repair(engine, m, top_k) for k, m in by_bin(early).items() if m
-                },
+                "early_predictions": {k: repair(engine, m, top_k) for k, m in early.items() if m},
             }
             console.print(name, found[name])
     acdc.write_results("acdc_student_masks", arguments, {"student_masks": found})

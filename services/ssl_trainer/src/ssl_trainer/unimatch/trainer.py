@@ -215,10 +215,8 @@ class UniMatchTrainer:
             return None
         with precision(self.processes.device, config.precision):
             views = [self.feedback.canonical(number) for number in self._numbers(step)]
-            own = config.assistant.feedback_from == "student"
-            return predict_probabilities(
-                self.student if own else self.teacher.model, torch.cat(views)
-            )
+            model = {"student": self.student, "teacher": self.teacher.model}
+            return predict_probabilities(model[config.assistant.feedback_from], torch.cat(views))
 
     def _ask(self, step: int) -> None:
         if self.feedback is None or step >= self.config.steps:
