@@ -2,14 +2,15 @@
 
     python benchmarks/ssl_arms.py run acdc --data DATA --out CELLS --arms unimatch mutual
     python benchmarks/ssl_arms.py table acdc --data DATA --out CELLS
-    python benchmarks/ssl_arms.py table acdc --data DATA --out CELLS --test
 
 A cell is one training of one arm, number of labelled cases, and seed, on one thread; ``--workers``
-of them run side by side. A cell that is done is kept, one that was cut off goes on.
+of them run side by side. A cell that is done, here or in the committed results, is kept, one that
+was cut off goes on. Students are chosen on validation patients; with ``--test`` the chosen ones
+are scored on test patients too, and tables show those scores with ``--test`` only.
 ``--equal-time`` trains arms with VESSA for fewer updates, so that they take as long as UniMatch V2
-alone did: both must be done before, for the same cases and seeds. Students are chosen on
-validation patients; ``--test`` scores the chosen students of finished cells, once. Tasks are files
-of ``benchmarks/tasks``. Writes ``benchmarks/results/ssl_TASK.json``.
+alone did: both must be done before, for the same cases and seeds. Tasks are files of
+``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``; it shows
+those of the task's present settings, and with ``--all`` all of them.
 """
 
 from __future__ import annotations
@@ -24,114 +25,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 from rich.table import Table
 
-from acdc import RESULTS, circumstances
-from ssl_trainer.config import parse, to_dict
-from ssl_trainer.data.cases import Case, find
-from vessa_client import ClassDefinition, VessaClient, files
+from acdc import circumstances
+from ssl_cells import ARMS, CELL, TASKS, Cell, Facts, Task, settings
+from vessa_client import VessaClient, files
 from vessa_client.console import console
-
-TASKS = Path(__file__).parent / "tasks"
-CELL = "cell.json"
-# What an arm changes, and which server it asks: none, VESSA, or one fitted to the bank.
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "supervised": ("", {"unimatch": {"weight": 0.0}}),
-    "unimatch": ("", {}),
-    "one-way": ("plain", {"assistant": {"feedback_start": 1.0}}),
-    "mutual": ("plain", {}),
-    "mutual-teacher": ("plain", {"assistant": {"feedback_from": "teacher"}}),
-    "mutual-adapted": ("adapted", {}),
-    "mutual-constant": ("plain", {"assistant": {"weight_end": 1.0}}),
-    "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set, its classes, its labelled subsets, and what all arms share."""
-
-    name: str
-    root: Path
-    classes: tuple[ClassDefinition, ...]
-    labelled: dict[int, list[str]]
-    train: dict[str, Any]
-    # UniMatch V2 alone with other settings: what the ones that all arms share were chosen from.
-    variants: dict[str, dict[str, Any]]
-
-    @staticmethod
-    def load(name: str, data: Path) -> Task:
-        """Read a task's file."""
-        content = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
-        classes = tuple(ClassDefinition(**c) for c in content["classes"])
-        root = (data / content["folder"]).resolve()
-        variants = content.get("variants", {})
-        return Task(name, root, classes, content["labelled"], content["train"], variants)
-
-    def arm(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Which server an arm asks, and what it changes."""
-        return ARMS[name] if name in ARMS else ("", self.variants[name])
-
-    def config(self, cell: Cell, server: str | None, steps: int | None) -> dict[str, Any]:
-        """The configuration of a cell, every key of it."""
-        data = {
-            "root": str(self.root),
-            "classes": [c.name for c in self.classes],
-            "labelled": self.labelled[cell.cases],
-        }
-        own: dict[str, Any] = {"data": data, "seed": cell.seed, "assistant": {"server": server}}
-        if steps is not None:
-            own["steps"] = steps
-        return to_dict(parse(_merged(_merged(self.train, own), self.arm(cell.arm)[1])))
-
-    def labelled_cases(self, cases: int) -> tuple[Case, ...]:
-        """Those that fill the template bank."""
-        cell = Cell("unimatch", cases, 0)
-        return find(parse(self.config(cell, None, None)).data).labelled
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training."""
-
-    arm: str
-    cases: int
-    seed: int
-    equal_time: bool = False
-
-    @property
-    def label(self) -> str:
-        """The arm as tables and folders name it."""
-        return f"{self.arm}-equal-time" if self.equal_time else self.arm
-
-    def folder(self, out: Path) -> Path:
-        """Where it is kept."""
-        return out / f"cases_{self.cases}" / self.label / f"seed_{self.seed}"
-
-    def affordable_steps(self, out: Path) -> int:
-        """Updates of this arm in the time of UniMatch V2 alone."""
-        rival = Cell("unimatch", self.cases, self.seed).facts(out)
-        own = Cell(self.arm, self.cases, self.seed).facts(out)
-        share = rival["seconds"] / rival["steps"] / (own["seconds"] / own["steps"])
-        return int(rival["steps"] * min(1.0, share))
-
-    def facts(self, out: Path) -> dict[str, Any]:
-        """What a finished cell told."""
-        file = self.folder(out) / CELL
-        if not file.is_file():
-            sys.exit(f"--equal-time: {file} is missing; train {self.label} first")
-        facts: dict[str, Any] = json.loads(file.read_text())
-        if facts["resumed"]:
-            sys.exit(f"--equal-time: {file} was cut off once, so its time is not known")
-        return facts
 
 
 def main() -> None:
@@ -150,7 +55,8 @@ def main() -> None:
     parser.add_argument("--equal-time", action="store_true", help="as long as UniMatch V2 alone")
     parser.add_argument("--workers", type=int, default=2, help="cells side by side")
     parser.add_argument("--adaptation", type=Path, help="file of `vessa-server adapt`")
-    parser.add_argument("--test", action="store_true", help="score chosen students on test")
+    parser.add_argument("--test", action="store_true", help="score chosen students on test too")
+    parser.add_argument("--all", action="store_true", help="tables with cells of other settings")
     arguments = parser.parse_args()
     task = Task.load(arguments.task, arguments.data)
     known = [*ARMS, *task.variants]
@@ -166,43 +72,76 @@ def main() -> None:
 
 def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
     """Train the cells that are not done, side by side."""
-    timed = arguments.equal_time
-    cells = [Cell(arm, cases, seed, timed) for seed in arguments.seeds for arm in arguments.arms]
-    todo = [cell for cell in cells if not (cell.folder(arguments.out) / CELL).is_file()]
+    done = task.done(arguments.out)
+    cells = [
+        task.cell(arm, cases, seed, _affordable(task, done, arm, cases, seed, arguments))
+        for seed in arguments.seeds
+        for arm in arguments.arms
+    ]
+    todo = [cell for cell in cells if cell.name not in done]
     with contextlib.ExitStack() as stack:
         servers = {
             kind: stack.enter_context(_server(task, kind, cases, arguments))
-            for kind in sorted({task.arm(cell.arm)[0] for cell in todo} - {""})
+            for kind in sorted({task.asks(cell.arm) for cell in todo} - {""})
         }
         train = partial(_train, task=task, servers=servers, arguments=arguments)
         with ThreadPoolExecutor(arguments.workers) as pool:
-            for cell in pool.map(train, todo):
-                console.print(f"done: {cell}", highlight=False)
+            for cell, dice in pool.map(train, todo):
+                console.print(f"{cell.name}: validation Dice {dice:.3f}", highlight=False)
+
+
+def _affordable(
+    task: Task,
+    done: dict[str, Facts],
+    arm: str,
+    cases: int,
+    seed: int,
+    arguments: argparse.Namespace,
+) -> int | None:
+    """Updates of a cell: with ``--equal-time`` as many as take as long as UniMatch V2 alone."""
+    if not arguments.equal_time:
+        return arguments.steps  # type: ignore[no-any-return]
+    seconds = []
+    for name in ("unimatch", arm):
+        cell = task.cell(name, cases, seed, arguments.steps)
+        facts = done.get(cell.name)
+        if facts is None or facts["resumed"]:
+            sys.exit(f"--equal-time: train {cell.name} first, in one go")
+        seconds.append(facts["seconds"] / facts["steps"])
+    steps: int = cell.config["steps"]
+    return int(steps * min(1.0, seconds[0] / seconds[1]))
 
 
 def _train(
     cell: Cell, *, task: Task, servers: dict[str, str], arguments: argparse.Namespace
-) -> Cell:
-    folder = cell.folder(arguments.out)
-    steps = cell.affordable_steps(arguments.out) if cell.equal_time else arguments.steps
-    config = task.config(cell, servers.get(task.arm(cell.arm)[0]), steps)
-    file = folder / "input.yaml"
+) -> tuple[Cell, float]:
+    folder = arguments.out / cell.name
+    file, log = folder / "input.yaml", folder / "cell.log"
     resumed = file.is_file()
-    files.write_text(file, yaml.safe_dump(config, sort_keys=False))
+    files.write_text(file, yaml.safe_dump(cell.config, sort_keys=False))
+    server = servers.get(task.asks(cell.arm))
+    asked = ("--server", server) if server else ()
     start = time.perf_counter()
-    _trainer("train", str(file), "--out", str(folder), "--threads", "1", log=folder / "cell.log")
-    facts = {
-        "arm": cell.label,
+    _trainer("train", str(file), "--out", str(folder), "--threads", "1", *asked, log=log)
+    facts: Facts = {
+        "name": cell.name,
+        "arm": cell.arm + ("-equal-time" if arguments.equal_time else ""),
         "cases": cell.cases,
         "seed": cell.seed,
-        "steps": config["steps"],
+        "steps": cell.config["steps"],
+        "settings": settings(cell.config),
         "seconds": time.perf_counter() - start,
         # Then the seconds are those of the last start only.
         "resumed": resumed,
+        "vessa": VessaClient(server).info().model_digest if server else None,
         **circumstances(),
     }
+    for split in ("val", "test") if arguments.test else ("val",):
+        if (task.root / split).is_dir():
+            _trainer("evaluate", str(folder), "--split", split, log=log)
+            facts[split] = json.loads((folder / f"scores_{split}.json").read_text())
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
-    return cell
+    return cell, float(np.mean([volume["dice"] for volume in facts.get("val", [])] or np.nan))
 
 
 @contextlib.contextmanager
@@ -251,40 +190,40 @@ def _fill(client: VessaClient, task: Task, cases: int) -> None:
 
 
 def show(task: Task, arguments: argparse.Namespace) -> None:
-    """Score the chosen students, print tables, and write the results."""
-    splits = ("val", "test") if arguments.test else ("val",)
-    found = []
-    for file in sorted(arguments.out.glob(f"*/*/*/{CELL}")):
-        cell = json.loads(file.read_text())
-        for split in splits:
-            scores = file.parent / f"scores_{split}.json"
-            if not scores.is_file() and (task.root / split).is_dir():
-                _trainer(
-                    "evaluate", str(file.parent), "--split", split, log=file.parent / "cell.log"
-                )
-            if scores.is_file():
-                cell[split] = json.loads(scores.read_text())
-        found.append(cell)
+    """Add finished cells to the results, and print them as tables."""
+    done = task.done(arguments.out)
     names = [c.name for c in task.classes]
-    for split in splits:
-        console.print(_table(found, split, names))
-    result = RESULTS / f"ssl_{task.name}.json"
-    content = {**circumstances(), "classes": names, "cells": found}
-    files.write_text(result, json.dumps(content, indent=1) + "\n")
-    console.print(f"Results {result}", highlight=False)
+    content = {"classes": names, "cells": list(done.values())}
+    files.write_text(task.results, json.dumps(content, indent=1) + "\n")
+    present = {
+        task.cell(arm, cases, seed).name
+        for arm in (*ARMS, *task.variants)
+        for cases in task.labelled
+        for seed in arguments.seeds
+    }
+    timed = {name for name, facts in done.items() if facts["arm"].endswith("-equal-time")}
+    shown = [facts for name, facts in done.items() if arguments.all or name in present | timed]
+    for split in ("val", "test") if arguments.test else ("val",):
+        console.print(_table(shown, split, names))
+    console.print(f"Results {task.results}", highlight=False)
 
 
-def _table(cells: Sequence[dict[str, Any]], split: str, names: Sequence[str]) -> Table:
+def _table(cells: Sequence[Facts], split: str, names: Sequence[str]) -> Table:
     """Dice over the volumes of a split, mean ± deviation over seeds."""
-    table = Table("cases", "arm", "seeds", *names, "mean", title=f"Dice, {split}")
-    groups: dict[tuple[int, str], list[Any]] = {}
+    table = Table("cases", "arm", "seeds", *names, "mean", "HD95", "min", title=f"Dice, {split}")
+    groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
-            groups.setdefault((cell["cases"], cell["arm"]), []).append(cell[split])
-    for (cases, arm), runs in sorted(groups.items()):
-        dice = np.array([np.mean([v["dice"] for v in volumes], axis=0) for volumes in runs])
+            groups.setdefault((cell["cases"], cell["name"].split("/")[1]), []).append(cell)
+    for (cases, _), runs in sorted(groups.items()):
+        dice = np.array([np.mean([v["dice"] for v in r[split]], axis=0) for r in runs])
+        far = np.array([np.mean([v["hd95"] for v in r[split]]) for r in runs])
+        minutes = np.array([r["seconds"] / 60 for r in runs])
         columns = [*dice.T, dice.mean(axis=1)]
-        table.add_row(str(cases), arm, str(len(runs)), *(_mean_sd(c) for c in columns))
+        table.add_row(
+            *(str(cases), runs[0]["arm"], str(len(runs)), *(_mean_sd(c) for c in columns)),
+            *(f"{far.mean():.1f}", f"{minutes.mean():.0f}"),
+        )
     return table
 
 
@@ -314,16 +253,6 @@ def _free_ports(count: int) -> list[int]:
 
 def _one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``over``, at every depth."""
-    out = dict(base)
-    for key, value in over.items():
-        known = out.get(key)
-        both = isinstance(value, dict) and isinstance(known, dict)
-        out[key] = _merged(known, value) if both else value  # type: ignore[arg-type]
-    return out
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""Tasks, arms and cells of the comparison of UniMatch V2 with and without VESSA."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from acdc import RESULTS
+from ssl_trainer.config import parse, to_dict
+from ssl_trainer.data.cases import Case, find
+from vessa_client import ClassDefinition
+
+TASKS = Path(__file__).parent / "tasks"
+CELL = "cell.json"
+Facts = dict[str, Any]
+# What an arm changes, and which server it asks: none, VESSA, or one fitted to the bank.
+ARMS: dict[str, tuple[str, Facts]] = {
+    "supervised": ("", {"unimatch": {"weight": 0.0}}),
+    "unimatch": ("", {}),
+    "one-way": ("plain", {"assistant": {"feedback_start": 1.0}}),
+    "mutual": ("plain", {}),
+    "mutual-teacher": ("plain", {"assistant": {"feedback_from": "teacher"}}),
+    "mutual-adapted": ("adapted", {}),
+    "mutual-constant": ("plain", {"assistant": {"weight_end": 1.0}}),
+    "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. ``config`` has every key; where it asks a server, it does not say where."""
+
+    arm: str
+    cases: int
+    seed: int
+    config: Facts
+
+    @property
+    def digest(self) -> str:
+        """Of the configuration, wherever its data lie."""
+        data = {key: value for key, value in self.config["data"].items() if key != "root"}
+        plain = json.dumps({**self.config, "data": data}, sort_keys=True)
+        return hashlib.sha256(plain.encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Unique among all cells of a task."""
+        return f"cases_{self.cases}/{self.arm}-{self.digest}/seed_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, its classes, its labelled subsets, and what all arms share."""
+
+    name: str
+    root: Path
+    classes: tuple[ClassDefinition, ...]
+    labelled: dict[int, list[str]]
+    train: Facts
+    # UniMatch V2 alone with other settings: what the ones that all arms share were chosen from.
+    variants: dict[str, Facts]
+
+    @staticmethod
+    def load(name: str, data: Path) -> Task:
+        """Read a task's file."""
+        content = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
+        classes = tuple(ClassDefinition(**c) for c in content["classes"])
+        root = (data / content["folder"]).resolve()
+        variants = content.get("variants", {})
+        return Task(name, root, classes, content["labelled"], content["train"], variants)
+
+    def asks(self, arm: str) -> str:
+        """Which server an arm asks; empty for none."""
+        return ARMS[arm][0] if arm in ARMS else ""
+
+    def cell(self, arm: str, cases: int, seed: int, steps: int | None = None) -> Cell:
+        """A cell of an arm or a variant; ``steps`` in place of the task's."""
+        data = {
+            "root": str(self.root),
+            "classes": [c.name for c in self.classes],
+            "labelled": self.labelled[cases],
+        }
+        own: Facts = {"data": data, "seed": seed}
+        if self.asks(arm):
+            own["assistant"] = {"server": "given on the command line"}
+        if steps is not None:
+            own["steps"] = steps
+        changes = ARMS[arm][1] if arm in ARMS else self.variants[arm]
+        config = to_dict(parse(_merged(_merged(self.train, own), changes)))
+        return Cell(arm, cases, seed, config)
+
+    def labelled_cases(self, cases: int) -> tuple[Case, ...]:
+        """Those that fill the template bank."""
+        return find(parse(self.cell("unimatch", cases, 0).config).data).labelled
+
+    @property
+    def results(self) -> Path:
+        """The committed results."""
+        return RESULTS / f"ssl_{self.name}.json"
+
+    def done(self, out: Path) -> dict[str, Facts]:
+        """Finished cells by name: the committed ones and those of ``out``."""
+        committed = json.loads(self.results.read_text())["cells"] if self.results.is_file() else []
+        trained = [json.loads(file.read_text()) for file in out.glob(f"*/*/*/{CELL}")]
+        found = {facts["name"]: facts for facts in [*committed, *trained]}
+        return {name: found[name] for name in sorted(found)}
+
+
+def settings(config: Facts) -> Facts:
+    """What differs from the defaults, apart from data and seed."""
+    shared = {key: value for key, value in config.items() if key not in ("data", "seed")}
+    return _difference(shared, to_dict(parse({"data": config["data"]})))
+
+
+def _difference(own: Facts, plain: Facts) -> Facts:
+    out = {}
+    for key, value in own.items():
+        known = plain[key]
+        both = isinstance(value, dict) and isinstance(known, dict)
+        differs = _difference(value, known) if both else value
+        if value != known:
+            out[key] = differs
+    return out
+
+
+def _merged(base: Facts, over: Facts) -> Facts:
+    """``base`` with the keys of ``over``, at every depth."""
+    out = dict(base)
+    for key, value in over.items():
+        known = out.get(key)
+        both = isinstance(value, dict) and isinstance(known, dict)
+        out[key] = _merged(known, value) if both else value  # type: ignore[arg-type]
+    return out
