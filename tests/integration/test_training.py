@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 from ssl_trainer import config as configuration
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.cli import app
-from ssl_trainer.config import AssistantConfig, Precision, TrainConfig
+from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
@@ -58,15 +59,21 @@ def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> U
 
 
 @pytest.mark.parametrize(
-    ("assisted", "precision"), [(False, "fp32"), (True, "fp32"), (True, "bf16")]
+    ("assisted", "changes"),
+    [
+        (False, {}),
+        (True, {}),
+        (True, {"precision": "bf16"}),
+        (True, {"optimizer": "sgd", "learning_rate": 0.05}),
+    ],
 )
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
-    tmp_path: Path, server: RunningServer, assisted: bool, precision: Precision
+    tmp_path: Path, server: RunningServer, assisted: bool, changes: dict[str, Any]
 ) -> None:
     config = small_config(
         write_dataset(tmp_path / "data"), steps=8, server=server.grpc if assisted else None
     )
-    config = dataclasses.replace(config, precision=precision)
+    config = dataclasses.replace(config, **changes)
     train(config, tmp_path / "a")
     # Saved at 4, where student masks of step 4 are under way; 5 is lost.
     train(config, tmp_path / "b", stop_after=5)
@@ -81,7 +88,24 @@ def test_vessa_changes_the_student(tmp_path: Path, server: RunningServer) -> Non
     assert not same(tmp_path / "a", tmp_path / "b")
     lines = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["assistant/answered"] == 1.0
+    assert lines[-1]["seconds/server/decode_mask"] > 0
+    assert lines[-1]["seconds/update"] > 0
     assert 0 <= lines[-1]["val/dice"] <= 1
+
+
+@pytest.mark.parametrize(("decay", "alike"), [(0.0, True), (0.9, False)])
+def test_masks_of_the_teacher_are_sent_where_told(
+    tmp_path: Path, server: RunningServer, decay: float, alike: bool
+) -> None:
+    """A teacher without memory is the student, so that it does not matter whose masks go."""
+    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
+    config = dataclasses.replace(
+        config, unimatch=dataclasses.replace(config.unimatch, ema_decay=decay)
+    )
+    for source in ("student", "teacher"):
+        assistant = dataclasses.replace(config.assistant, feedback_from=source)
+        train(dataclasses.replace(config, assistant=assistant), tmp_path / source)
+    assert same(tmp_path / "student", tmp_path / "teacher") == alike
 
 
 def test_an_absent_server_is_unimatch_alone_bit_for_bit(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -38,11 +38,13 @@ class PseudoLabel:
         labels: (H, W).
         confidence: (H, W), 255 for 1.
         predicted_iou: mean over the classes found, or over all where none was.
+        stage_ms: the server's time for each stage.
     """
 
     labels: UInt8Array
     confidence: UInt8Array
     predicted_iou: float
+    stage_ms: dict[str, float] = field(default_factory=dict)
 
 
 class Assistant:
@@ -132,4 +134,5 @@ def _pseudo_label(result: SegmentationResult) -> PseudoLabel:
         labels=result.labels,
         confidence=result.confidence,
         predicted_iou=float(ious[found].mean() if found.any() else ious.mean()),
+        stage_ms=result.stage_ms,
     )

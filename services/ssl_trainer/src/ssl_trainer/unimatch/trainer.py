@@ -8,6 +8,8 @@ process has which batch.
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -107,10 +109,13 @@ class UniMatchTrainer:
                 step, config.steps, config.poly_power
             )
         numbers = self._numbers(step)
+        started = time.perf_counter()
         answers = {number: self._collect(number) for number in numbers}
+        collected = time.perf_counter()
         if step + 1 < config.steps:
             self._pending = self._predict(step + 1)
             self._ask(step + 1)
+        asked = time.perf_counter()
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         buffers = BufferMean(self.student)
@@ -123,6 +128,10 @@ class UniMatchTrainer:
         self.optimizer.step()
         self.teacher.update(self.student, step)
         self.step += 1
+        if self.feedback is not None:
+            scalars |= _server_stages(answers)
+            scalars |= {"seconds/wait": collected - started, "seconds/ask": asked - collected}
+        scalars["seconds/update"] = time.perf_counter() - asked
         if self.step % config.validate_every == 0 or self.step == config.steps:
             scalars |= self.validate()
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
@@ -245,6 +254,15 @@ class UniMatchTrainer:
                 writer.add_scalar(name, value, self.step)
             with (self.out / "log.jsonl").open("a") as stream:
                 stream.write(json.dumps({"step": self.step, **scalars}) + "\n")
+
+
+def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, float]:
+    """Seconds of the server's stages for the batches of an update."""
+    total: Counter[str] = Counter()
+    for batch in answers.values():
+        for answer in batch:
+            total.update(answer.stage_ms if answer else {})
+    return {f"seconds/server/{stage}": ms / 1000 for stage, ms in total.items()}
 
 
 def load_best(folder: Path, config: TrainConfig) -> nn.Module:
