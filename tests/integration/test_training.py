@@ -150,7 +150,10 @@ def test_student_masks_reach_the_server_and_cost_no_encoding(
     assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
     assistant.ask(0, _slices(2), None)
     first = assistant.collect(0)
-    students = [picture(i)[1] for i in range(2)]
+    students = [
+        np.stack([200 * (picture(i)[1] == value) for value in (1, 2)]).astype(np.uint8)
+        for i in range(2)
+    ]
     assistant.ask(1, _slices(2), students)
     second = assistant.collect(1)
     assistant.close()

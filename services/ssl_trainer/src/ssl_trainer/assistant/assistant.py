@@ -71,7 +71,8 @@ class Assistant:
         Args:
             step: training step that will collect them.
             slices: native slices.
-            students: (H, W) label maps of the student, sent as prompts; None for one-shot.
+            students: the student's probabilities of the classes, 255 for 1, (C, H, W), sent as
+                prompts; None for one-shot.
         """
         requests = [
             SegmentationRequest(

@@ -32,12 +32,13 @@ class Feedback:
         """Begin to fetch the answers for a batch.
 
         ``student_BCHW`` is what the student makes of its canvases; None asks without prompts.
+        Probabilities are sent, not labels: where the student is unsure VESSA corrects more.
         """
         items = self._batch(number)
         masks: list[UInt8Array] | None = None
         if student_BCHW is not None:
             masks = [
-                frame.restore(maps, item.image.shape).argmax(dim=0).to(torch.uint8).numpy()
+                (255 * frame.restore(maps, item.image.shape)[1:]).round().to(torch.uint8).numpy()
                 for maps, item in zip(student_BCHW, items, strict=True)
             ]
         self.assistant.ask(number, items, masks)

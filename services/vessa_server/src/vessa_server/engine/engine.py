@@ -32,10 +32,11 @@ from vessa_client import (
 from vessa_server.bank import BankError, TemplateBank
 from vessa_server.cache import FeatureCache
 from vessa_server.engine.images import ImageLimits, ImageStore
-from vessa_server.engine.pipeline import Pipeline, Work
+from vessa_server.engine.pipeline import Pipeline
 from vessa_server.engine.plan import make_plan, student_probabilities
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import TemplateStore
+from vessa_server.engine.work import Work
 from vessa_server.model.vessa import Vessa
 
 MIB = 1024 * 1024

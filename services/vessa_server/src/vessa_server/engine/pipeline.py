@@ -6,136 +6,27 @@ Axes: P image-class pairs, K templates, C classes, H W space.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
+from vessa_client import TemplateInfo, TemplateUse
 from vessa_server.engine import pieces, retrieval
-from vessa_server.engine.images import StoredImage
 from vessa_server.engine.lru import ByteLru
-from vessa_server.engine.pieces import Pieces
-from vessa_server.engine.plan import Plan
-from vessa_server.engine.quality import Answer, with_background
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
+from vessa_server.engine.work import Prepared, View, Work
 from vessa_server.model import preprocess
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, TemplateFeatures, Vessa
 
 EXPLANATION_TOKENS = 24
-# Logit of a class outside of the window of a second look.
-OUTSIDE_LOGIT = -10.0
 # Mean estimated IoU below which turned views are tried, and by how much one must be better.
 TURN_BELOW, TURN_MARGIN = 0.4, 0.08
-# Predicted IoU below which a student's structure stays as it came, and how sure that is.
-KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
 # Overlap of windows from which a student's is the same as VESSA's own.
 SAME_WINDOW = 0.5
-
-
-@dataclass
-class Work:
-    """A request on its way through the stages."""
-
-    request: SegmentationRequest
-    image: StoredImage
-    plan: Plan
-    student_CHW: Tensor | None
-    clock: StageClock
-    prepared: Prepared | None = None
-    cached: bool = False
-    templates_cached: bool = True
-    decoded: Decoded | None = None
-    explanations: list[str] = field(default_factory=list)
-
-    @property
-    def height(self) -> int:
-        """Of the image, in pixels."""
-        return int(self.image.pixels.shape[0])
-
-    @property
-    def width(self) -> int:
-        """Of the image, in pixels."""
-        return int(self.image.pixels.shape[1])
-
-    def focus_on(self, view: View) -> Focus:
-        """Around which classes templates are shown beside ``view``."""
-        return tuple(c.name for c in self.plan.classes) if view.focused else None
-
-    def quality(self) -> float:
-        """Mean estimated IoU of the classes, without a student's mask."""
-        return float(self.own_answer().iou_C.mean())
-
-    def repair_quality(self) -> float:
-        """Mean IoU that the decoder predicts: it learned on students' masks how good it is."""
-        assert self.decoded is not None
-        return float(self.decoded.iou_P.mean())
-
-    def own_answer(self) -> Answer:
-        """What VESSA found, without what the templates make doubtful."""
-        assert self.prepared is not None
-        return Answer.of(self.prepared.pieces.doubt(self._logits()))
-
-    def answer(self) -> Answer:
-        """What is told. Where VESSA is unsure of a student's structure, that one stays."""
-        if self.student_CHW is None:
-            return self.own_answer()
-        assert self.decoded is not None
-        # A student tells itself in how many pieces a structure comes.
-        logits_CHW = self._logits()
-        iou_C = Answer.of(logits_CHW).iou_C
-        unsure_C = self.decoded.iou_P < KEEP_BELOW
-        kept_CHW = torch.logit(self.student_CHW[unsure_C], eps=1e-6)
-        logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
-        return Answer(with_background(logits_CHW), iou_C)
-
-    def _logits(self) -> Tensor:
-        """Of the classes at the image's size, (C, H, W)."""
-        assert self.decoded is not None
-        assert self.prepared is not None
-        canvas = self.prepared.view.canvas
-        return canvas.restore(self.decoded.class_logits()[:, 0], outside=OUTSIDE_LOGIT)
-
-
-@dataclass(frozen=True)
-class View:
-    """An image, or the part of it that a second look shows, and its features."""
-
-    canvas: Canvas
-    features: ImageFeatures
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the features."""
-        return self.features.nbytes
-
-    @property
-    def focused(self) -> bool:
-        """Whether this is a second look."""
-        return self.canvas.crop is not None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Steps 1 to 4 of one image for its classes, kept between requests."""
-
-    view: View
-    conditioned: Conditioned
-    templates: tuple[TemplateUse, ...]
-    pieces: Pieces
-    # The template of each class that the VLM reads. Its prompt is kept once, with the template.
-    read: tuple[TemplateInfo, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that is kept for it alone."""
-        shared = self.view.canvas.crop is None and not self.view.canvas.turns
-        own = 0 if shared else self.view.nbytes  # upright whole images are kept once
-        return self.conditioned.nbytes + own
 
 
 class Pipeline:
@@ -170,8 +61,11 @@ class Pipeline:
         for work in works:
             if work.request.explain:
                 self._explain(work)
+            work.mix()
         elsewhere = self._where_students_look(works) if self.focus else []
-        self._decode([*works, *(other for _, other in elsewhere)], with_students=True)
+        todo = [work for work in works if work.decoded is None or work.prompt_CHW is not None]
+        if todo:
+            self._decode([*todo, *(other for _, other in elsewhere)])
         for work, other in elsewhere:
             if other.repair_quality() > work.repair_quality():
                 work.prepared, work.decoded = other.prepared, other.decoded
@@ -180,14 +74,14 @@ class Pipeline:
         """Look at whole images and, where the structures are small in them, once more closer."""
         for work, view in zip(works, self._whole_views(works), strict=True):
             self._prepare(work, view)
-        if self.turn or self.focus:
-            self._decode(works, with_students=False)
+        self._decode(works)
         if self.turn:
             for work in works:
                 self._turn(work)
         if self.focus:
             self._look_closer(works)
         for work in works:
+            work.keep_own()
             self._keep(("prepared", work.image.sha256, work.plan.key()), work)
 
     def _keep(self, key: Hashable, work: Work) -> None:
@@ -205,7 +99,7 @@ class Pipeline:
         turned = [replace(work) for _ in canvases]
         for other, view in zip(turned, self._encode(turned, canvases), strict=True):
             self._prepare(other, view)
-        self._decode(turned, with_students=False)
+        self._decode(turned)
         qualities = [other.quality() for other in turned]
         if max(qualities) > quality + TURN_MARGIN:
             best = turned[qualities.index(max(qualities))]
@@ -223,6 +117,7 @@ class Pipeline:
             views = self._encode([w for w, _ in close], [c for _, c in close])
             for (work, _), view in zip(close, views, strict=True):
                 self._prepare(work, view)
+            self._decode([work for work, _ in close])
 
     def _where_students_look(self, works: list[Work]) -> list[tuple[Work, Work]]:
         """Works whose student found the structures somewhere else, and the same works there."""
@@ -367,7 +262,7 @@ class Pipeline:
             target = view.features.visual_tokens().select(image_P)
             work.explanations = self.model.reasoner.explain(prefix, target, EXPLANATION_TOKENS)
 
-    def _decode(self, works: list[Work], *, with_students: bool) -> None:
+    def _decode(self, works: list[Work]) -> None:
         prepared = [work.prepared for work in works if work.prepared is not None]
         features = ImageFeatures.concatenate([p.view.features for p in prepared])
         conditioned = Conditioned.concatenate([p.conditioned for p in prepared])
@@ -376,11 +271,11 @@ class Pipeline:
         students, has = [], []
         size = self.model.config.image_size // 2
         for work, found, count in zip(works, prepared, counts, strict=True):
-            known = with_students and work.student_CHW is not None
-            has.append(torch.full((count,), known))
+            prompt = work.prompt_CHW
+            has.append(torch.full((count,), prompt is not None))
             student = torch.zeros(count, 1, size, size)
-            if known and work.student_CHW is not None:
-                placed = found.view.canvas.place(work.student_CHW, mode="area")
+            if prompt is not None:
+                placed = found.view.canvas.place(prompt, mode="area")
                 student = F.adaptive_avg_pool2d(placed, size)[:, None]
             students.append(student)
         has_student_P = torch.cat(has)
