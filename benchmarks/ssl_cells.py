@@ -62,7 +62,7 @@ class Task:
     classes: tuple[ClassDefinition, ...]
     labelled: dict[int, list[str]]
     train: Facts
-    # UniMatch V2 alone with other settings: what the ones that all arms share were chosen from.
+    # Other settings, of UniMatch V2 alone or with VESSA: what was tried before those were chosen.
     variants: dict[str, Facts]
 
     @staticmethod
@@ -76,7 +76,9 @@ class Task:
 
     def asks(self, arm: str) -> str:
         """Which server an arm asks; empty for none."""
-        return ARMS[arm][0] if arm in ARMS else ""
+        if arm in ARMS:
+            return ARMS[arm][0]
+        return "plain" if "assistant" in self.variants[arm] else ""
 
     def cell(self, arm: str, cases: int, seed: int, steps: int | None = None) -> Cell:
         """A cell of an arm or a variant; ``steps`` in place of the task's."""

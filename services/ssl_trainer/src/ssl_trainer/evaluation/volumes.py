@@ -23,7 +23,7 @@ def predict_slices(student: nn.Module, image: files.ImageFile, size: int) -> lis
         probabilities = predict_probabilities(student, torch.stack(views[start : start + 16]))
         for offset, maps in enumerate(probabilities):
             native = frame.restore(maps, slices[start + offset].shape)
-            labels.append(native.argmax(dim=0).to(torch.uint8).numpy())
+            labels.append(native.max(dim=0).indices.to(torch.uint8).numpy())
     return labels
 
 
