@@ -19,8 +19,10 @@ from typer.testing import CliRunner, Result
 
 from ssl_trainer import config as configuration
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
+from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
@@ -106,6 +108,31 @@ def test_masks_of_the_teacher_are_sent_where_told(
         assistant = dataclasses.replace(config.assistant, feedback_from=source)
         train(dataclasses.replace(config, assistant=assistant), tmp_path / source)
     assert same(tmp_path / "student", tmp_path / "teacher") == alike
+
+
+def test_first_looks_are_spread_over_epochs(tmp_path: Path, server: RunningServer) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
+    config = dataclasses.replace(
+        config, assistant=dataclasses.replace(config.assistant, spread_epochs=3)
+    )
+    slices = _slices(6)
+    sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
+    feedback = Feedback(config, slices, sampler)
+    answered: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for number in range(9):
+        feedback.ask(number, torch.rand(config.unlabelled_batch, 3, 32, 32))
+        for (epoch, index), answer in zip(
+            sampler.positions(number), feedback.collect(number), strict=True
+        ):
+            if answer is not None:
+                assert answer.labels.shape == slices[index].image.shape
+                answered[epoch].append(index)
+    feedback.close()
+    assert {epoch: sorted(found) for epoch, found in answered.items()} == {
+        0: [0, 3],
+        1: [0, 1, 3, 4],
+        2: [0, 1, 2, 3, 4, 5],
+    }
 
 
 def test_an_absent_server_is_unimatch_alone_bit_for_bit(

@@ -193,6 +193,9 @@ class AssistantConfig:
             predicted IoU for each image; else all count fully.
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
+        spread_epochs: epochs over which the first looks at the slices are spread. VESSA's first look
+            takes long, later ones with a student's mask do not; with more epochs training waits
+            less for it, and has fewer of its labels in the beginning.
         timeout_seconds: longest wait for the answers of a batch.
         retry_seconds: how long a server that failed is left alone.
     """
@@ -204,10 +207,13 @@ class AssistantConfig:
     confidence_weighting: bool = True
     feedback_start: float = 0.4
     feedback_from: Literal["student", "teacher"] = "student"
+    spread_epochs: int = 1
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.spread_epochs < 1:
+            raise ValueError(f"spread_epochs: {self.spread_epochs}, expected at least 1")
         for name in ("decay_end", "feedback_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")

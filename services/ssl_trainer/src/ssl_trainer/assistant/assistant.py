@@ -96,7 +96,7 @@ class Assistant:
 
     def _fetch(self, requests: list[SegmentationRequest]) -> list[PseudoLabel | None]:
         answers: list[PseudoLabel | None] = [None] * len(requests)
-        if time.monotonic() < self._away_until:
+        if not requests or time.monotonic() < self._away_until:
             return answers
         try:
             stream = self._client.segment_stream(

@@ -34,18 +34,18 @@ class Feedback:
         ``student_BCHW`` is what the student makes of its canvases; None asks without prompts.
         Probabilities are sent, not labels: where the student is unsure VESSA corrects more.
         """
-        items = self._batch(number)
+        items, rows = self._batch(number), self._asked(number)
         masks: list[UInt8Array] | None = None
         if student_BCHW is not None:
-            masks = [
-                (255 * frame.restore(maps, item.image.shape)[1:]).round().to(torch.uint8).numpy()
-                for maps, item in zip(student_BCHW, items, strict=True)
-            ]
-        self.assistant.ask(number, items, masks)
+            masks = [_prompt(student_BCHW[row], items[row].image.shape) for row in rows]
+        self.assistant.ask(number, [items[row] for row in rows], masks)
 
     def collect(self, number: int) -> list[PseudoLabel | None]:
         """Answers for a batch, in the order of its slices; None where there is none."""
-        return self.assistant.collect(number)
+        answers: list[PseudoLabel | None] = [None] * self.sampler.batch
+        for row, answer in zip(self._asked(number), self.assistant.collect(number), strict=True):
+            answers[row] = answer
+        return answers
 
     def close(self) -> None:
         """Finish what was asked."""
@@ -53,3 +53,17 @@ class Feedback:
 
     def _batch(self, number: int) -> list[Slice]:
         return [self.slices[i] for i in self.sampler.indices(number)]
+
+    def _asked(self, number: int) -> list[int]:
+        """Rows of a batch whose slices have had their turn for a first look."""
+        spread = self.config.assistant.spread_epochs
+        positions = self.sampler.positions(number)
+        # Slices next to each other are of one patient: each epoch has some of every patient.
+        return [row for row, (epoch, index) in enumerate(positions) if index % spread <= epoch]
+
+
+def _prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:
+    """Probabilities on a canvas to those of the classes in the native slice, 255 for 1."""
+    native = frame.restore(maps_CHW, shape)[1:]
+    prompt: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
+    return prompt

@@ -48,11 +48,15 @@ class SliceSampler:
 
     def indices(self, step: int) -> list[int]:
         """Indices of the slices of ``step``."""
+        return [index for _, index in self.positions(step)]
+
+    def positions(self, step: int) -> list[tuple[int, int]]:
+        """Epoch and index of each slice of ``step``."""
         out = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, place = divmod(position, self.count)
             order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-            out.append(int(order[place]))
+            out.append((epoch, int(order[place])))
         return out
 
 
