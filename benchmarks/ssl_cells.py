@@ -24,7 +24,7 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "unimatch": ("", {}),
     "one-way": ("plain", {"assistant": {"feedback_start": 1.0}}),
     "mutual": ("plain", {}),
-    "mutual-teacher": ("plain", {"assistant": {"feedback_from": "teacher"}}),
+    "mutual-student": ("plain", {"assistant": {"feedback_from": "student"}}),
     "mutual-adapted": ("adapted", {}),
     "mutual-constant": ("plain", {"assistant": {"weight_end": 1.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
@@ -42,9 +42,9 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Of the configuration, wherever its data lie."""
+        """Of all that differs from the defaults, wherever the data lie."""
         data = {key: value for key, value in self.config["data"].items() if key != "root"}
-        plain = json.dumps({**self.config, "data": data}, sort_keys=True)
+        plain = json.dumps([data, settings(self.config)], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
     @property
@@ -88,12 +88,15 @@ class Task:
             "labelled": self.labelled[cases],
         }
         own: Facts = {"data": data, "seed": seed}
+        train = self.train
         if self.asks(arm):
             own["assistant"] = {"server": "given on the command line"}
+        else:
+            train = {key: value for key, value in train.items() if key != "assistant"}
         if steps is not None:
             own["steps"] = steps
         changes = ARMS[arm][1] if arm in ARMS else self.variants[arm]
-        config = to_dict(parse(_merged(_merged(self.train, own), changes)))
+        config = to_dict(parse(_merged(_merged(train, own), changes)))
         return Cell(arm, cases, seed, config)
 
     def labelled_cases(self, cases: int) -> tuple[Case, ...]:

@@ -193,20 +193,20 @@ class AssistantConfig:
             predicted IoU for each image; else all count fully.
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
-        spread_epochs: epochs over which the first looks at the slices are spread. VESSA's first look
+        spread_epochs: epochs over which the first looks at the slices are spread. A first look
             takes long, later ones with a student's mask do not; with more epochs training waits
-            less for it, and has fewer of its labels in the beginning.
+            less for it, and has fewer of VESSA's labels in the beginning.
         timeout_seconds: longest wait for the answers of a batch.
         retry_seconds: how long a server that failed is left alone.
     """
 
     server: str | None = None
     weight_start: float = 1.0
-    weight_end: float = 0.1
+    weight_end: float = 0.3
     decay_end: float = 0.8
     confidence_weighting: bool = True
-    feedback_start: float = 0.4
-    feedback_from: Literal["student", "teacher"] = "student"
+    feedback_start: float = 0.1
+    feedback_from: Literal["student", "teacher"] = "teacher"
     spread_epochs: int = 1
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
