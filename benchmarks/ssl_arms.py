@@ -133,6 +133,7 @@ def _train(
         "seconds": time.perf_counter() - start,
         # Then the seconds are those of the last start only.
         "resumed": resumed,
+        "side_by_side": arguments.workers,
         "vessa": VessaClient(server).info().model_digest if server else None,
         **circumstances(),
     }

@@ -82,7 +82,8 @@ class RichAugmentationConfig:
     SynthSeg: shape through a random deformation, contrast structure by structure.
 
     Attributes:
-        geometry: rotation, zoom, shift and mirroring, in place of the weak ones.
+        geometry: rotation, zoom, shift and mirroring, in place of the weak ones. Any angle suits
+            images that come in any orientation, and takes longer to learn.
         elastic: strength of a smooth random displacement, as a fraction of the side.
         structure_shift: deviation by which each structure becomes brighter or darker on its own,
             for an image in [0, 1].
@@ -93,7 +94,7 @@ class RichAugmentationConfig:
 
     geometry: AugmentationConfig = field(
         default_factory=lambda: AugmentationConfig(
-            rotation_degrees=180.0, zoom_min=0.65, zoom_max=1.45
+            rotation_degrees=30.0, zoom_min=0.7, zoom_max=1.5
         )
     )
     elastic: float = 0.04
@@ -224,7 +225,7 @@ class TrainConfig:
     """One run.
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
-    left out, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
+    null, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
     batches in each process.
     ``precision`` of the networks while they train: ``fp32``, ``bf16`` (also fast on CPUs with
     AVX-512 BF16 or AMX), or ``auto`` for bf16 on GPUs that have it.
@@ -232,7 +233,9 @@ class TrainConfig:
 
     data: DataConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    labelled_augmentation: RichAugmentationConfig | None = None
+    labelled_augmentation: RichAugmentationConfig | None = field(
+        default_factory=RichAugmentationConfig
+    )
     student: StudentConfig = field(default_factory=UNetConfig)
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
@@ -242,7 +245,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Precision = "auto"
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     poly_power: float = 0.9
     validate_every: int = 250
