@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import yaml
-from rich.table import Table
+from rich.table import Column, Table
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASKS, Cell, Facts, Task, settings
@@ -211,7 +211,8 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
 
 def _table(cells: Sequence[Facts], split: str, names: Sequence[str]) -> Table:
     """Dice over the volumes of a split, mean ± deviation over seeds."""
-    table = Table("cases", "arm", "seeds", *names, "mean", "HD95", "min", title=f"Dice, {split}")
+    arm = Column("arm", no_wrap=True)
+    table = Table("cases", arm, "seeds", *names, "mean", "HD95", "min", title=f"Dice, {split}")
     groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
