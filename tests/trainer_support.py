@@ -55,7 +55,9 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
     return TrainConfig(
         data=DataConfig(root=root, classes=("disc", "bar"), labelled=("p0",), size=32),
         student=UNET,
-        assistant=AssistantConfig(server=server, feedback_start=0.5, timeout_seconds=20),
+        assistant=AssistantConfig(
+            server=server, feedback_start=0.5, spread_epochs=1, timeout_seconds=20
+        ),
         steps=steps,
         labelled_batch=2,
         unlabelled_batch=2,

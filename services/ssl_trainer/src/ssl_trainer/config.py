@@ -208,7 +208,7 @@ class AssistantConfig:
     confidence_weighting: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
-    spread_epochs: int = 1
+    spread_epochs: int = 4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
