@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -35,8 +36,12 @@ from rich.table import Column, Table
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASKS, Cell, Facts, Task, settings
+from ssl_trainer.evaluation.report import read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
+
+# What of a training's log is kept with its results.
+CURVES = ("val/dice", "quality/", "seconds/")
 
 
 def main() -> None:
@@ -136,6 +141,7 @@ def _train(
         "side_by_side": arguments.workers,
         "vessa": VessaClient(server).info().model_digest if server else None,
         **circumstances(),
+        "curves": curves(folder / "log.jsonl", cell.config["validate_every"]),
     }
     for split in ("val", "test") if arguments.test else ("val",):
         if (task.root / split).is_dir():
@@ -143,6 +149,25 @@ def _train(
             facts[split] = json.loads((folder / f"scores_{split}.json").read_text())
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
     return cell, float(np.mean([volume["dice"] for volume in facts.get("val", [])] or np.nan))
+
+
+def curves(log: Path, every: int) -> Facts:
+    """Means over windows of ``every`` updates: Dice, quality of pseudo-labels, seconds."""
+    windows: dict[int, list[dict[str, float]]] = {}
+    for entry in read_log(log):
+        windows.setdefault(every * math.ceil(entry["step"] / every), []).append(entry)
+    names = {n for entries in windows.values() for e in entries for n in e if n.startswith(CURVES)}
+    return {
+        "step": list(windows),
+        **{n: [_mean(entries, n) for entries in windows.values()] for n in sorted(names)},
+    }
+
+
+def _mean(entries: Sequence[dict[str, float]], name: str) -> float | None:
+    """Mean where it was logged; a stage of the server that was not entered took no time."""
+    values = [entry.get(name, 0.0 if name.startswith("seconds/") else None) for entry in entries]
+    known = [value for value in values if value is not None]
+    return round(float(np.mean(known)), 4) if known else None
 
 
 @contextlib.contextmanager

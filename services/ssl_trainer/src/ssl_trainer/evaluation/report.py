@@ -64,7 +64,7 @@ def write(
         student: the best one.
         scores: of the validation cases; may be empty.
     """
-    log = _read_log(run / "log.jsonl")
+    log = read_log(run / "log.jsonl")
     _plot_curves(log, config, run / CURVES)
     shown = [("Curves", CURVES)]
     if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
@@ -77,7 +77,7 @@ def write(
     return file
 
 
-def _read_log(file: Path) -> list[dict[str, float]]:
+def read_log(file: Path) -> list[dict[str, float]]:
     """Lines by step; a resumed run may have written a step twice, and the last one counts."""
     by_step = {}
     if file.is_file():
