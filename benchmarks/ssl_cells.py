@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 ARMS: dict[str, tuple[str, Facts]] = {
     "supervised": ("", {"unimatch": {"weight": 0.0}}),
     "unimatch": ("", {}),
-    "one-way": ("plain", {"assistant": {"feedback_start": 1.0}}),
+    "one-way": ("plain", {"assistant": {"feedback_start": 1.0, "weight_end": 0.0}}),
     "mutual": ("plain", {}),
     "mutual-student": ("plain", {"assistant": {"feedback_from": "student"}}),
     "mutual-adapted": ("adapted", {}),
