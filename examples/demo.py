@@ -65,7 +65,9 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     config = dataclasses.replace(
-        trainer_config.load(HERE / "acdc.yaml", ["data.size=96", "unimatch.ema_decay=0.99"]),
+        trainer_config.load(
+            HERE / "acdc.yaml", ["data.size=96", "unimatch.ema_decay=0.99", "learning_rate=3.0e-3"]
+        ),
         steps=arguments.steps,
         validate_every=max(1, arguments.steps // 6),
     )
