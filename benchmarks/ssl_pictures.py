@@ -40,11 +40,13 @@ def main() -> None:
         runs = [c for c in cells if c["arm"] == arm and c["cases"] == arguments.cases]
         if runs:
             _draw(left, runs, "val/dice", f"{label} ({len(runs)} seeds)")
-        if runs and arm == "mutual":
-            _draw(right, runs, "quality/teacher", "labels of the teacher")
-            _draw(right, runs, "quality/vessa", "labels of VESSA, given the teacher's")
+    # Where all slices are asked from the first epoch on, the quality is that of all of them.
+    watched = [c for c in cells if c["arm"] == "at-once" and c["cases"] == arguments.cases]
+    if watched:
+        _draw(right, watched, "quality/teacher", "labels of the teacher")
+        _draw(right, watched, "quality/vessa", "labels of VESSA, given the teacher's")
     left.set(title=f"Validation Dice, {arguments.cases} labelled", xlabel="update", ylim=(0, 0.9))
-    right.set(title="Dice of pseudo-labels on unlabelled slices, mutual", xlabel="update")
+    right.set(title="Dice of pseudo-labels on unlabelled slices (mutual, seed 0)", xlabel="update")
     right.set(ylim=(0, 0.9))
     for axes in (left, right):
         axes.legend(fontsize="small", loc="lower right")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from ssl_trainer.cli import app
 from ssl_trainer.config import parse, to_dict
+from ssl_trainer.data import frame
+from ssl_trainer.data.batches import UnlabelledBatch
+from ssl_trainer.data.cases import Slice
 from ssl_trainer.evaluation.metrics import foreground_dice
+from ssl_trainer.unimatch import quality
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from trainer_support import small_config, write_case, write_dataset
 
@@ -44,6 +49,20 @@ def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) 
     text = (run / "report.md").read_text()
     assert "| Dice |" not in text
     assert (run / "gallery.png").is_file()
+
+
+def test_only_slices_that_vessa_answered_count_for_it() -> None:
+    truth = np.zeros((16, 16), dtype=np.uint8)
+    truth[4:12, 4:12] = 1
+    item = Slice("s", truth, truth)
+    theta = frame.theta(truth.shape)
+    batch = UnlabelledBatch((item, item), (theta, theta), torch.zeros(2, 1, 16, 16))
+    right, nothing = torch.from_numpy(truth).long(), torch.zeros(16, 16, dtype=torch.long)
+    labels = torch.stack([right, nothing])
+    scores = quality.watch(batch, labels, labels, [True, False])
+    assert scores["quality/vessa"] == 1.0
+    assert scores["quality/teacher"] == pytest.approx(2 / 3)
+    assert "quality/vessa" not in quality.watch(batch, labels, labels, [False, False])
 
 
 def test_watching_the_quality_does_not_change_the_training(tmp_path: Path) -> None:

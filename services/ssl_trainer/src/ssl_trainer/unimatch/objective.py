@@ -90,7 +90,9 @@ def strong_views(
     both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
     scalars = {"teacher/confident": float(sure.mean())}
     if config.data.watch_quality:
-        scalars |= quality.watch(batch, labels, from_vessa.labels_BHW if from_vessa else None)
+        answered = [answer is not None for answer in answers]
+        vessa = from_vessa.labels_BHW if from_vessa else None
+        scalars |= quality.watch(batch, labels, vessa, answered)
     if from_vessa is not None:
         scalars |= {
             "assistant/agreement": float((from_vessa.labels_BHW == labels).float().mean()),
