@@ -59,7 +59,7 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE.parent / "outputs" / "demo")
-    parser.add_argument("--steps", type=int, default=300, help="updates of each training")
+    parser.add_argument("--steps", type=int, default=700, help="updates of each training")
     arguments = parser.parse_args()
     start, out = time.monotonic(), arguments.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
