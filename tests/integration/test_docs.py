@@ -40,7 +40,7 @@ def _applications() -> dict[str, typer.Typer]:
 def test_commands_and_their_options_exist(document: Path) -> None:
     applications = _applications()
     for block in blocks(document, ""):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
             if not words or words[0] not in applications or len(words) < 2 or "|" in line:
                 continue
