@@ -22,9 +22,9 @@ from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures
 
 # Logit of a class outside of the window of a second look.
 OUTSIDE_LOGIT = -10.0
-# Predicted IoU below which a student's structure stays as it came, and how sure that is.
+# Predicted IoU below which a structure stays as the prompt has it, and how sure that is.
 KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
-# VESSA's share of the prompt: that much less than a half as the student is sure of a structure.
+# VESSA's least and largest share of the prompt; between them one half less the student's own IoU.
 OWN_SHARE_RANGE = (0.08, 0.4)
 
 
