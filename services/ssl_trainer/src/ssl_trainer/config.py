@@ -16,6 +16,8 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid")
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
+# Of strong views: cross-entropy, soft Dice, or their mean.
+UnlabelledLoss = Literal["cross_entropy", "dice", "both"]
 
 
 class ConfigError(ValueError):
@@ -157,8 +159,8 @@ class UniMatchConfig:
         weight: λ_u; with 0 and without a server, unlabelled images are left out.
         ramp_up: fraction of the run in which λ_u rises to that. Without, a small student may fall
             for the background, of which its teacher is sure first.
-        loss: of the strong views, for the teacher's labels and VESSA's: UniMatch V2 has
-            cross-entropy for photographs, its authors Dice for medical images.
+        loss: for the teacher's labels. UniMatch V2 has cross-entropy for photographs, its authors
+            Dice for medical images.
         confidence_threshold: probability from which a pixel of the teacher counts.
         ema_decay: of the teacher, at most.
         dropout_probability: share of the images whose features lose channels.
@@ -167,7 +169,7 @@ class UniMatchConfig:
 
     weight: float = 1.0
     ramp_up: float = 0.0
-    loss: Literal["cross_entropy", "dice"] = "cross_entropy"
+    loss: UnlabelledLoss = "cross_entropy"
     confidence_threshold: float = 0.95
     ema_decay: float = 0.996
     dropout_probability: float = 0.5
@@ -189,6 +191,8 @@ class AssistantConfig:
         server: host:port, or None for UniMatch V2 alone.
         weight_start, weight_end: λ_v at the first and from the ``decay_end`` step on, as
             fractions of the run; between them it falls as a cosine.
+        loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
+            that it appears earlier.
         decay_end: fraction of the run at which λ_v has reached ``weight_end``.
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
@@ -204,6 +208,7 @@ class AssistantConfig:
     server: str | None = None
     weight_start: float = 1.0
     weight_end: float = 1.0
+    loss: UnlabelledLoss = "cross_entropy"
     decay_end: float = 0.8
     confidence_weighting: bool = True
     feedback_start: float = 0.1

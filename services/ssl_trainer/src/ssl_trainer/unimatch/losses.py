@@ -38,8 +38,18 @@ def weighted_dice(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -
     return (1 - (2 * overlap_C + DICE_SMOOTH) / (total_C + DICE_SMOOTH)).mean()
 
 
+def weighted_both(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+    """Mean of both, as in L_x."""
+    cross_entropy = weighted_cross_entropy(logits_BCHW, labels_BHW, weight_BHW)
+    return (cross_entropy + weighted_dice(logits_BCHW, labels_BHW, weight_BHW)) / 2
+
+
 # L_u and L_v: logits of a strong view, labels, and a weight for each pixel.
-UNLABELLED = {"cross_entropy": weighted_cross_entropy, "dice": weighted_dice}
+UNLABELLED = {
+    "cross_entropy": weighted_cross_entropy,
+    "dice": weighted_dice,
+    "both": weighted_both,
+}
 
 
 def confident(confidence_BHW: Tensor, threshold: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.config import Precision, TrainConfig
+from ssl_trainer.config import Precision, TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.models import Student, predict_probabilities
 from ssl_trainer.unimatch import losses, quality, schedule
@@ -114,20 +114,20 @@ def batch_loss(
     scalars = {"loss/supervised": float(total.detach())}
     if views is None:
         return total, scalars
-    consistency = _mixed(views.from_teacher, views, strong_logits, config)
+    consistency = _mixed(views.from_teacher, views, strong_logits, config.unimatch.loss)
     total = total + schedule.consistency_weight(step, config.steps, config.unimatch) * consistency
     scalars["loss/consistency"] = float(consistency.detach())
     if views.from_vessa is not None:
         weight = schedule.assistant_weight(step, config.steps, config.assistant)
-        assistance = _mixed(views.from_vessa, views, strong_logits, config)
+        assistance = _mixed(views.from_vessa, views, strong_logits, config.assistant.loss)
         total = total + weight * assistance
         scalars |= {"loss/assistant": float(assistance.detach()), "assistant/weight": weight}
     return total, scalars
 
 
-def _mixed(target: Target, views: StrongViews, logits: Tensor, config: TrainConfig) -> Tensor:
+def _mixed(target: Target, views: StrongViews, logits: Tensor, kind: UnlabelledLoss) -> Tensor:
     """Mean loss of the two strong views."""
-    loss = losses.UNLABELLED[config.unimatch.loss]
+    loss = losses.UNLABELLED[kind]
     both = zip(logits.chunk(2), views.mixes, strict=True)
     return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
 
