@@ -21,6 +21,7 @@ from vessa_client import (
 )
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine.work import MORE_OWN_MARGIN
 from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Vessa
 
 IMAGE, LABELS = picture(0)
@@ -353,6 +354,39 @@ def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path:
     assert np.array_equal(again.labels, other.labels)
 
 
+class _Judge(_Painting):
+    """Follows the prompt, and likes it more by ``gain`` with a tenth of VESSA's own in it."""
+
+    gain = 0.0
+
+    def decode(self, *arguments: Any) -> Decoded:
+        found = super().decode(*arguments)
+        student = arguments[3]
+        if student is None:
+            return found
+        bright = found.logits_P1HW > 0
+        own_P = (student * bright).flatten(1).sum(dim=1) / bright.flatten(1).sum(dim=1)
+        more_P = own_P > 0.1
+        logits = torch.where(more_P[:, None, None, None], found.logits_P1HW, 10 * student - 5)
+        return Decoded(logits, 0.7 + self.gain * more_P, found.presence_P)
+
+
+@pytest.mark.parametrize("gain", [MORE_OWN_MARGIN - 0.01, MORE_OWN_MARGIN + 0.01])
+def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more_of_it(
+    tmp_path: Path, gain: float
+) -> None:
+    rows, columns = np.mgrid[:64, :64]
+    own, told = ((rows - r) ** 2 + (columns - 32) ** 2 < 10**2 for r in (20, 44))
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
+    engine.model.__class__ = type("_Judge", (_Judge,), {"gain": gain})
+    image = np.where(own, 255, 0).astype(np.uint8)
+    request = SegmentationRequest(image=image, class_names=("disc",))
+    answer = engine.segment(dataclasses.replace(request, student_mask=told.astype(np.uint8)))
+    expected = own if gain > MORE_OWN_MARGIN else told
+    found = answer.labels > 0
+    assert (found & expected).sum() / (found | expected).sum() > 0.8
+
+
 class _Unsure(Vessa):
     """Sure of the second class alone, which it finds nowhere."""
 
@@ -360,7 +394,7 @@ class _Unsure(Vessa):
         found = super().decode(*arguments)
         return Decoded(
             torch.full_like(found.logits_P1HW, -1.0),
-            torch.tensor([0.1, 0.9]),
+            torch.tensor([0.1, 0.9]).repeat(len(found.iou_P) // 2),
             torch.zeros_like(found.presence_P),
         )
 

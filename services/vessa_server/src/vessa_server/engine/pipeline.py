@@ -16,7 +16,7 @@ from vessa_server.engine import pieces, retrieval
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
-from vessa_server.engine.work import Prepared, View, Work
+from vessa_server.engine.work import MORE_OWN_MARGIN, Prepared, View, Work
 from vessa_server.model import preprocess
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
@@ -63,12 +63,18 @@ class Pipeline:
                 self._explain(work)
             work.mix()
         elsewhere = self._where_students_look(works) if self.focus else []
+        others = [(work, other, 0.0) for work, other in elsewhere]
+        others += [
+            (work, work.with_more_of_its_own(), MORE_OWN_MARGIN)
+            for work in works
+            if work.prompt_CHW is not None
+        ]
         todo = [work for work in works if work.decoded is None or work.prompt_CHW is not None]
         if todo:
-            self._decode([*todo, *(other for _, other in elsewhere)])
-        for work, other in elsewhere:
-            if other.repair_quality() > work.repair_quality():
-                work.prepared, work.decoded = other.prepared, other.decoded
+            self._decode([*todo, *(other for _, other, _ in others)])
+        for work, other, margin in others:
+            if other.repair_quality() > work.repair_quality() + margin:
+                work.take(other)
 
     def _prepare_all(self, works: list[Work]) -> None:
         """Look at whole images and, where the structures are small in them, once more closer."""
@@ -103,7 +109,7 @@ class Pipeline:
         qualities = [other.quality() for other in turned]
         if max(qualities) > quality + TURN_MARGIN:
             best = turned[qualities.index(max(qualities))]
-            work.prepared, work.decoded = best.prepared, best.decoded
+            work.take(best)
 
     def _look_closer(self, works: list[Work]) -> None:
         """Steps 1 to 4 again on the window around what was found, where it is small."""

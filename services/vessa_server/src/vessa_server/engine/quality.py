@@ -48,9 +48,8 @@ def expected_iou(probability_CHW: Tensor) -> Tensor:
         probability_CHW: of background, then the classes; they add up to one.
     """
     winner_HW = probability_CHW.max(dim=0).indices  # argmax takes 20 times as long
-    values = []
-    for index, probability in enumerate(probability_CHW[1:], start=1):
-        mask = winner_HW == index
-        union = mask.sum() + probability[~mask].sum()
-        values.append(probability[mask].sum() / union.clamp(min=1.0))
-    return torch.stack(values) ** 2
+    classes_CHW = probability_CHW[1:]
+    mask_CHW = winner_HW == torch.arange(1, len(probability_CHW))[:, None, None]
+    inside_C = torch.where(mask_CHW, classes_CHW, 0).sum(dim=(1, 2))
+    union_C = mask_CHW.sum(dim=(1, 2)) + classes_CHW.sum(dim=(1, 2)) - inside_C
+    return (inside_C / union_C.clamp(min=1.0)) ** 2

@@ -25,7 +25,9 @@ OUTSIDE_LOGIT = -10.0
 # Predicted IoU below which a structure stays as the prompt has it, and how sure that is.
 KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
 # VESSA's least and largest share of the prompt; between them one half less the student's own IoU.
-OWN_SHARE_RANGE = (0.08, 0.4)
+OWN_SHARE_RANGE = (0.04, 0.4)
+# How much more of VESSA is tried, and by how much the decoder must expect that to be better.
+MORE_OWN, MORE_OWN_MARGIN = 0.2, 0.05
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,24 @@ class Work:
         """Make the decoder's prompt, where there is a student's mask."""
         if self.student_CHW is None:
             return
+        self.prompt_CHW = mixed(self.student_CHW, self._kept_own())
+
+    def take(self, other: Work) -> None:
+        """Go on with what another try found."""
+        self.prepared, self.decoded = other.prepared, other.decoded
+        self.prompt_CHW = other.prompt_CHW
+
+    def with_more_of_its_own(self) -> Work:
+        """The same work, with more of VESSA's own answer in the prompt."""
+        assert self.prompt_CHW is not None
+        own_CHW = self._kept_own()
+        return replace(self, prompt_CHW=torch.lerp(self.prompt_CHW, own_CHW, MORE_OWN))
+
+    def _kept_own(self) -> Tensor:
+        """Probabilities of the classes in VESSA's own answer, (C, H, W)."""
         assert self.prepared is not None
         assert self.prepared.own_CHW is not None
-        self.prompt_CHW = mixed(self.student_CHW, self.prepared.own_CHW.float() / 255)
+        return self.prepared.own_CHW.float() / 255
 
     def _logits(self) -> Tensor:
         """Of the classes at the image's size, (C, H, W)."""
