@@ -208,7 +208,7 @@ class AssistantConfig:
     server: str | None = None
     weight_start: float = 1.0
     weight_end: float = 1.0
-    loss: UnlabelledLoss = "cross_entropy"
+    loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
     feedback_start: float = 0.1
