@@ -224,14 +224,10 @@ class Pipeline:
         focus_on = work.focus_on(view)
         classes, candidates = work.plan.classes, work.plan.candidates
         query = view.features.match_BDHW
-        shown_CK = torch.tensor([[c.name in t.class_names for t in candidates] for c in classes])
-        embeddings_CK2D = torch.zeros(*shown_CK.shape, 2, query.shape[1])
+        names = tuple(c.name for c in classes)
+        shown_CK = torch.tensor([[name in t.class_names for t in candidates] for name in names])
         with work.clock.stage("template_features"):
-            for c, k in shown_CK.nonzero().tolist():
-                features = self.templates.features(
-                    candidates[k], classes[c].name, focus_on=focus_on
-                )
-                embeddings_CK2D[c, k] = features.embedding_K2D[0]
+            embeddings_CK2D = self.templates.embeddings(candidates, names, focus_on=focus_on)
         with work.clock.stage("retrieve"):
             matcher = self.model.matcher
             scores_CK = torch.cat([matcher.retrieval_scores(query, e) for e in embeddings_CK2D])

@@ -1,12 +1,12 @@
 """Features of templates: from memory, from the cache, or computed.
 
-Axes: K templates, H W space.
+Axes: C classes, K templates, D features, H W space.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from vessa_server.model.vessa import ImageFeatures, TemplateFeatures, Vessa
 Focus = tuple[str, ...] | None
 R = TypeVar("R", bound=TensorRecord)
 IMAGE_BYTES = 128 * 1024 * 1024
+EMBEDDING_BYTES = 64 * 1024 * 1024
 
 
 class TemplateStore:
@@ -53,6 +54,8 @@ class TemplateStore:
         self._memory: ByteLru[TensorRecord] = ByteLru(max_bytes)
         # Image features of templates: the classes of one template share them.
         self._images: ByteLru[ImageFeatures] = ByteLru(IMAGE_BYTES)
+        # Retrieval reads the embeddings of all templates for each image.
+        self._embeddings: ByteLru[Tensor] = ByteLru(EMBEDDING_BYTES)
         self._pieces: dict[tuple[str, tuple[str, ...]], Pieces] = {}
         self._lock = threading.Lock()
 
@@ -70,6 +73,28 @@ class TemplateStore:
             (info.template_id, class_name, *_view(focus_on)),
             lambda: self._compute_features(info, class_name, focus_on),
         )
+
+    def embeddings(
+        self,
+        templates: Sequence[TemplateInfo],
+        class_names: tuple[str, ...],
+        *,
+        focus_on: Focus = None,
+    ) -> Tensor:
+        """Retrieval embeddings, (C, K, 2, D); zero where a template does not show a class."""
+        key = (tuple(info.template_id for info in templates), class_names, focus_on)
+        held = self._embeddings.get(key)
+        if held is not None:
+            return held
+        dim = self.model.config.matcher.feature_dim
+        embeddings_CK2D = torch.zeros(len(class_names), len(templates), 2, dim)
+        for c, name in enumerate(class_names):
+            for k, info in enumerate(templates):
+                if name in info.class_names:
+                    features = self.features(info, name, focus_on=focus_on)
+                    embeddings_CK2D[c, k] = features.embedding_K2D[0]
+        self._embeddings.put(key, embeddings_CK2D, embeddings_CK2D.nbytes)
+        return embeddings_CK2D
 
     def prefix(
         self, info: TemplateInfo, definition: ClassDefinition, text: str, *, focus_on: Focus = None
