@@ -6,6 +6,7 @@ Axes: B batch, H W space.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -55,9 +56,15 @@ class SliceSampler:
         out = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, place = divmod(position, self.count)
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-            out.append((epoch, int(order[place])))
+            out.append((epoch, _order(self.count, self.seed, epoch)[place]))
         return out
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Indices of all slices in the order of an epoch."""
+    order: list[int] = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return tuple(order)
 
 
 def labelled_batch(
