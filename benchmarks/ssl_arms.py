@@ -10,7 +10,7 @@ are scored on test patients too, and tables show those scores with ``--test`` on
 ``--equal-time`` trains arms with VESSA for fewer updates, so that they take as long as UniMatch V2
 alone did: both must be done before, for the same cases and seeds. Tasks are files of
 ``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``; it shows
-those of the task's present settings, and with ``--all`` all of them.
+those of the task's present settings, and with ``--all`` all of them, in Markdown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import yaml
-from rich.table import Column, Table
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASKS, Cell, Facts, Task, settings
@@ -230,33 +229,38 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
     timed = {name for name, facts in done.items() if facts["arm"].endswith("-equal-time")}
     shown = [facts for name, facts in done.items() if arguments.all or name in present | timed]
     for split in ("val", "test") if arguments.test else ("val",):
-        console.print(_table(shown, split, names))
+        head, rows = _rows(shown, split, names)
+        lines = [head, ["---"] * len(head), *rows]
+        print(f"\nDice, {split}\n", *(f"| {' | '.join(line)} |" for line in lines), sep="\n")
     console.print(f"Results {task.results}", highlight=False)
 
 
-def _table(cells: Sequence[Facts], split: str, names: Sequence[str]) -> Table:
-    """Dice over the volumes of a split, mean ± deviation over seeds."""
-    arm = Column("arm", no_wrap=True)
-    table = Table("cases", arm, "seeds", *names, "mean", "HD95", "min", title=f"Dice, {split}")
+def _rows(
+    cells: Sequence[Facts], split: str, names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Scores over the volumes of a split, mean ± deviation over seeds; distances in voxels."""
     groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
             groups.setdefault((cell["cases"], cell["name"].split("/")[1]), []).append(cell)
+    rows = []
     for (cases, _), runs in sorted(groups.items()):
         dice = np.array([np.mean([v["dice"] for v in r[split]], axis=0) for r in runs])
-        far = np.array([np.mean([v["hd95"] for v in r[split]]) for r in runs])
-        minutes = np.array([r["seconds"] / 60 for r in runs])
-        columns = [*dice.T, dice.mean(axis=1)]
-        table.add_row(
-            *(str(cases), runs[0]["arm"], str(len(runs)), *(_mean_sd(c) for c in columns)),
-            *(f"{far.mean():.1f}", f"{minutes.mean():.0f}"),
+        far, near = (
+            np.array([np.mean([v[name] for v in r[split]]) for r in runs])
+            for name in ("hd95", "asd")
         )
-    return table
+        minutes = np.array([r["seconds"] / 60 for r in runs])
+        columns = [_mean_sd(c, 3) for c in (*dice.T, dice.mean(axis=1))]
+        distances = [_mean_sd(far, 1), _mean_sd(near, 2)]
+        row = [str(cases), runs[0]["arm"], str(len(runs)), *columns, *distances]
+        rows.append([*row, f"{minutes.mean():.0f}"])
+    return ["cases", "arm", "seeds", *names, "mean", "HD95", "ASD", "min"], rows
 
 
-def _mean_sd(values: npt.NDArray[np.float64]) -> str:
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
+def _mean_sd(values: npt.NDArray[np.float64], digits: int) -> str:
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
 
 
 def _trainer(*command: str, log: Path) -> None:
