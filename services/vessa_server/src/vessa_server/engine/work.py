@@ -86,6 +86,8 @@ class Work:
     templates_cached: bool = True
     decoded: Decoded | None = None
     explanations: list[str] = field(default_factory=list)
+    # The answer that was made of what was decoded; several steps ask for it.
+    own: tuple[Decoded, Answer] | None = None
 
     @property
     def height(self) -> int:
@@ -113,7 +115,11 @@ class Work:
     def own_answer(self) -> Answer:
         """What VESSA found, without what the templates make doubtful."""
         assert self.prepared is not None
-        return Answer.of(self.prepared.pieces.doubt(self._logits()))
+        assert self.decoded is not None
+        if self.own is None or self.own[0] is not self.decoded:
+            answer = Answer.of(self.prepared.pieces.doubt(self._logits()))
+            self.own = self.decoded, answer
+        return self.own[1]
 
     def answer(self) -> Answer:
         """What is told. Where VESSA is unsure of a student's structure, the prompt stays."""
@@ -143,7 +149,7 @@ class Work:
     def take(self, other: Work) -> None:
         """Go on with what another try found."""
         self.prepared, self.decoded = other.prepared, other.decoded
-        self.prompt_CHW = other.prompt_CHW
+        self.prompt_CHW, self.own = other.prompt_CHW, other.own
 
     def with_more_of_its_own(self) -> Work:
         """The same work, with more of VESSA's own answer in the prompt."""
