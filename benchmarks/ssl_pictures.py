@@ -1,8 +1,8 @@
 """Curves of the arms of ``ssl_arms.py``: validation Dice, and the quality of the pseudo-labels.
 
-    python benchmarks/ssl_pictures.py acdc --cases 1
+    python benchmarks/ssl_pictures.py acdc
 
-Reads ``benchmarks/results/ssl_TASK.json`` and writes ``docs/images/ssl_TASK_CASES.png``.
+Reads ``benchmarks/results/ssl_TASK.json`` and writes ``docs/images/ssl_TASK.png``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from vessa_client.console import console
 ARMS = {
     "supervised": "labelled slices only",
     "unimatch": "UniMatch V2",
-    "one-way": "UniMatch V2 + VESSA, one-way",
     "mutual": "UniMatch V2 + VESSA, mutual",
 }
 
@@ -31,27 +30,28 @@ def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
-    parser.add_argument("--cases", type=int, default=1)
     arguments = parser.parse_args()
     cells = json.loads((RESULTS / f"ssl_{arguments.task}.json").read_text())["cells"]
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for arm, label in ARMS.items():
-        runs = [c for c in cells if c["arm"] == arm and c["cases"] == arguments.cases]
-        if runs:
-            _draw(left, runs, "val/dice", f"{label} ({len(runs)} seeds)")
-    # Where all slices are asked from the first epoch on, the quality is that of all of them.
-    watched = [c for c in cells if c["arm"] == "at-once" and c["cases"] == arguments.cases]
+    compared = [c for c in cells if c["arm"] in ARMS and "val/dice" in c["curves"]]
+    counts = sorted({c["cases"] for c in compared})
+    figure = Figure(figsize=(4.6 * (len(counts) + 1), 3.8), layout="constrained")
+    *panels, last = figure.subplots(1, len(counts) + 1)
+    for axes, count in zip(panels, counts, strict=True):
+        for arm, label in ARMS.items():
+            runs = [c for c in compared if c["arm"] == arm and c["cases"] == count]
+            if runs:
+                _draw(axes, runs, "val/dice", f"{label} ({len(runs)} seeds)")
+        axes.set_title(f"Validation Dice, {count} labelled")
+    watched = [c for c in cells if c["arm"] == "mutual" and c["cases"] == min(counts)]
     if watched:
-        _draw(right, watched, "quality/teacher", "labels of the teacher")
-        _draw(right, watched, "quality/vessa", "labels of VESSA, given the teacher's")
-    left.set(title=f"Validation Dice, {arguments.cases} labelled", xlabel="update", ylim=(0, 0.9))
-    right.set(title="Dice of pseudo-labels on unlabelled slices (mutual, seed 0)", xlabel="update")
-    right.set(ylim=(0, 0.9))
-    for axes in (left, right):
+        _draw(last, watched, "quality/teacher", "labels of the teacher")
+        _draw(last, watched, "quality/vessa", "labels of VESSA, given the teacher's")
+    last.set_title(f"Pseudo-labels of unlabelled slices, {min(counts)} labelled, mutual")
+    for axes in (*panels, last):
+        axes.set(xlabel="update", ylim=(0, 0.9))
         axes.legend(fontsize="small", loc="lower right")
         axes.grid(alpha=0.3)
-    file = ROOT / "docs" / "images" / f"ssl_{arguments.task}_{arguments.cases}.png"
+    file = ROOT / "docs" / "images" / f"ssl_{arguments.task}.png"
     figure.savefig(file, dpi=110)
     console.print(f"{file}", highlight=False)
 
