@@ -28,6 +28,7 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-adapted": ("adapted", {}),
     "mutual-falling": ("plain", {"assistant": {"weight_end": 0.3}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
+    "mutual-against-teacher": ("plain", {"assistant": {"against_teacher": True}}),
 }
 
 

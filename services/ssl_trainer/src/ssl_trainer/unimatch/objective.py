@@ -27,6 +27,10 @@ class Target(NamedTuple):
     labels_BHW: Tensor
     weight_BHW: Tensor
 
+    def where(self, allowed_BHW: Tensor) -> Target:
+        """The target without the pixels that are not allowed."""
+        return self._replace(weight_BHW=self.weight_BHW * allowed_BHW)
+
     def mix(self, cutmix: CutMix) -> Target:
         """The target of the mixed view."""
         return Target(cutmix.mix(self.labels_BHW), cutmix.mix(self.weight_BHW))
@@ -94,10 +98,13 @@ def strong_views(
         vessa = from_vessa.labels_BHW if from_vessa else None
         scalars |= quality.watch(batch, labels, vessa, answered)
     if from_vessa is not None:
+        agreed = from_vessa.labels_BHW == labels
         scalars |= {
-            "assistant/agreement": float((from_vessa.labels_BHW == labels).float().mean()),
+            "assistant/agreement": float(agreed.float().mean()),
             "assistant/answered": sum(a is not None for a in answers) / len(answers),
         }
+        if not config.assistant.against_teacher:
+            from_vessa = from_vessa.where(agreed | (sure == 0))
     return StrongViews(images, both, mixes, Target(labels, sure), from_vessa), scalars
 
 
