@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssl_trainer import models
+from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import AssistantConfig, UniMatchConfig
+from ssl_trainer.data import frame
+from ssl_trainer.data.batches import UnlabelledBatch
+from ssl_trainer.data.cases import Slice
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
+from ssl_trainer.unimatch.objective import strong_views
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
-from trainer_support import UNET
+from trainer_support import UNET, small_config
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
@@ -171,6 +178,46 @@ def test_pixels_of_weight_zero_do_not_matter(name: str) -> None:
 def test_confidence_becomes_weight() -> None:
     assert losses.pixel_weight(torch.tensor([0.2, 0.5, 0.75, 1.0])).tolist() == [0, 0, 0.5, 1]
     assert losses.confident(torch.tensor([0.94, 0.95, 1.0]), 0.95).tolist() == [0, 1, 1]
+
+
+class _HalfSure(torch.nn.Module):
+    """Sure of class 1 in the left half of an image, and unsure of it in the right half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, image_B1HW: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(image_B1HW), 3, 16, 16)
+        logits[:, 1, :, :8], logits[:, 1, :, 8:] = 20.0, 0.1
+        return logits * self.scale
+
+
+@pytest.mark.parametrize("against_teacher", [False, True])
+def test_vessa_says_nothing_against_a_teacher_that_is_sure(
+    tmp_path: Path, against_teacher: bool
+) -> None:
+    """VESSA says 1 in the upper half and 2 in the lower one."""
+    base = small_config(tmp_path)
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, size=16, classes=("one", "two")),
+        assistant=AssistantConfig(against_teacher=against_teacher, server="x:1"),
+    )
+    told = np.ones((16, 16), np.uint8)
+    told[8:] = 2
+    answer = PseudoLabel(labels=told, confidence=np.full((16, 16), 255, np.uint8), predicted_iou=1)
+    item = Slice("a", np.zeros((16, 16), np.uint8), None)
+    batch = UnlabelledBatch((item, item), (frame.theta((16, 16)),) * 2, torch.zeros(2, 1, 16, 16))
+    rng = np.random.default_rng(0)
+    views, _ = strong_views(batch, [answer, None], _HalfSure(), (4,), config, rng)
+    assert views.from_vessa is not None
+    expected = torch.ones(16, 16)
+    if not against_teacher:
+        expected[8:, :8] = 0
+    assert torch.equal(views.from_vessa.weight_BHW[0], expected)
+    assert torch.equal(views.from_vessa.labels_BHW[0], torch.from_numpy(told).long())
+    assert not bool(views.from_vessa.weight_BHW[1].any()), "no answer"
 
 
 def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
