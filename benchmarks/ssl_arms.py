@@ -193,25 +193,13 @@ def _server(task: Task, kind: str, cases: int, arguments: argparse.Namespace) ->
                     if process.poll() is not None:
                         sys.exit(f"The server stopped; see {log.name}")
                     time.sleep(0.2)
-                _fill(client, task, cases)
+                # Those that are there already are known by their content.
+                for image, labels, name in task.templates(cases):
+                    client.add_template(image, labels, task.classes, name=name)
             yield target
         finally:
             process.terminate()
             process.wait(30)
-
-
-def _fill(client: VessaClient, task: Task, cases: int) -> None:
-    """Add all annotated slices; those that are there already are known by their content."""
-    for case in task.labelled_cases(cases):
-        image = case.read()
-        labels = case.read_labels(image, len(task.classes))
-        assert labels is not None
-        for index in range(image.depth):
-            if labels.slice(index).any():
-                name = f"{image.stem} slice {index}"
-                client.add_template(
-                    image.slice(index), labels.slice(index), task.classes, name=name
-                )
 
 
 def show(task: Task, arguments: argparse.Namespace) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from acdc import RESULTS
 from ssl_trainer.config import parse, to_dict
-from ssl_trainer.data.cases import Case, find
-from vessa_client import ClassDefinition
+from ssl_trainer.data.cases import find
+from vessa_client import AnyArray, ClassDefinition, UInt8Array
 
 TASKS = Path(__file__).parent / "tasks"
 CELL = "cell.json"
@@ -100,9 +102,16 @@ class Task:
         config = to_dict(parse(_merged(_merged(train, own), changes)))
         return Cell(arm, cases, seed, config)
 
-    def labelled_cases(self, cases: int) -> tuple[Case, ...]:
-        """Those that fill the template bank."""
-        return find(parse(self.cell("unimatch", cases, 0).config).data).labelled
+    def templates(self, cases: int) -> Iterator[tuple[AnyArray, UInt8Array, str]]:
+        """The annotated slices of the labelled cases: image, labels, name."""
+        for case in find(parse(self.cell("unimatch", cases, 0).config).data).labelled:
+            image = case.read()
+            labels = case.read_labels(image, len(self.classes))
+            assert labels is not None
+            for index in range(image.depth):
+                if labels.slice(index).any():
+                    label_map = labels.slice(index).astype(np.uint8)
+                    yield image.slice(index), label_map, f"{image.stem} slice {index}"
 
     @property
     def results(self) -> Path:
