@@ -28,9 +28,9 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual": ("plain", {}),
     "mutual-student": ("plain", {"assistant": {"feedback_from": "student"}}),
     "mutual-adapted": ("adapted", {}),
-    "mutual-falling": ("plain", {"assistant": {"weight_end": 0.3}}),
+    "mutual-falling": ("plain", {"assistant": {"weight_end": 0.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
-    "mutual-against-teacher": ("plain", {"assistant": {"against_teacher": True}}),
+    "mutual-deferring": ("plain", {"assistant": {"against_teacher": False}}),
 }
 
 

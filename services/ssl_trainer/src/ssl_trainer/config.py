@@ -196,8 +196,8 @@ class AssistantConfig:
         decay_end: fraction of the run at which λ_v has reached ``weight_end``.
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
-        against_teacher: count VESSA's labels also where the teacher is sure of another one. It is
-            right there nine times of ten once it is trained (``benchmarks/ssl_conflicts.py``).
+        against_teacher: count VESSA's labels also where the teacher is sure of another one. Late in
+            a run it is right there nine times of ten (``benchmarks/ssl_conflicts.py``).
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
         spread_epochs: epochs over which the first looks at the slices are spread. A first look
@@ -213,7 +213,7 @@ class AssistantConfig:
     loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
-    against_teacher: bool = False
+    against_teacher: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
     spread_epochs: int = 4
