@@ -226,7 +226,11 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
 def _rows(
     cells: Sequence[Facts], split: str, names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Scores over the volumes of a split, mean ± deviation over seeds; distances in voxels."""
+    """Scores over the volumes of a split, mean ± deviation over seeds; distances in voxels.
+
+    ``unlabelled`` is the Dice of the teacher's labels in the last fifth of the run, of all
+    structures together in the batches that were logged.
+    """
     groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
@@ -239,11 +243,17 @@ def _rows(
             for name in ("hd95", "asd")
         )
         minutes = np.array([r["seconds"] / 60 for r in runs])
+        late = np.array([_late(r["curves"].get("quality/teacher", [])) for r in runs])
         columns = [_mean_sd(c, 3) for c in (*dice.T, dice.mean(axis=1))]
         distances = [_mean_sd(far, 1), _mean_sd(near, 2)]
         row = [str(cases), runs[0]["arm"], str(len(runs)), *columns, *distances]
-        rows.append([*row, f"{minutes.mean():.0f}"])
-    return ["cases", "arm", "seeds", *names, "mean", "HD95", "ASD", "min"], rows
+        rows.append([*row, _mean_sd(late, 3) if late.all() else "–", f"{minutes.mean():.0f}"])
+    return ["cases", "arm", "seeds", *names, "mean", "HD95", "ASD", "unlabelled", "min"], rows
+
+
+def _late(values: Sequence[float]) -> float:
+    """Mean over the last fifth of a curve; 0 without one."""
+    return float(np.mean(values[-(len(values) // 5) :])) if values else 0.0
 
 
 def _mean_sd(values: npt.NDArray[np.float64], digits: int) -> str:
