@@ -206,8 +206,9 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
     """Add finished cells to the results, and print them as tables."""
     done = task.done(arguments.out)
     names = [c.name for c in task.classes]
-    content = {"classes": names, "cells": list(done.values())}
-    files.write_text(task.results, json.dumps(content, indent=1) + "\n")
+    cells = ",\n".join(json.dumps(facts) for facts in done.values())  # a line for each cell
+    text = f'{{"classes": {json.dumps(names)}, "cells": [\n{cells}\n]}}\n'
+    files.write_text(task.results, text)
     present = {
         task.cell(arm, cases, seed).name
         for arm in (*ARMS, *task.variants)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -34,20 +35,21 @@ def main() -> None:
     cells = json.loads((RESULTS / f"ssl_{arguments.task}.json").read_text())["cells"]
     compared = [c for c in cells if c["arm"] in ARMS and "val/dice" in c["curves"]]
     counts = sorted({c["cases"] for c in compared})
-    figure = Figure(figsize=(4.6 * (len(counts) + 1), 3.8), layout="constrained")
-    *panels, last = figure.subplots(1, len(counts) + 1)
-    for axes, count in zip(panels, counts, strict=True):
-        for arm, label in ARMS.items():
+    rows = math.ceil((len(counts) + 1) / 2)
+    figure = Figure(figsize=(10, 3.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)[: len(counts) + 1]
+    for axes, count in zip(panels, counts, strict=False):
+        for index, (arm, label) in enumerate(ARMS.items()):
             runs = [c for c in compared if c["arm"] == arm and c["cases"] == count]
             if runs:
-                _draw(axes, runs, "val/dice", f"{label} ({len(runs)} seeds)")
+                _draw(axes, runs, "val/dice", f"{label}; seeds: {len(runs)}", f"C{index}")
         axes.set_title(f"Validation Dice, {count} labelled")
     watched = [c for c in cells if c["arm"] == "mutual" and c["cases"] == min(counts)]
     if watched:
-        _draw(last, watched, "quality/teacher", "labels of the teacher")
-        _draw(last, watched, "quality/vessa", "labels of VESSA, given the teacher's")
-    last.set_title(f"Pseudo-labels of unlabelled slices, {min(counts)} labelled, mutual")
-    for axes in (*panels, last):
+        _draw(panels[-1], watched, "quality/teacher", "labels of the teacher", "C2")
+        _draw(panels[-1], watched, "quality/vessa", "labels of VESSA, given the teacher's", "C4")
+    panels[-1].set_title(f"Dice of pseudo-labels, {min(counts)} labelled, mutual")
+    for axes in panels:
         axes.set(xlabel="update", ylim=(0, 0.9))
         axes.legend(fontsize="small", loc="lower right")
         axes.grid(alpha=0.3)
@@ -56,14 +58,12 @@ def main() -> None:
     console.print(f"{file}", highlight=False)
 
 
-def _draw(axes: Axes, runs: list[dict[str, Any]], name: str, label: str) -> None:
+def _draw(axes: Axes, runs: list[dict[str, Any]], name: str, label: str, colour: str) -> None:
     """Mean over seeds, and their range."""
     values = np.array([run["curves"][name] for run in runs], dtype=np.float64)
     steps = runs[0]["curves"]["step"]
-    (line,) = axes.plot(steps, values.mean(axis=0), label=label)
-    axes.fill_between(
-        steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color()
-    )
+    axes.plot(steps, values.mean(axis=0), label=label, color=colour)
+    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=colour)
 
 
 if __name__ == "__main__":
