@@ -110,7 +110,9 @@ def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, ob
 def write_results(name: str, arguments: argparse.Namespace, found: dict[str, object]) -> None:
     """Write what was found on a split, with the circumstances."""
     plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
-    facts = circumstances(weights=checkpoint.digest(arguments.weights), **plain)
+    facts = circumstances(
+        structures=list(NAMES), weights=checkpoint.digest(arguments.weights), **plain
+    )
     file = RESULTS / f"{name}_{arguments.split}_{arguments.cases}.json"
     files.write_text(file, json.dumps({**facts, **found}, indent=2) + "\n")
     console.print(f"Results {file}", highlight=False)
@@ -127,6 +129,5 @@ def circumstances(**arguments: object) -> dict[str, object]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "structures": list(NAMES),
         **arguments,
     }

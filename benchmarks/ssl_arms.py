@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="tables with cells of other settings")
     arguments = parser.parse_args()
     task = Task.load(arguments.task, arguments.data)
+    arguments.out = task.cells(arguments.out)
     known = [*ARMS, *task.variants]
     for arm in arguments.arms:
         if arm not in known:

@@ -118,10 +118,14 @@ class Task:
         """The committed results."""
         return RESULTS / f"ssl_{self.name}.json"
 
-    def done(self, out: Path) -> dict[str, Facts]:
-        """Finished cells by name: the committed ones and those of ``out``."""
+    def cells(self, out: Path) -> Path:
+        """The folder of the task's cells: names are unique within a task only."""
+        return out / self.name
+
+    def done(self, folder: Path) -> dict[str, Facts]:
+        """Finished cells by name: the committed ones and those of ``folder``."""
         committed = json.loads(self.results.read_text())["cells"] if self.results.is_file() else []
-        trained = [json.loads(file.read_text()) for file in out.glob(f"*/*/*/{CELL}")]
+        trained = [json.loads(file.read_text()) for file in folder.glob(f"*/*/*/{CELL}")]
         found = {facts["name"]: facts for facts in [*committed, *trained]}
         return {name: found[name] for name in sorted(found)}
 
