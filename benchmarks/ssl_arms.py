@@ -34,7 +34,7 @@ import numpy.typing as npt
 import yaml
 
 from acdc import circumstances
-from ssl_cells import ARMS, CELL, TASKS, Cell, Facts, Task, settings
+from ssl_cells import ARMS, CELL, TASK_NAMES, Cell, Facts, Task, settings
 from ssl_trainer.evaluation.report import read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
@@ -49,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("task", choices=sorted(file.stem for file in TASKS.glob("*.yaml")))
+    parser.add_argument("task", choices=TASK_NAMES)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--arms", nargs="+", default=["unimatch", "mutual"], help="or variants")
@@ -249,16 +249,18 @@ def _rows(
         columns = [_mean_sd(c, 3) for c in (*dice.T, dice.mean(axis=1))]
         distances = [_mean_sd(far, 1), _mean_sd(near, 2)]
         row = [str(cases), runs[0]["arm"], str(len(runs)), *columns, *distances]
-        rows.append([*row, _mean_sd(late, 3) if late.all() else "–", f"{minutes.mean():.0f}"])
+        rows.append([*row, _mean_sd(late, 3), f"{minutes.mean():.0f}"])
     return ["cases", "arm", "seeds", *names, "mean", "HD95", "ASD", "unlabelled", "min"], rows
 
 
 def _late(values: Sequence[float]) -> float:
-    """Mean over the last fifth of a curve; 0 without one."""
-    return float(np.mean(values[-(len(values) // 5) :])) if values else 0.0
+    """Mean over the last fifth of a curve; NaN without one."""
+    return float(np.mean(values[-max(1, len(values) // 5) :])) if values else float("nan")
 
 
 def _mean_sd(values: npt.NDArray[np.float64], digits: int) -> str:
+    if np.isnan(values).any():
+        return "–"
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
 

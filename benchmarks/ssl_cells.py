@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from acdc import RESULTS
 from ssl_trainer.config import parse, to_dict
-from ssl_trainer.data.cases import find
+from ssl_trainer.data.cases import find, read_slices
 from vessa_client import AnyArray, ClassDefinition, UInt8Array
 
 TASKS = Path(__file__).parent / "tasks"
+TASK_NAMES = sorted(file.stem for file in TASKS.glob("*.yaml"))
 CELL = "cell.json"
 Facts = dict[str, Any]
 # What an arm changes, and which server it asks: none, VESSA, or one fitted to the bank.
@@ -104,14 +104,10 @@ class Task:
 
     def templates(self, cases: int) -> Iterator[tuple[AnyArray, UInt8Array, str]]:
         """The annotated slices of the labelled cases: image, labels, name."""
-        for case in find(parse(self.cell("unimatch", cases, 0).config).data).labelled:
-            image = case.read()
-            labels = case.read_labels(image, len(self.classes))
-            assert labels is not None
-            for index in range(image.depth):
-                if labels.slice(index).any():
-                    label_map = labels.slice(index).astype(np.uint8)
-                    yield image.slice(index), label_map, f"{image.stem} slice {index}"
+        labelled = find(parse(self.cell("unimatch", cases, 0).config).data).labelled
+        for item in read_slices(labelled, len(self.classes), labelled=True):
+            if item.labels is not None and item.labels.any():
+                yield item.image, item.labels, item.key
 
     @property
     def results(self) -> Path:

@@ -22,13 +22,14 @@ import numpy as np
 from torch import nn
 
 from acdc import RESULTS, circumstances, new_engine
-from ssl_cells import TASKS, Facts, Task
+from ssl_cells import TASK_NAMES, Facts, Task
+from ssl_trainer.assistant.feedback import prompt
 from ssl_trainer.config import TrainConfig, parse
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch.trainer import load_best
-from vessa_client import SegmentationRequest, UInt8Array, files
+from vessa_client import SegmentationRequest, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=sorted(file.stem for file in TASKS.glob("*.yaml")))
+    parser.add_argument("task", choices=TASK_NAMES)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cells")
     parser.add_argument("--cases", type=int, nargs="+", required=True)
@@ -52,6 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     task = Task.load(arguments.task, arguments.data)
     weights = SHIPPED_WEIGHTS / "nano"
+    model, digest = checkpoint.load(preset("nano"), weights), checkpoint.digest(weights)
     found = {}
     for count in arguments.cases:
         cell = task.cell(arguments.arm, count, arguments.seed)
@@ -59,13 +61,13 @@ def main() -> None:
             bank = TemplateBank(Path(scratch))
             for image, labels, name in task.templates(count):
                 bank.add(image, labels, task.classes, name=name)
-            engine = new_engine(checkpoint.load(preset("nano"), weights), "nano", bank)
+            engine = new_engine(model, digest, bank)
             config = parse(cell.config)
             student = load_best(task.cells(arguments.out) / cell.name, config)
             found[str(count)] = compare(engine, student, config, arguments.slices)
         console.print(f"{cell.name}: {found[str(count)]}", highlight=False)
     plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
-    facts = circumstances(weights=checkpoint.digest(weights), **plain)
+    facts = circumstances(weights=digest, **plain)
     file = RESULTS / f"ssl_conflicts_{task.name}.json"
     files.write_text(file, json.dumps({**facts, "results": found}, indent=2) + "\n")
     console.print(f"Results {file}", highlight=False)
@@ -97,8 +99,9 @@ def _disagreements(
 ) -> Counter[str]:
     assert item.labels is not None
     view = batches.canonical(item, config.data.size)[None]
-    native_CHW = frame.restore(predict_probabilities(student, view)[0], item.image.shape)
-    told: UInt8Array = (255 * native_CHW[1:]).round().byte().numpy()
+    probabilities = predict_probabilities(student, view)[0]
+    native_CHW = frame.restore(probabilities, item.image.shape)
+    told = prompt(probabilities, item.image.shape)
     request = SegmentationRequest(
         image=item.image, class_names=config.data.classes, student_mask=told
     )

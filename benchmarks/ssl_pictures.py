@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import RESULTS, ROOT
+from ssl_cells import TASK_NAMES
 from vessa_client.console import console
 
 # As the figure names them; the ablations of an arm are left to the table.
@@ -30,7 +31,7 @@ ARMS = {
 def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task")
+    parser.add_argument("task", choices=TASK_NAMES)
     arguments = parser.parse_args()
     cells = json.loads((RESULTS / f"ssl_{arguments.task}.json").read_text())["cells"]
     compared = [c for c in cells if c["arm"] in ARMS and "val/dice" in c["curves"]]

@@ -37,7 +37,7 @@ class Feedback:
         items, rows = self._batch(number), self._asked(number)
         masks: list[UInt8Array] | None = None
         if student_BCHW is not None:
-            masks = [_prompt(student_BCHW[row], items[row].image.shape) for row in rows]
+            masks = [prompt(student_BCHW[row], items[row].image.shape) for row in rows]
         self.assistant.ask(number, [items[row] for row in rows], masks)
 
     def collect(self, number: int) -> list[PseudoLabel | None]:
@@ -62,8 +62,8 @@ class Feedback:
         return [row for row, (epoch, index) in enumerate(positions) if index % spread <= epoch]
 
 
-def _prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:
+def prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:
     """Probabilities on a canvas to those of the classes in the native slice, 255 for 1."""
     native = frame.restore(maps_CHW, shape)[1:]
-    prompt: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
-    return prompt
+    probabilities: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
+    return probabilities
