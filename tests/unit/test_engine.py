@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from support import CLASSES, engine_of, picture, tiny_model
 from vessa_client import (
@@ -21,8 +19,6 @@ from vessa_client import (
 )
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
-from vessa_server.engine.work import MORE_OWN_MARGIN
-from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Vessa
 
 IMAGE, LABELS = picture(0)
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
@@ -236,187 +232,3 @@ def test_a_damaged_template_fails_alone(engine: VessaEngine) -> None:
     assert "cannot be read" in str(outcomes[0])
     engine.bank.delete(info.template_id)
     assert isinstance(engine.segment(REQUEST), SegmentationResult)
-
-
-class _Painting(Vessa):
-    """Finds what is bright, whatever the templates say."""
-
-    def decode(
-        self,
-        features: ImageFeatures,
-        image_P: torch.Tensor,
-        conditioned: Conditioned,
-        student_P1HW: torch.Tensor | None,
-        has_student_P: torch.Tensor | None,
-    ) -> Decoded:
-        bright = features.detail_BCHW[image_P].mean(dim=1, keepdim=True)
-        pairs = len(image_P)
-        return Decoded(10 * (bright - 1), torch.ones(pairs), torch.ones(pairs))
-
-
-def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> None:
-    """The canvas has 64 pixels; the image 400, of which the structure takes 40."""
-    image = np.zeros((400, 400), np.uint8)
-    rows, columns = np.mgrid[:400, :400]
-    truth = (rows - 301) ** 2 + (columns - 87) ** 2 < 20**2
-    image[truth] = 255
-    errors, seen = [], []
-    for focus in (False, True):
-        engine = engine_of(tmp_path / str(focus), settings=EngineSettings(focus=focus))
-        engine.model.__class__ = _Painting
-        request = SegmentationRequest(image=image, class_names=("disc",))
-        result = engine.segment(request)
-        errors.append(int(((result.labels > 0) != truth).sum()))
-        again = engine.segment(request)
-        assert again.image_features_cached
-        assert np.array_equal(again.labels, result.labels)
-        seen.append(engine.pipeline.features.bytes)
-    assert errors[1] < errors[0] / 2
-    assert seen[1] > seen[0]
-
-
-def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
-    images = [picture(seed)[0] for seed in range(3)]
-    requests = [SegmentationRequest(image=i, return_probabilities=True) for i in images]
-    fused = engine_of(tmp_path / "a", settings=EngineSettings(fuse=True))
-    alone = engine_of(tmp_path / "b", settings=EngineSettings())
-    for found, request in zip(fused.segment_batch(requests), requests, strict=True):
-        assert isinstance(found, SegmentationResult)
-        expected = alone.segment(request)
-        assert found.probabilities is not None
-        assert expected.probabilities is not None
-        difference = found.probabilities.astype(int) - expected.probabilities.astype(int)
-        assert int(np.abs(difference).max()) <= 2
-
-
-class _Corner(_Painting):
-    """Sure of itself where the bright part is at the top left of the view."""
-
-    def decode(self, *arguments: Any) -> Decoded:
-        found = super().decode(*arguments)
-        side = found.logits_P1HW.shape[-1] // 2
-        there_P = (found.logits_P1HW[..., :side, :side] > 0).flatten(1).any(dim=1)
-        sureness_P = torch.where(there_P, 1.0, 0.01)
-        logits = found.logits_P1HW * sureness_P[:, None, None, None]
-        return Decoded(logits, found.iou_P, found.presence_P)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("row", "column"), [(20, 20), (20, 90), (100, 20), (100, 90)])
-def test_turned_images_are_answered_in_their_own_frame(
-    tmp_path: Path, row: int, column: int, turned: bool
-) -> None:
-    rows, columns = np.mgrid[:120, :110]
-    truth = (rows - row) ** 2 + (columns - column) ** 2 < 15**2
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=turned, focus=False))
-    engine.model.__class__ = _Corner
-    image = np.where(truth, 255, 0).astype(np.uint8)
-    result = engine.segment(SegmentationRequest(image=image, class_names=("disc",)))
-    found = result.labels > 0
-    assert (found & truth).sum() / (found | truth).sum() > 0.85
-    iou = result.classes[0].predicted_iou
-    assert iou > 0.5 if turned or (row, column) == (20, 20) else iou < 0.1
-
-
-class _Follower(_Painting):
-    """As sure as its mask agrees with the student's."""
-
-    def decode(self, *arguments: Any) -> Decoded:
-        found = super().decode(*arguments)
-        student = arguments[3]
-        pairs = len(found.iou_P)
-        share = torch.full((pairs,), 0.5)
-        if student is not None:
-            both = ((student > 0.5) & (found.logits_P1HW > 0)).flatten(1).sum(dim=1)
-            share = both / (student > 0.5).flatten(1).sum(dim=1).clamp(min=1)
-        return Decoded(found.logits_P1HW, share, found.presence_P)
-
-
-def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path: Path) -> None:
-    rows, columns = np.mgrid[:300, :300]
-    near, far = ((rows - r) ** 2 + (columns - r) ** 2 < 15**2 for r in (60, 240))
-    image = np.where(near, 255, 0).astype(np.uint8)
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False))
-    engine.model.__class__ = _Follower
-    request = SegmentationRequest(image=image, class_names=("disc",))
-    engine.segment(request)
-    held = engine.pipeline.features.bytes
-    same = engine.segment(dataclasses.replace(request, student_mask=near.astype(np.uint8)))
-    assert same.classes[0].predicted_iou > 0.8
-    assert engine.pipeline.features.bytes == held
-    other = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
-    grown = engine.pipeline.features.bytes
-    assert grown > held
-    assert "encode_image" in other.stage_ms
-    again = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
-    assert engine.pipeline.features.bytes == grown
-    assert "encode_image" not in again.stage_ms
-    assert np.array_equal(again.labels, other.labels)
-
-
-class _Judge(_Painting):
-    """Follows the prompt, and likes it more by ``gain`` with a tenth of VESSA's own in it."""
-
-    gain = 0.0
-
-    def decode(self, *arguments: Any) -> Decoded:
-        found = super().decode(*arguments)
-        student = arguments[3]
-        if student is None:
-            return found
-        bright = found.logits_P1HW > 0
-        own_P = (student * bright).flatten(1).sum(dim=1) / bright.flatten(1).sum(dim=1)
-        more_P = own_P > 0.1
-        logits = torch.where(more_P[:, None, None, None], found.logits_P1HW, 10 * student - 5)
-        return Decoded(logits, 0.7 + self.gain * more_P, found.presence_P)
-
-
-@pytest.mark.parametrize("gain", [MORE_OWN_MARGIN - 0.01, MORE_OWN_MARGIN + 0.01])
-def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more_of_it(
-    tmp_path: Path, gain: float
-) -> None:
-    rows, columns = np.mgrid[:64, :64]
-    own, told = ((rows - r) ** 2 + (columns - 32) ** 2 < 10**2 for r in (20, 44))
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
-    engine.model.__class__ = type("_Judge", (_Judge,), {"gain": gain})
-    image = np.where(own, 255, 0).astype(np.uint8)
-    request = SegmentationRequest(image=image, class_names=("disc",))
-    answer = engine.segment(dataclasses.replace(request, student_mask=told.astype(np.uint8)))
-    expected = own if gain > MORE_OWN_MARGIN else told
-    found = answer.labels > 0
-    assert (found & expected).sum() / (found | expected).sum() > 0.8
-
-
-class _Unsure(Vessa):
-    """Sure of the second class alone, which it finds nowhere."""
-
-    def decode(self, *arguments: Any) -> Decoded:
-        found = super().decode(*arguments)
-        return Decoded(
-            torch.full_like(found.logits_P1HW, -1.0),
-            torch.tensor([0.1, 0.9]).repeat(len(found.iou_P) // 2),
-            torch.zeros_like(found.presence_P),
-        )
-
-
-def test_where_vessa_is_unsure_a_students_structure_stays_as_it_came(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
-    engine.model.__class__ = _Unsure
-    alone = engine.segment(REQUEST)
-    assert not alone.labels.any()
-    helped = engine.segment(dataclasses.replace(REQUEST, student_mask=LABELS))
-    assert np.array_equal(helped.labels, np.where(LABELS == 1, 1, 0))
-    sure = helped.confidence[LABELS == 1] / 255
-    assert float(sure.max()) < 0.95, "kept is not certain"
-
-
-def test_where_to_look_does_not_depend_on_a_students_mask(tmp_path: Path) -> None:
-    student = np.zeros_like(LABELS)
-    student[5:13, 5:13] = 1
-    answers = []
-    for name, first in (("a", REQUEST), ("b", dataclasses.replace(REQUEST, student_mask=student))):
-        engine = engine_of(tmp_path / name, settings=EngineSettings(turn=False))
-        engine.model.__class__ = _Unsure
-        engine.segment(first)
-        answers.append(engine.segment(REQUEST))
-    assert np.array_equal(answers[0].confidence, answers[1].confidence)
