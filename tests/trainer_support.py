@@ -51,12 +51,16 @@ def write_dataset(root: Path) -> Path:
 
 
 def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> TrainConfig:
-    """A run of seconds."""
+    """A run of seconds. What a model of random weights says counts as if it were sure of it."""
     return TrainConfig(
         data=DataConfig(root=root, classes=("disc", "bar"), labelled=("p0",), size=32),
         student=UNET,
         assistant=AssistantConfig(
-            server=server, feedback_start=0.5, spread_epochs=1, timeout_seconds=20
+            server=server,
+            confidence_weighting=False,
+            feedback_start=0.5,
+            spread_epochs=1,
+            timeout_seconds=20,
         ),
         steps=steps,
         labelled_batch=2,

@@ -27,7 +27,7 @@ from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
-from trainer_support import AFFINE, small_config, write_dataset
+from trainer_support import AFFINE, small_config, write_case, write_dataset
 from vessa_client import SegmentationRequest, SegmentationResult, VessaError
 from vessa_server.engine import VessaEngine
 
@@ -35,7 +35,12 @@ NAMES = tuple(c.name for c in CLASSES)
 
 
 def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / state.STATE_FILE)
+    tensors = load_file(out / state.STATE_FILE)
+    return {name: value for name, value in tensors.items() if name != "pending"}
+
+
+def sent_last(out: Path) -> torch.Tensor:
+    return load_file(out / state.STATE_FILE)["pending"]
 
 
 def same(one: Path, other: Path) -> bool:
@@ -95,6 +100,29 @@ def test_vessa_changes_the_student(tmp_path: Path, server: RunningServer) -> Non
     assert 0 <= lines[-1]["val/dice"] <= 1
 
 
+def test_a_server_whose_labels_do_not_count_any_more_is_not_asked(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
+    falling = dataclasses.replace(config.assistant, weight_end=0.0, decay_end=0.5)
+    asked: dict[int, bool] = {}
+    trainer = UniMatchTrainer(dataclasses.replace(config, assistant=falling), tmp_path / "run")
+    trainer.run(lambda step, scalars: asked.update({step: "assistant/weight" in scalars}))
+    assert asked == {1: True, 2: True, 3: True, 4: False, 5: False, 6: False}
+
+
+def test_the_written_configuration_says_how_the_assistants_weight_ends(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    write_case(root / "train", "p4_frame01", 4, labelled=True)
+    for patients, end in ((("p0",), 1.0), (("p0", "p4"), 0.0)):
+        config = small_config(root, steps=1)
+        data = dataclasses.replace(config.data, labelled=patients)
+        trainer = train(dataclasses.replace(config, data=data), tmp_path / patients[-1])
+        written = yaml.safe_load((tmp_path / patients[-1] / "config.yaml").read_text())
+        assert written["assistant"]["weight_end"] == end
+        assert trainer.config == configuration.parse(written)
+
+
 @pytest.mark.parametrize(("decay", "alike"), [(0.0, True), (0.9, False)])
 def test_masks_of_the_teacher_are_sent_where_told(
     tmp_path: Path, server: RunningServer, decay: float, alike: bool
@@ -107,7 +135,8 @@ def test_masks_of_the_teacher_are_sent_where_told(
     for source in ("student", "teacher"):
         assistant = dataclasses.replace(config.assistant, feedback_from=source)
         train(dataclasses.replace(config, assistant=assistant), tmp_path / source)
-    assert same(tmp_path / "student", tmp_path / "teacher") == alike
+    sent = [sent_last(tmp_path / source) for source in ("student", "teacher")]
+    assert torch.equal(*sent) == alike
 
 
 def test_first_looks_are_spread_over_epochs(tmp_path: Path, server: RunningServer) -> None:
@@ -141,8 +170,7 @@ def test_an_absent_server_is_unimatch_alone_bit_for_bit(
     root = write_dataset(tmp_path / "data")
     train(small_config(root), tmp_path / "a")
     train(small_config(root, server=f"127.0.0.1:{free_port()}"), tmp_path / "b")
-    first, second = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
-    assert all(torch.equal(first[n], second[n]) for n in first if not n.startswith("pending"))
+    assert same(tmp_path / "a", tmp_path / "b")
     assert capsys.readouterr().out.count("assistant.away") == 1
 
 

@@ -20,12 +20,18 @@ def consistency_weight(step: int, steps: int, config: UniMatchConfig) -> float:
 
 
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
-    """λ_v(t): a cosine from ``weight_start`` down to ``weight_end``."""
-    if config.decay_end == 0:
-        return config.weight_end
-    done = min(1.0, step / (steps * config.decay_end))
-    blend = 0.5 * (1 + math.cos(math.pi * done))
-    return config.weight_end + (config.weight_start - config.weight_end) * blend
+    """λ_v(t): a cosine from ``weight_start`` down to ``weight_end``.
+
+    Raises:
+        ValueError: the end is not settled.
+    """
+    end = config.weight_end
+    if end == "auto":
+        raise ValueError("assistant.weight_end: auto, expected a number; see AssistantConfig")
+    if step >= steps * config.decay_end:
+        return end
+    blend = 0.5 * (1 + math.cos(math.pi * step / (steps * config.decay_end)))
+    return end + (config.weight_start - end) * blend
 
 
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:

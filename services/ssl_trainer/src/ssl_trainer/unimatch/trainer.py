@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,11 @@ class UniMatchTrainer:
             ConfigError: the data do not fit the configuration.
             FileError: an image or label file cannot be used.
         """
-        self.config, self.out = config, out
         self.processes = processes or Processes()
         self.split = cases.find(config.data)
+        patients = len({case.patient for case in self.split.labelled})
+        config = replace(config, assistant=config.assistant.settled(patients))
+        self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
         self.unlabelled = cases.read_slices(
@@ -220,26 +223,38 @@ class UniMatchTrainer:
     def _predict(self, step: int) -> Tensor | None:
         """What VESSA is told about the slices of ``step``, where it is time for that."""
         config = self.config
-        if self.feedback is None or not schedule.feedback(step, config.steps, config.assistant):
+        feedback = self._feedback_at(step)
+        if feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
         with precision(self.processes.device, config.precision):
-            views = [self.feedback.canonical(number) for number in self._numbers(step)]
+            views = [feedback.canonical(number) for number in self._numbers(step)]
             model = {"student": self.student, "teacher": self.teacher.model}
             return predict_probabilities(model[config.assistant.feedback_from], torch.cat(views))
 
+    def _feedback_at(self, step: int) -> Feedback | None:
+        """VESSA, where its labels count in an update."""
+        config = self.config
+        if step >= config.steps or not schedule.assistant_weight(
+            step, config.steps, config.assistant
+        ):
+            return None
+        return self.feedback
+
     def _ask(self, step: int) -> None:
-        if self.feedback is None or step >= self.config.steps:
+        feedback = self._feedback_at(step)
+        if feedback is None:
             return
         batch = self.config.unlabelled_batch
         for index, number in enumerate(self._numbers(step)):
             rows = slice(index * batch, (index + 1) * batch)
             asked = None if self._pending is None else self._pending[rows]
-            self.feedback.ask(number, asked)
+            feedback.ask(number, asked)
 
     def _collect(self, number: int) -> list[PseudoLabel | None]:
-        if self.feedback is None:
+        feedback = self._feedback_at(self.step)
+        if feedback is None:
             return [None] * self.config.unlabelled_batch
-        return self.feedback.collect(number)
+        return feedback.collect(number)
 
     def _writer(self) -> SummaryWriter:
         text = yaml.safe_dump(to_dict(self.config))
