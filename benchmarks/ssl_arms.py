@@ -41,6 +41,7 @@ from vessa_client.console import console
 
 # What of a training's log is kept with its results.
 CURVES = ("val/dice", "quality/", "seconds/")
+EQUAL_TIME = "-equal-time"
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def _train(
     _trainer("train", str(file), "--out", str(folder), "--threads", "1", *asked, log=log)
     facts: Facts = {
         "name": cell.name,
-        "arm": cell.arm + ("-equal-time" if arguments.equal_time else ""),
+        "arm": cell.arm + (EQUAL_TIME if arguments.equal_time else ""),
         "cases": cell.cases,
         "seed": cell.seed,
         "steps": cell.config["steps"],
@@ -211,12 +212,12 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
     text = f'{{"classes": {json.dumps(names)}, "cells": [\n{cells}\n]}}\n'
     files.write_text(task.results, text)
     present = {
-        task.cell(arm, cases, seed).name
+        task.cell(arm, cases, seed, arguments.steps).name
         for arm in (*ARMS, *task.variants)
         for cases in task.labelled
         for seed in arguments.seeds
     }
-    timed = {name for name, facts in done.items() if facts["arm"].endswith("-equal-time")}
+    timed = {name for name, facts in done.items() if facts["arm"].endswith(EQUAL_TIME)}
     shown = [facts for name, facts in done.items() if arguments.all or name in present | timed]
     for split in ("val", "test") if arguments.test else ("val",):
         head, rows = _rows(shown, split, names)
@@ -236,7 +237,10 @@ def _rows(
     groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
-            groups.setdefault((cell["cases"], cell["name"].split("/")[1]), []).append(cell)
+            # At equal time each seed has its own number of updates.
+            timed = cell["arm"].endswith(EQUAL_TIME)
+            arm = cell["arm"] if timed else cell["name"].split("/")[1]
+            groups.setdefault((cell["cases"], arm), []).append(cell)
     rows = []
     for (cases, _), runs in sorted(groups.items()):
         dice = np.array([np.mean([v["dice"] for v in r[split]], axis=0) for r in runs])
@@ -248,9 +252,21 @@ def _rows(
         late = np.array([_late(r["curves"].get("quality/teacher", [])) for r in runs])
         columns = [_mean_sd(c, 3) for c in (*dice.T, dice.mean(axis=1))]
         distances = [_mean_sd(far, 1), _mean_sd(near, 2)]
-        row = [str(cases), runs[0]["arm"], str(len(runs)), *columns, *distances]
+        updates = f"{np.mean([r['steps'] for r in runs]):.0f}"
+        row = [str(cases), runs[0]["arm"], updates, str(len(runs)), *columns, *distances]
         rows.append([*row, _mean_sd(late, 3), f"{minutes.mean():.0f}"])
-    return ["cases", "arm", "seeds", *names, "mean", "HD95", "ASD", "unlabelled", "min"], rows
+    return [
+        "cases",
+        "arm",
+        "updates",
+        "seeds",
+        *names,
+        "mean",
+        "HD95",
+        "ASD",
+        "unlabelled",
+        "min",
+    ], rows
 
 
 def _late(values: Sequence[float]) -> float:

@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("task", choices=TASK_NAMES)
     arguments = parser.parse_args()
     cells = json.loads((RESULTS / f"ssl_{arguments.task}.json").read_text())["cells"]
-    compared = [c for c in cells if c["arm"] in ARMS and "val/dice" in c["curves"]]
+    # Trainings of the usual length, which have the same axis.
+    cells = [c for c in cells if c["arm"] in ARMS and "steps" not in c["settings"]]
+    compared = [c for c in cells if "val/dice" in c["curves"]]
     counts = sorted({c["cases"] for c in compared})
     rows = math.ceil((len(counts) + 1) / 2)
     figure = Figure(figsize=(10, 3.8 * rows), layout="constrained")
