@@ -255,18 +255,8 @@ def _rows(
         updates = f"{np.mean([r['steps'] for r in runs]):.0f}"
         row = [str(cases), runs[0]["arm"], updates, str(len(runs)), *columns, *distances]
         rows.append([*row, _mean_sd(late, 3), f"{minutes.mean():.0f}"])
-    return [
-        "cases",
-        "arm",
-        "updates",
-        "seeds",
-        *names,
-        "mean",
-        "HD95",
-        "ASD",
-        "unlabelled",
-        "min",
-    ], rows
+    scores = ["mean", "HD95", "ASD", "unlabelled", "min"]
+    return ["cases", "arm", "updates", "seeds", *names, *scores], rows
 
 
 def _late(values: Sequence[float]) -> float:

@@ -153,18 +153,23 @@ class _Judge(_Painting):
         return Decoded(logits, 0.7 + self.gain * more_P, found.presence_P)
 
 
-@pytest.mark.parametrize("gain", [MORE_OWN_MARGIN - 0.01, MORE_OWN_MARGIN + 0.01])
+@pytest.mark.parametrize(
+    ("gain", "label_map"),
+    [(MORE_OWN_MARGIN - 0.01, False), (MORE_OWN_MARGIN + 0.01, False), (0.3, True)],
+)
 def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more_of_it(
-    tmp_path: Path, gain: float
+    tmp_path: Path, gain: float, label_map: bool
 ) -> None:
+    """For probabilities: a label map does not say how sure it is."""
     rows, columns = np.mgrid[:64, :64]
     own, told = ((rows - r) ** 2 + (columns - 32) ** 2 < 10**2 for r in (20, 44))
     engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
     engine.model.__class__ = type("_Judge", (_Judge,), {"gain": gain})
     image = np.where(own, 255, 0).astype(np.uint8)
     request = SegmentationRequest(image=image, class_names=("disc",))
-    answer = engine.segment(dataclasses.replace(request, student_mask=told.astype(np.uint8)))
-    expected = own if gain > MORE_OWN_MARGIN else told
+    mask = told.astype(np.uint8) if label_map else told[None].astype(np.float32)
+    answer = engine.segment(dataclasses.replace(request, student_mask=mask))
+    expected = own if gain > MORE_OWN_MARGIN and not label_map else told
     found = answer.labels > 0
     assert (found & expected).sum() / (found | expected).sum() > 0.8
 

@@ -67,7 +67,7 @@ class Pipeline:
         others += [
             (work, work.with_more_of_its_own(), MORE_OWN_MARGIN)
             for work in works
-            if work.prompt_CHW is not None
+            if work.told_how_sure
         ]
         todo = [work for work in works if work.decoded is None or work.prompt_CHW is not None]
         if todo:

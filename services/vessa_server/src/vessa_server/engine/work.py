@@ -26,6 +26,8 @@ OUTSIDE_LOGIT = -10.0
 KEEP_BELOW, KEPT_LOGIT = 0.5, 2.0
 # VESSA's least and largest share of the prompt; between them one half less the student's own IoU.
 OWN_SHARE_RANGE = (0.04, 0.4)
+# The same for label maps, which do not say how sure they are.
+LABEL_MAP_SHARE = 0.08
 # How much more of VESSA is tried, and by how much the decoder must expect that to be better.
 MORE_OWN, MORE_OWN_MARGIN = 0.2, 0.05
 
@@ -134,6 +136,12 @@ class Work:
         logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
         return Answer(with_background(logits_CHW), iou_C)
 
+    @property
+    def told_how_sure(self) -> bool:
+        """Whether there is a student's mask of probabilities."""
+        mask = self.request.student_mask
+        return mask is not None and mask.ndim == 3
+
     def keep_own(self) -> None:
         """Keep VESSA's own answer, which was decoded without a student's mask."""
         assert self.prepared is not None
@@ -144,7 +152,12 @@ class Work:
         """Make the decoder's prompt, where there is a student's mask."""
         if self.student_CHW is None:
             return
-        self.prompt_CHW = mixed(self.student_CHW, self._kept_own())
+        own_CHW = self._kept_own()
+        self.prompt_CHW = (
+            mixed(self.student_CHW, own_CHW)
+            if self.told_how_sure
+            else torch.lerp(self.student_CHW, own_CHW, LABEL_MAP_SHARE)
+        )
 
     def take(self, other: Work) -> None:
         """Go on with what another try found."""
