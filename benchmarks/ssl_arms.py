@@ -80,10 +80,12 @@ def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
     """Train the cells that are not done, side by side."""
     done = task.done(arguments.out)
     cells = [
-        task.cell(arm, cases, seed, _affordable(task, done, arm, cases, seed, arguments))
+        task.cell(arm, cases, seed, arguments.steps)
         for seed in arguments.seeds
         for arm in arguments.arms
     ]
+    if arguments.equal_time:
+        cells = [_at_equal_time(task, done, cell) for cell in cells]
     todo = [cell for cell in cells if cell.name not in done]
     with contextlib.ExitStack() as stack:
         servers = {
@@ -96,26 +98,17 @@ def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
                 console.print(f"{cell.name}: validation Dice {dice:.3f}", highlight=False)
 
 
-def _affordable(
-    task: Task,
-    done: dict[str, Facts],
-    arm: str,
-    cases: int,
-    seed: int,
-    arguments: argparse.Namespace,
-) -> int | None:
-    """Updates of a cell: with ``--equal-time`` as many as take as long as UniMatch V2 alone."""
-    if not arguments.equal_time:
-        return arguments.steps  # type: ignore[no-any-return]
-    seconds = []
-    for name in ("unimatch", arm):
-        cell = task.cell(name, cases, seed, arguments.steps)
-        facts = done.get(cell.name)
-        if facts is None or facts["resumed"]:
-            sys.exit(f"--equal-time: train {cell.name} first, in one go")
-        seconds.append(facts["seconds"] / facts["steps"])
+def _at_equal_time(task: Task, done: dict[str, Facts], cell: Cell) -> Cell:
+    """The cell with as many updates as take as long as UniMatch V2 alone."""
     steps: int = cell.config["steps"]
-    return int(steps * min(1.0, seconds[0] / seconds[1]))
+    seconds = []
+    for other in (task.cell("unimatch", cell.cases, cell.seed, steps), cell):
+        facts = done.get(other.name)
+        if facts is None or facts["resumed"]:
+            sys.exit(f"--equal-time: train {other.name} first, in one go")
+        seconds.append(facts["seconds"])
+    affordable = int(steps * min(1.0, seconds[0] / seconds[1]))
+    return task.cell(cell.arm, cell.cases, cell.seed, affordable)
 
 
 def _train(
