@@ -279,25 +279,6 @@ def test_jitter_changes_intensities_and_not_places() -> None:
     assert bool((changed[..., 15, :].mean() > changed[..., 0, :].mean()).all())
 
 
-def test_a_unet_overfits_one_image() -> None:
-    torch.manual_seed(0)
-    student = models.build(UNET, 2)
-    labels = torch.zeros(1, 32, 32, dtype=torch.long)
-    labels[:, 6:16, 6:16], labels[:, 20:28, 10:30] = 1, 2
-    image = labels[:, None].float() / 2 + 0.1 * torch.randn(1, 1, 32, 32)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(120):
-        optimizer.zero_grad()
-        losses.supervised_loss(student(image), labels).backward()
-        optimizer.step()
-    student.train()
-    with torch.no_grad():
-        predicted = student(image).argmax(dim=1)
-    for value in (1, 2):
-        a, b = predicted == value, labels == value
-        assert 2 * int((a & b).sum()) / int(a.sum() + b.sum()) > 0.97
-
-
 def test_prediction_leaves_the_mode_as_it_was() -> None:
     student = models.build(UNET, 2).train()
     probabilities = predict_probabilities(student, torch.rand(2, 1, 32, 32))
