@@ -139,29 +139,36 @@ def test_masks_of_the_teacher_are_sent_where_told(
     assert torch.equal(*sent) == alike
 
 
-def test_first_looks_are_spread_over_epochs(tmp_path: Path, server: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("every", "spread", "expected"),
+    [
+        (1, 3, {0: [0, 3], 1: [0, 1, 3, 4], 2: [0, 1, 2, 3, 4, 5]}),
+        (2, 1, {0: [0, 2, 4], 1: [0, 2, 4], 2: [0, 2, 4]}),
+        (2, 3, {0: [0], 1: [0, 2], 2: [0, 2, 4]}),
+    ],
+)
+def test_first_looks_are_at_some_slices_and_spread_over_epochs(
+    tmp_path: Path, server: RunningServer, every: int, spread: int, expected: dict[int, list[int]]
+) -> None:
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
-    config = dataclasses.replace(
-        config, assistant=dataclasses.replace(config.assistant, spread_epochs=3)
-    )
+    assistant = dataclasses.replace(config.assistant, every=every, spread_epochs=spread)
+    config = dataclasses.replace(config, assistant=assistant)
     slices = _slices(6)
     sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
     feedback = Feedback(config, slices, sampler)
     answered: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for number in range(9):
+        shown = feedback.canvases(number)
         feedback.ask(number, torch.rand(config.unlabelled_batch, 3, 32, 32))
-        for (epoch, index), answer in zip(
-            sampler.positions(number), feedback.collect(number), strict=True
+        for row, ((epoch, index), answer) in enumerate(
+            zip(sampler.positions(number), feedback.collect(number), strict=True)
         ):
+            assert (row in shown) == (answer is not None)
             if answer is not None:
                 assert answer.labels.shape == slices[index].image.shape
                 answered[epoch].append(index)
     feedback.close()
-    assert {epoch: sorted(found) for epoch, found in answered.items()} == {
-        0: [0, 3],
-        1: [0, 1, 3, 4],
-        2: [0, 1, 2, 3, 4, 5],
-    }
+    assert {epoch: sorted(found) for epoch, found in answered.items()} == expected
 
 
 def test_an_absent_server_is_unimatch_alone_bit_for_bit(

@@ -234,6 +234,11 @@ def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
         True,
         True,
     ]
+    staying = dataclasses.replace(config, decay_start=0.3)
+    weights = [schedule.assistant_weight(s, 100, staying) for s in range(100)]
+    assert weights[:31] == [2.0] * 31
+    assert weights[40] == pytest.approx(1.25)
+    assert weights[50:] == [0.5] * 50
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
 
 

@@ -189,19 +189,21 @@ class AssistantConfig:
 
     Attributes:
         server: host:port, or None for UniMatch V2 alone.
-        weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
-            it falls as a cosine, and at 0 the server is left alone. ``auto`` does not let it fall
-            with one annotated patient, where the teacher stays in need of help, and lets it fall
-            to 0 with more.
+        weight_start, weight_end: λ_v up to ``decay_start``, and from ``decay_end`` on; between
+            them it falls as a cosine, and at 0 the server is left alone. ``auto`` does not let it
+            fall with one annotated patient, where the teacher stays in need of help, and lets it
+            fall to 0 with more.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
-        decay_end: fraction of the run at which λ_v has reached its end.
+        decay_start, decay_end: fractions of the run at which λ_v begins to fall, and has fallen.
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
         against_teacher: count VESSA's labels also where the teacher is sure of another one. Late in
             a run it is right there nine times of ten (``benchmarks/ssl_conflicts.py``).
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
+        every: VESSA is asked about every so many-th slice only. Neighbours in a volume look alike,
+            and each slice costs the server a first look.
         spread_epochs: epochs over which the first looks at the slices are spread. A first look
             takes long, later ones with a student's mask do not; with more epochs training waits
             less for it, and has fewer of VESSA's labels in the beginning.
@@ -213,21 +215,28 @@ class AssistantConfig:
     weight_start: float = 1.0
     weight_end: float | Literal["auto"] = "auto"
     loss: UnlabelledLoss = "both"
+    decay_start: float = 0.0
     decay_end: float = 0.8
     confidence_weighting: bool = True
     against_teacher: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
+    every: int = 1
     spread_epochs: int = 4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.spread_epochs < 1:
-            raise ValueError(f"spread_epochs: {self.spread_epochs}, expected at least 1")
-        for name in ("decay_end", "feedback_start"):
+        for name in ("every", "spread_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in ("decay_start", "decay_end", "feedback_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
+        if self.decay_start > self.decay_end:
+            raise ValueError(
+                f"decay_start: {self.decay_start}, expected at most decay_end, {self.decay_end}"
+            )
 
     def settled(self, patients: int) -> AssistantConfig:
         """With a number for ``weight_end``, for a count of annotated patients."""

@@ -23,10 +23,10 @@ class Feedback:
         self.config, self.slices, self.sampler = config, slices, sampler
         self.assistant = Assistant(config.assistant, config.data.classes)
 
-    def canonical(self, number: int) -> Tensor:
-        """The slices of a batch on their canvases, (B, 1, H, W)."""
-        size = self.config.data.size
-        return torch.stack([batches.canonical(item, size) for item in self._batch(number)])
+    def canvases(self, number: int) -> dict[int, Tensor]:
+        """The slices of a batch that are asked about, on their canvases, (1, H, W), by row."""
+        items, size = self._batch(number), self.config.data.size
+        return {row: batches.canonical(items[row], size) for row in self._asked(number)}
 
     def ask(self, number: int, student_BCHW: Tensor | None) -> None:
         """Begin to fetch the answers for a batch.
@@ -55,11 +55,15 @@ class Feedback:
         return [self.slices[i] for i in self.sampler.indices(number)]
 
     def _asked(self, number: int) -> list[int]:
-        """Rows of a batch whose slices have had their turn for a first look."""
-        spread = self.config.assistant.spread_epochs
-        positions = self.sampler.positions(number)
-        # Slices next to each other are of one patient: each epoch has some of every patient.
-        return [row for row, (epoch, index) in enumerate(positions) if index % spread <= epoch]
+        """Rows of a batch whose slices VESSA looks at, and have had their turn for that."""
+        every, spread = self.config.assistant.every, self.config.assistant.spread_epochs
+        rows = []
+        for row, (epoch, index) in enumerate(self.sampler.positions(number)):
+            # Slices next to each other are of one patient: each epoch has some of every patient.
+            turn, skipped = divmod(index, every)
+            if not skipped and turn % spread <= epoch:
+                rows.append(row)
+        return rows
 
 
 def prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:

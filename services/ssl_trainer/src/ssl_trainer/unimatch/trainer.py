@@ -226,10 +226,20 @@ class UniMatchTrainer:
         feedback = self._feedback_at(step)
         if feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
-        with precision(self.processes.device, config.precision):
-            views = [feedback.canonical(number) for number in self._numbers(step)]
-            model = {"student": self.student, "teacher": self.teacher.model}
-            return predict_probabilities(model[config.assistant.feedback_from], torch.cat(views))
+        model = {"student": self.student, "teacher": self.teacher.model}
+        count, size = 1 + len(config.data.classes), config.data.size
+        told = torch.zeros(config.accumulate * config.unlabelled_batch, count, size, size)
+        canvases = {
+            index * config.unlabelled_batch + row: canvas
+            for index, number in enumerate(self._numbers(step))
+            for row, canvas in feedback.canvases(number).items()
+        }
+        if canvases:
+            with precision(self.processes.device, config.precision):
+                told[list(canvases)] = predict_probabilities(
+                    model[config.assistant.feedback_from], torch.stack(list(canvases.values()))
+                )
+        return told
 
     def _feedback_at(self, step: int) -> Feedback | None:
         """VESSA, where its labels count in an update."""
