@@ -5,7 +5,7 @@ An unknown key or a value of the wrong type is an error that names the key.
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -189,13 +189,11 @@ class AssistantConfig:
 
     Attributes:
         server: host:port, or None for UniMatch V2 alone.
-        weight_start, weight_end: λ_v up to ``decay_start``, and from ``decay_end`` on; between
-            them it falls as a cosine, and at 0 the server is left alone. ``auto`` does not let it
-            fall with one annotated patient, where the teacher stays in need of help, and lets it
-            fall to 0 with more.
+        weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
+            it goes as a cosine, and at 0 the server is left alone.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
-        decay_start, decay_end: fractions of the run at which λ_v begins to fall, and has fallen.
+        decay_end: fraction of the run at which λ_v has reached its end.
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
         against_teacher: count VESSA's labels also where the teacher is sure of another one. Late in
@@ -213,16 +211,15 @@ class AssistantConfig:
 
     server: str | None = None
     weight_start: float = 1.0
-    weight_end: float | Literal["auto"] = "auto"
+    weight_end: float = 1.0
     loss: UnlabelledLoss = "both"
-    decay_start: float = 0.0
     decay_end: float = 0.8
     confidence_weighting: bool = True
     against_teacher: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
-    every: int = 1
-    spread_epochs: int = 4
+    every: int = 2
+    spread_epochs: int = 2
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
@@ -230,19 +227,9 @@ class AssistantConfig:
         for name in ("every", "spread_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
-        for name in ("decay_start", "decay_end", "feedback_start"):
+        for name in ("decay_end", "feedback_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
-        if self.decay_start > self.decay_end:
-            raise ValueError(
-                f"decay_start: {self.decay_start}, expected at most decay_end, {self.decay_end}"
-            )
-
-    def settled(self, patients: int) -> AssistantConfig:
-        """With a number for ``weight_end``, for a count of annotated patients."""
-        if self.weight_end != "auto":
-            return self
-        return replace(self, weight_end=self.weight_start if patients == 1 else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

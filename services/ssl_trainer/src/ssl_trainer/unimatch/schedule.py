@@ -20,21 +20,11 @@ def consistency_weight(step: int, steps: int, config: UniMatchConfig) -> float:
 
 
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
-    """λ_v(t): ``weight_start``, then a cosine down to ``weight_end``.
-
-    Raises:
-        ValueError: the end is not settled.
-    """
-    end = config.weight_end
-    if end == "auto":
-        raise ValueError("assistant.weight_end: auto, expected a number; see AssistantConfig")
-    begin, finish = config.decay_start * steps, config.decay_end * steps
-    if step >= finish:
-        return end
-    if step <= begin:
-        return config.weight_start
-    blend = 0.5 * (1 + math.cos(math.pi * (step - begin) / (finish - begin)))
-    return end + (config.weight_start - end) * blend
+    """λ_v(t): a cosine from ``weight_start`` to ``weight_end``."""
+    if step >= steps * config.decay_end:
+        return config.weight_end
+    blend = 0.5 * (1 + math.cos(math.pi * step / (steps * config.decay_end)))
+    return config.weight_end + (config.weight_start - config.weight_end) * blend
 
 
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:
