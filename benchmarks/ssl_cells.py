@@ -28,9 +28,10 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual": ("plain", {}),
     "mutual-student": ("plain", {"assistant": {"feedback_from": "student"}}),
     "mutual-adapted": ("adapted", {}),
+    "mutual-constant": ("plain", {"assistant": {"weight_end": 1.0}}),
     "mutual-falling": ("plain", {"assistant": {"weight_end": 0.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
-    "mutual-every-slice": ("plain", {"assistant": {"every": 1, "spread_epochs": 4}}),
+    "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
     "mutual-deferring": ("plain", {"assistant": {"against_teacher": False}}),
 }
 

@@ -81,9 +81,7 @@ def main() -> None:
         console.rule("3  Training a student without VESSA")
         alone = train(config, out / "student_without_vessa")
         console.rule("4  Training a student with VESSA")
-        assisted_config = dataclasses.replace(
-            config, assistant=AssistantConfig(server=target, every=1)
-        )
+        assisted_config = dataclasses.replace(config, assistant=AssistantConfig(server=target))
         assisted = train(assisted_config, out / "student_with_vessa")
         console.rule("5  Results")
         images = pictures_of(split.val, one_shot, assisted, client, config, out)

@@ -59,7 +59,6 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
             server=server,
             confidence_weighting=False,
             feedback_start=0.5,
-            every=1,
             spread_epochs=1,
             timeout_seconds=20,
         ),

@@ -27,7 +27,7 @@ from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
-from trainer_support import AFFINE, small_config, write_dataset
+from trainer_support import AFFINE, small_config, write_case, write_dataset
 from vessa_client import SegmentationRequest, SegmentationResult, VessaError
 from vessa_server.engine import VessaEngine
 
@@ -109,6 +109,18 @@ def test_a_server_whose_labels_do_not_count_any_more_is_not_asked(
     trainer = UniMatchTrainer(dataclasses.replace(config, assistant=falling), tmp_path / "run")
     trainer.run(lambda step, scalars: asked.update({step: "assistant/weight" in scalars}))
     assert asked == {1: True, 2: True, 3: True, 4: False, 5: False, 6: False}
+
+
+def test_the_written_configuration_says_how_the_assistants_weight_ends(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    write_case(root / "train", "p4_frame01", 4, labelled=True)
+    for patients, end in ((("p0",), 1.0), (("p0", "p4"), 0.0)):
+        config = small_config(root, steps=1)
+        data = dataclasses.replace(config.data, labelled=patients)
+        trainer = train(dataclasses.replace(config, data=data), tmp_path / patients[-1])
+        written = yaml.safe_load((tmp_path / patients[-1] / "config.yaml").read_text())
+        assert written["assistant"]["weight_end"] == end
+        assert trainer.config == configuration.parse(written)
 
 
 @pytest.mark.parametrize(("decay", "alike"), [(0.0, True), (0.9, False)])

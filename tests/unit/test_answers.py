@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from vessa_server.engine import pieces
 from vessa_server.engine.pieces import DOUBTED_LOGIT, Pieces
 from vessa_server.engine.quality import Answer
-from vessa_server.engine.work import filled_up
+from vessa_server.engine.work import OWN_SHARE_RANGE, mixed
 
 maps = arrays.arrays(np.bool_, (2, 9, 9))
 
@@ -102,15 +102,30 @@ def test_expected_iou_is_that_of_certain_masks_and_falls_with_doubt(seed: int) -
     assert torch.equal(Answer.of(logits - 9.0).iou_C, torch.zeros(2)), "nothing was found"
 
 
-probabilities = arrays.arrays(np.float32, (2, 9, 9), elements=st.floats(0, 1, width=32))
+probabilities = arrays.arrays(np.float32, (2, 9, 9), elements=st.floats(0, 0.5, width=32))
 
 
 @settings(max_examples=100, deadline=None)
-@given(probabilities)
-def test_probabilities_are_filled_up_with_background(classes: npt.NDArray[np.float32]) -> None:
-    """Also those of a student that says more than one in all."""
-    full = filled_up(torch.from_numpy(classes)).numpy()
-    assert np.allclose(full.sum(axis=0), 1, atol=1e-5)
-    too_much = classes.sum(axis=0) > 1
-    assert np.allclose(full[1:][:, ~too_much], classes[:, ~too_much], atol=1e-5)
-    assert np.all(full[0][too_much] == 0)
+@given(probabilities, probabilities)
+def test_a_prompt_lies_between_the_student_and_vessa(
+    student: npt.NDArray[np.float32], own: npt.NDArray[np.float32]
+) -> None:
+    prompt = mixed(torch.from_numpy(student), torch.from_numpy(own)).numpy()
+    share = (prompt - student)[own != student] / (own - student)[own != student]
+    least, most = OWN_SHARE_RANGE
+    assert np.all(prompt >= np.minimum(student, own) - 1e-6)
+    assert np.all(prompt <= np.maximum(student, own) + 1e-6)
+    large = np.abs(own - student)[own != student] > 1e-3
+    assert np.all((share[large] > least - 1e-2) & (share[large] < most + 1e-2))
+
+
+def test_vessa_has_less_to_say_where_the_student_is_sure() -> None:
+    """Each structure by itself: one that is sure, one that is unsure, one not found at all."""
+    student = torch.zeros(3, 12, 12)
+    student[0, :4] = 1.0
+    student[1, 4:8] = 0.75
+    own = torch.full((3, 12, 12), 0.5)
+    share = (mixed(student, own) - student)[:, 9, 9] / 0.5
+    assert share[0] == OWN_SHARE_RANGE[0]
+    assert OWN_SHARE_RANGE[0] <= share[1] < share[2]
+    assert share[2] == OWN_SHARE_RANGE[1]

@@ -13,7 +13,7 @@ import torch
 from support import engine_of, picture
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_server.engine import EngineSettings
-from vessa_server.engine.work import POOL
+from vessa_server.engine.work import MORE_OWN_MARGIN
 from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Vessa
 
 IMAGE, LABELS = picture(0)
@@ -136,42 +136,42 @@ def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path:
     assert np.array_equal(again.labels, other.labels)
 
 
-class _Stubborn(_Painting):
-    """Repairs every prompt to what it says already, and likes to see one."""
+class _Judge(_Painting):
+    """Follows the prompt, and likes it more by ``gain`` with a tenth of VESSA's own in it."""
+
+    gain = 0.0
 
     def decode(self, *arguments: Any) -> Decoded:
         found = super().decode(*arguments)
         student = arguments[3]
         if student is None:
             return found
-        seen_P = (student > 0.5).flatten(1).any(dim=1)
-        return Decoded(40 * student - 20, 0.5 + 0.4 * seen_P, found.presence_P)
+        bright = found.logits_P1HW > 0
+        own_P = (student * bright).flatten(1).sum(dim=1) / bright.flatten(1).sum(dim=1)
+        more_P = own_P > 0.1
+        logits = torch.where(more_P[:, None, None, None], found.logits_P1HW, 10 * student - 5)
+        return Decoded(logits, 0.7 + self.gain * more_P, found.presence_P)
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_probabilities_their_repair_and_vessas_own_answer_are_pooled(
-    tmp_path: Path, moved: bool
+@pytest.mark.parametrize(
+    ("gain", "label_map"),
+    [(MORE_OWN_MARGIN - 0.01, False), (MORE_OWN_MARGIN + 0.01, False), (0.3, True)],
+)
+def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more_of_it(
+    tmp_path: Path, gain: float, label_map: bool
 ) -> None:
-    """Wherever the student looks, also where the window moves there."""
-    rows, columns = np.mgrid[:300, :300]
-    far_from_own, far_from_told = (
-        np.hypot(rows - r, columns - r) for r in (60, 240 if moved else 120)
-    )
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=moved))
-    engine.model.__class__ = _Stubborn
-    image = np.where(far_from_own < 20, 255, 0).astype(np.uint8)
-    request = SegmentationRequest(image=image, class_names=("disc",), return_probabilities=True)
-    alone = engine.segment(request).probabilities
-    student = 0.6 * (far_from_told < 20)[None].astype(np.float32)
-    pooled = engine.segment(dataclasses.replace(request, student_mask=student)).probabilities
-    assert alone is not None
-    assert pooled is not None
-    student_share, repair_share, own_share = POOL
-    known = student_share * student + own_share * alone / 255
-    repair = (pooled / 255 - known) / repair_share
-    assert repair[0][far_from_told < 10].min() > 0.9
-    assert repair[0][far_from_told > 30].max() < 0.05
-    assert (alone[0][far_from_own < 10] > 200).all()
+    """For probabilities: a label map does not say how sure it is."""
+    rows, columns = np.mgrid[:64, :64]
+    own, told = ((rows - r) ** 2 + (columns - 32) ** 2 < 10**2 for r in (20, 44))
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
+    engine.model.__class__ = type("_Judge", (_Judge,), {"gain": gain})
+    image = np.where(own, 255, 0).astype(np.uint8)
+    request = SegmentationRequest(image=image, class_names=("disc",))
+    mask = told.astype(np.uint8) if label_map else told[None].astype(np.float32)
+    answer = engine.segment(dataclasses.replace(request, student_mask=mask))
+    expected = own if gain > MORE_OWN_MARGIN and not label_map else told
+    found = answer.labels > 0
+    assert (found & expected).sum() / (found | expected).sum() > 0.8
 
 
 class _Unsure(Vessa):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,6 +235,22 @@ def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
         True,
     ]
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
+
+
+@pytest.mark.parametrize(
+    ("end", "patients", "last"), [("auto", 1, 0.7), ("auto", 2, 0.0), (0.2, 1, 0.2), (1, 7, 1.0)]
+)
+def test_with_one_annotated_patient_the_assistants_weight_does_not_fall(
+    end: Any, patients: int, last: float
+) -> None:
+    config = AssistantConfig(weight_start=0.7, weight_end=end, decay_end=1.0)
+    settled = config.settled(patients)
+    assert schedule.assistant_weight(0, 100, settled) == 0.7
+    assert schedule.assistant_weight(100, 100, settled) == last
+    assert settled.settled(1 if patients > 1 else 2) == settled, "settled once"
+    if end == "auto":
+        with pytest.raises(ValueError, match="weight_end"):
+            schedule.assistant_weight(0, 100, config)
 
 
 def test_the_teachers_weight_rises_to_its_own() -> None:

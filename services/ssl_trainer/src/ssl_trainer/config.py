@@ -5,7 +5,7 @@ An unknown key or a value of the wrong type is an error that names the key.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -190,7 +190,9 @@ class AssistantConfig:
     Attributes:
         server: host:port, or None for UniMatch V2 alone.
         weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
-            it goes as a cosine, and at 0 the server is left alone.
+            it falls as a cosine, and at 0 the server is left alone. ``auto`` does not let it fall
+            with one annotated patient, where the teacher stays in need of help, and lets it fall
+            to 0 with more.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
         decay_end: fraction of the run at which λ_v has reached its end.
@@ -211,15 +213,15 @@ class AssistantConfig:
 
     server: str | None = None
     weight_start: float = 1.0
-    weight_end: float = 1.0
+    weight_end: float | Literal["auto"] = "auto"
     loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
     against_teacher: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
-    every: int = 2
-    spread_epochs: int = 2
+    every: int = 1
+    spread_epochs: int = 4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
@@ -230,6 +232,12 @@ class AssistantConfig:
         for name in ("decay_end", "feedback_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
+
+    def settled(self, patients: int) -> AssistantConfig:
+        """With a number for ``weight_end``, for a count of annotated patients."""
+        if self.weight_end != "auto":
+            return self
+        return replace(self, weight_end=self.weight_start if patients == 1 else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

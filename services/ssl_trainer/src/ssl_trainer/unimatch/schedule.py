@@ -20,11 +20,18 @@ def consistency_weight(step: int, steps: int, config: UniMatchConfig) -> float:
 
 
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
-    """λ_v(t): a cosine from ``weight_start`` to ``weight_end``."""
+    """λ_v(t): a cosine from ``weight_start`` down to ``weight_end``.
+
+    Raises:
+        ValueError: the end is not settled.
+    """
+    end = config.weight_end
+    if end == "auto":
+        raise ValueError("assistant.weight_end: auto, expected a number; see AssistantConfig")
     if step >= steps * config.decay_end:
-        return config.weight_end
+        return end
     blend = 0.5 * (1 + math.cos(math.pi * step / (steps * config.decay_end)))
-    return config.weight_end + (config.weight_start - config.weight_end) * blend
+    return end + (config.weight_start - end) * blend
 
 
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:

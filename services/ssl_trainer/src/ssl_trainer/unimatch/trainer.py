@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,8 @@ class UniMatchTrainer:
         """
         self.processes = processes or Processes()
         self.split = cases.find(config.data)
+        patients = len({case.patient for case in self.split.labelled})
+        config = replace(config, assistant=config.assistant.settled(patients))
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)

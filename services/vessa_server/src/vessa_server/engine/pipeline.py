@@ -16,7 +16,7 @@ from vessa_server.engine import pieces, retrieval
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
-from vessa_server.engine.work import Prepared, View, Work
+from vessa_server.engine.work import MORE_OWN_MARGIN, Prepared, View, Work
 from vessa_server.model import preprocess
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
@@ -63,11 +63,17 @@ class Pipeline:
                 self._explain(work)
             work.mix()
         elsewhere = self._where_students_look(works) if self.focus else []
+        others = [(work, other, 0.0) for work, other in elsewhere]
+        others += [
+            (work, work.with_more_of_its_own(), MORE_OWN_MARGIN)
+            for work in works
+            if work.told_how_sure
+        ]
         todo = [work for work in works if work.decoded is None or work.prompt_CHW is not None]
         if todo:
-            self._decode([*todo, *(other for _, other in elsewhere)])
-        for work, other in elsewhere:
-            if other.repair_quality() > work.repair_quality():
+            self._decode([*todo, *(other for _, other, _ in others)])
+        for work, other, margin in others:
+            if other.repair_quality() > work.repair_quality() + margin:
                 work.take(other)
 
     def _prepare_all(self, works: list[Work]) -> None:
@@ -136,8 +142,6 @@ class Pipeline:
             other = replace(work, prepared=held if isinstance(held, Prepared) else None)
             if not isinstance(held, Prepared):
                 self._prepare(other, self._encode([other], [there])[0])
-                assert other.prepared is not None
-                other.prepared = replace(other.prepared, own_CHW=work.prepared.own_CHW)
                 self._keep(key, other)
             elsewhere.append((work, other))
         return elsewhere
