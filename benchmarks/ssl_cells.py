@@ -73,7 +73,7 @@ class Task:
     @staticmethod
     def load(name: str, data: Path) -> Task:
         """Read a task's file."""
-        content = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
+        content = _read(name)
         classes = tuple(ClassDefinition(**c) for c in content["classes"])
         root = (data / content["folder"]).resolve()
         variants = content.get("variants", {})
@@ -126,6 +126,12 @@ class Task:
         trained = [json.loads(file.read_text()) for file in folder.glob(f"*/*/*/{CELL}")]
         found = {facts["name"]: facts for facts in [*committed, *trained]}
         return {name: found[name] for name in sorted(found)}
+
+
+def _read(name: str) -> Facts:
+    """A task's file; with ``like`` it says only what differs from another task."""
+    content: Facts = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
+    return {**_read(content["like"]), **content} if "like" in content else content
 
 
 def settings(config: Facts) -> Facts:
