@@ -182,7 +182,7 @@ def test_an_absent_server_is_unimatch_alone_bit_for_bit(
 
 
 def _slices(count: int) -> list[Slice]:
-    return [Slice(f"s/{i}", picture(i)[0], None) for i in range(count)]
+    return [Slice(f"{i}/0", picture(i)[0], None) for i in range(count)]
 
 
 def test_the_assistant_comes_back_when_the_server_does(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ class AsyncVessaClient:
             if light is request or not is_unknown_reference(error):
                 raise
             self._references.forget(request)
+            light = request
             response = await self._segment_once(request)
         result = convert.result_from_message(response)
-        self._references.confirm(result.image_sha256)
+        self._references.confirm(light)
         return result
 
     async def segment_stream(

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
@@ -19,7 +20,12 @@ from vessa_client._errors import (
     ProtocolError,
     VessaError,
 )
-from vessa_client._types import ImageReference, SegmentationRequest, SegmentationResult
+from vessa_client._types import (
+    ImageInput,
+    ImageReference,
+    SegmentationRequest,
+    SegmentationResult,
+)
 
 REMEMBERED_REFERENCES = 100_000
 
@@ -59,25 +65,47 @@ class References:
         self._known: OrderedDict[str, None] = OrderedDict()
 
     def by_reference(self, request: SegmentationRequest) -> SegmentationRequest:
-        """The same request, with a reference for the image where that will do."""
-        if isinstance(request.image, ImageReference):
+        """The request with references for its images where those will do; or itself."""
+        image, *volume = (self._reference(image) for image in _images(request))
+        if all(new is old for new, old in zip((image, *volume), _images(request), strict=True)):
             return request
-        digest = wire.image_digest(request.image)
-        if digest not in self._known:
-            return request
-        return dataclasses.replace(request, image=ImageReference(digest))
+        return dataclasses.replace(request, image=image, volume=tuple(volume))
 
-    def confirm(self, digest: str) -> None:
-        """The server holds this image."""
-        self._known[digest] = None
-        self._known.move_to_end(digest)
-        if len(self._known) > REMEMBERED_REFERENCES:
+    def confirm(self, sent: SegmentationRequest) -> None:
+        """The server holds the images of a request that it answered."""
+        for image in _images(sent):
+            digest = _digest(image)
+            self._known[digest] = None
+            self._known.move_to_end(digest)
+        while len(self._known) > REMEMBERED_REFERENCES:
             self._known.popitem(last=False)
 
     def forget(self, request: SegmentationRequest) -> None:
-        """The server does not hold this request's image."""
-        if not isinstance(request.image, ImageReference):
-            self._known.pop(wire.image_digest(request.image), None)
+        """The server does not hold all images of a request."""
+        for image in _images(request):
+            self._known.pop(_digest(image), None)
+
+    def _reference(self, image: ImageInput) -> ImageInput:
+        if isinstance(image, ImageReference):
+            return image
+        digest = _digest(image)
+        return ImageReference(digest) if digest in self._known else image
+
+
+def _images(request: SegmentationRequest) -> tuple[ImageInput, ...]:
+    return (request.image, *request.volume)
+
+
+def _digest(image: ImageInput) -> str:
+    return image.sha256 if isinstance(image, ImageReference) else wire.image_digest(image)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request in flight, and how it was sent last."""
+
+    request: SegmentationRequest
+    sent: SegmentationRequest
 
 
 class StreamSession:
@@ -91,7 +119,7 @@ class StreamSession:
         self._references = references
         self._source = iter(requests)
         self._window = window
-        self._pending: OrderedDict[str, SegmentationRequest] = OrderedDict()
+        self._pending: OrderedDict[str, _Asked] = OrderedDict()
         self._numbers = itertools.count()
 
     @property
@@ -119,13 +147,11 @@ class StreamSession:
                 field="request_id",
             )
         named = dataclasses.replace(request, request_id=request_id)
-        message = self._message(named)
-        self._pending[request_id] = named
-        return message
+        return self._send(named)
 
     def unfinished(self) -> list[pb.SegmentRequest]:
         """Messages to send again on a new connection."""
-        return [self._message(request) for request in self._pending.values()]
+        return [self._send(asked.request) for asked in [*self._pending.values()]]
 
     def close(
         self, response: pb.SegmentResponse
@@ -138,8 +164,8 @@ class StreamSession:
         Raises:
             ProtocolError: the answer belongs to no request.
         """
-        request = self._pending.get(response.request_id)
-        if request is None:
+        asked = self._pending.get(response.request_id)
+        if asked is None:
             raise ProtocolError(f"stream: answer to unknown request {response.request_id!r}")
         if response.HasField("error"):
             detail = response.error
@@ -149,15 +175,19 @@ class StreamSession:
                 request_id=response.request_id,
                 retry_after=detail.retry_after_seconds,
             )
-            if is_unknown_reference(error) and not isinstance(request.image, ImageReference):
-                self._references.forget(request)
-                return self._message(request)
+            if is_unknown_reference(error) and asked.sent is not asked.request:
+                self._references.forget(asked.request)
+                return self._send(asked.request)
             del self._pending[response.request_id]
             return error
         del self._pending[response.request_id]
         result = convert.result_from_message(response)
-        self._references.confirm(result.image_sha256)
+        self._references.confirm(asked.sent)
         return result
 
-    def _message(self, request: SegmentationRequest) -> pb.SegmentRequest:
-        return convert.request_to_message(self._references.by_reference(request))
+    def _send(self, request: SegmentationRequest) -> pb.SegmentRequest:
+        """The message of a request, which is in flight from now on."""
+        sent = self._references.by_reference(request)
+        message = convert.request_to_message(sent)
+        self._pending[request.request_id] = _Asked(request, sent)
+        return message

@@ -81,9 +81,10 @@ class VessaClient:
             if light is request or not is_unknown_reference(error):
                 raise
             self._references.forget(request)
+            light = request
             response = self._segment_once(request)
         result = convert.result_from_message(response)
-        self._references.confirm(result.image_sha256)
+        self._references.confirm(light)
         return result
 
     def segment_stream(

@@ -36,6 +36,9 @@ class SegmentationRequest:
         text: added to the prompt of every class.
         student_mask: (H, W) integer labels in the order of the asked classes, or (C, H, W)
             probabilities, uint8 0..255 or float 0..1.
+        volume: slices, of the image's size, of the volume that it is a slice of, the image
+            itself among them or not; at most 32. They agree on where the structures are.
+            All slices of a volume should name the same ones: then they are looked at once.
         top_k: templates for each class; 0 for the server's default.
         template_ids: use only these templates.
         return_probabilities: ask for the probability of each class.
@@ -47,6 +50,7 @@ class SegmentationRequest:
     class_names: tuple[str, ...] = ()
     text: str = ""
     student_mask: AnyArray | None = None
+    volume: tuple[ImageInput, ...] = ()
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
     return_probabilities: bool = False

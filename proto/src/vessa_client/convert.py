@@ -58,6 +58,7 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
     message = pb.SegmentRequest(
         request_id=request.request_id,
         image=image_to_message(request.image),
+        volume=[image_to_message(slice_) for slice_ in request.volume],
         text=request.text,
         class_names=request.class_names,
         options=pb.SegmentOptions(
@@ -102,6 +103,7 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
         class_names=tuple(message.class_names),
         text=message.text,
         student_mask=student,
+        volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         top_k=message.options.top_k,
         template_ids=tuple(message.options.template_ids),
         return_probabilities=message.options.return_probabilities,

@@ -64,6 +64,16 @@ class ImageFile:
         """All slices in order."""
         return (self.slice(index) for index in range(self.depth))
 
+    def sample(self, most: int = 16) -> tuple[AnyArray, ...]:
+        """At most ``most`` slices, evenly spread, to be named as the volume in requests.
+
+        Empty for a picture.
+        """
+        if self.axis is None:
+            return ()
+        count = min(most, self.depth)
+        return tuple(self.slice((2 * i + 1) * self.depth // (2 * count)) for i in range(count))
+
 
 def stem(path: Path) -> str:
     """File name without ``.nii.gz`` and the like."""

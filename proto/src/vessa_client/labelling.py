@@ -73,8 +73,11 @@ def label_folder(
 def _segment_slices(
     client: VessaClient, job: LabelJob, image: files.ImageFile
 ) -> list[SegmentationResult]:
+    volume = image.sample()
     requests = (
-        SegmentationRequest(image=pixels, class_names=job.class_names, request_id=str(index))
+        SegmentationRequest(
+            image=pixels, volume=volume, class_names=job.class_names, request_id=str(index)
+        )
         for index, pixels in enumerate(image.slices())
     )
     results: dict[int, SegmentationResult] = {}

@@ -20,6 +20,8 @@ from vessa_client._types import AnyArray, UInt8Array
 # Largest array that is accepted, in elements; servers set lower limits for images.
 MAX_ELEMENTS: Final = 1 << 28
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
+# Most slices that a request may name of the volume that its image is a slice of.
+MAX_VOLUME_SLICES: Final = 32
 METADATA_FIELD: Final = "vessa-field"
 METADATA_RETRY_AFTER: Final = "vessa-retry-after"
 IMAGE_REF_FIELD: Final = "image.ref"

@@ -97,20 +97,22 @@ class SegmentOptions(_message.Message):
     def __init__(self, top_k: _Optional[int] = ..., template_ids: _Optional[_Iterable[str]] = ..., return_probabilities: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options")
+    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     STUDENT_MASK_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     text: str
     class_names: _containers.RepeatedScalarFieldContainer[str]
     student_mask: StudentMask
     options: SegmentOptions
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ...) -> None: ...
+    volume: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
 
 class LabelMap(_message.Message):
     __slots__ = ("height", "width", "num_classes", "encoding", "payload")

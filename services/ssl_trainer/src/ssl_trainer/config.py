@@ -13,6 +13,8 @@ import yaml
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from vessa_client.wire import MAX_VOLUME_SLICES
+
 STRICT = ConfigDict(extra="forbid")
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
@@ -204,7 +206,10 @@ class AssistantConfig:
         feedback_from: whose masks those are, the student's or its moving average's.
         every: VESSA is asked about every so many-th slice only. Neighbours in a volume look alike,
             and each slice costs the server a first look.
-        spread_epochs: epochs over which the first looks at the slices are spread. A first look
+        volume_slices: most slices of a volume that VESSA looks at together to find where in it the
+            structures are. 0 asks about every slice alone: where they are not found in the same
+            place all over a volume.
+        spread_epochs: epochs over which the first looks at the volumes are spread. A first look
             takes long, later ones with a student's mask do not; with more epochs training waits
             less for it, and has fewer of VESSA's labels in the beginning.
         timeout_seconds: longest wait for the answers of a batch.
@@ -221,6 +226,7 @@ class AssistantConfig:
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
     every: int = 1
+    volume_slices: int = 16
     spread_epochs: int = 4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
@@ -229,6 +235,10 @@ class AssistantConfig:
         for name in ("every", "spread_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:
+            raise ValueError(
+                f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
+            )
         for name in ("decay_end", "feedback_start"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")

@@ -77,6 +77,7 @@ class Assistant:
         requests = [
             SegmentationRequest(
                 image=item.image,
+                volume=item.volume,
                 class_names=self.classes,
                 student_mask=None if students is None else students[index],
                 request_id=str(index),

@@ -21,6 +21,7 @@ class Feedback:
 
     def __init__(self, config: TrainConfig, slices: list[Slice], sampler: SliceSampler) -> None:
         self.config, self.slices, self.sampler = config, slices, sampler
+        self._turns = _turns(slices, config.assistant.every)
         self.assistant = Assistant(config.assistant, config.data.classes)
 
     def canvases(self, number: int) -> dict[int, Tensor]:
@@ -56,14 +57,22 @@ class Feedback:
 
     def _asked(self, number: int) -> list[int]:
         """Rows of a batch whose slices VESSA looks at, and have had their turn for that."""
-        every, spread = self.config.assistant.every, self.config.assistant.spread_epochs
-        rows = []
-        for row, (epoch, index) in enumerate(self.sampler.positions(number)):
-            # Slices next to each other are of one patient: each epoch has some of every patient.
-            turn, skipped = divmod(index, every)
-            if not skipped and turn % spread <= epoch:
-                rows.append(row)
-        return rows
+        spread = self.config.assistant.spread_epochs
+        return [
+            row
+            for row, (epoch, index) in enumerate(self.sampler.positions(number))
+            if index in self._turns and self._turns[index] % spread <= epoch
+        ]
+
+
+def _turns(slices: list[Slice], every: int) -> dict[int, int]:
+    """The number of the volume or picture of each slice that VESSA is asked about.
+
+    The slices of a volume come together: the first look at one is a look at all.
+    """
+    asked = range(0, len(slices), every)
+    numbers = {series: n for n, series in enumerate(dict.fromkeys(slices[i].series for i in asked))}
+    return {i: numbers[slices[i].series] for i in asked}
 
 
 def prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:

@@ -131,11 +131,18 @@ class Slice:
     """A slice in its native frame.
 
     ``labels`` of an unlabelled slice are None, or serve to watch pseudo-labels, never to train.
+    ``volume`` has some slices of the volume that it is a slice of.
     """
 
     key: str
     image: AnyArray
     labels: npt.NDArray[np.uint8] | None
+    volume: tuple[AnyArray, ...] = ()
+
+    @property
+    def series(self) -> str:
+        """The volume or picture that it is a slice of."""
+        return self.key.rpartition("/")[0]
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -147,13 +154,16 @@ class Slice:
         return frame.to_unit_range(self.image, self.window)
 
 
-def read_slices(cases: tuple[Case, ...], num_classes: int, *, labelled: bool) -> list[Slice]:
-    """All slices of the cases, in memory."""
+def read_slices(
+    cases: tuple[Case, ...], num_classes: int, *, labelled: bool, sample: int = 0
+) -> list[Slice]:
+    """All slices of the cases, in memory, each with at most ``sample`` slices of its volume."""
     slices = []
     for case in cases:
         image = case.read()
         labels = case.read_labels(image, num_classes) if labelled else None
+        volume = image.sample(sample)
         for index in range(image.depth):
             label = None if labels is None else labels.slice(index).astype(np.uint8)
-            slices.append(Slice(f"{image.stem}/{index}", image.slice(index), label))
+            slices.append(Slice(f"{image.stem}/{index}", image.slice(index), label, volume))
     return slices

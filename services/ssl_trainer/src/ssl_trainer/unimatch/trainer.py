@@ -62,7 +62,10 @@ class UniMatchTrainer:
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
         self.unlabelled = cases.read_slices(
-            self.split.unlabelled, count, labelled=config.data.watch_quality
+            self.split.unlabelled,
+            count,
+            labelled=config.data.watch_quality,
+            sample=config.assistant.volume_slices,
         )
         self.labelled_sampler = batches.SliceSampler(
             len(self.labelled), config.labelled_batch, config.seed

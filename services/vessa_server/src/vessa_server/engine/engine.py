@@ -156,6 +156,7 @@ class VessaEngine:
         clock = StageClock()
         with clock.stage("decode_image"):
             image = self.images.resolve(request.image)
+            volume = self.images.resolve_volume(request.volume, image)
         plan = make_plan(
             request,
             bank,
@@ -169,7 +170,7 @@ class VessaEngine:
             student = student_probabilities(
                 request.student_mask, (height, width), len(plan.classes)
             )
-        return Work(request, image, plan, student, clock)
+        return Work(request, image, plan, student, clock, volume)
 
     def _result(self, work: Work) -> SegmentationResult:
         assert work.prepared is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from vessa_client import (
     NotFoundError,
     OverloadedError,
 )
-from vessa_client.wire import IMAGE_REF_FIELD, image_digest
+from vessa_client.wire import IMAGE_REF_FIELD, MAX_VOLUME_SLICES, image_digest
 from vessa_server.engine.lru import ByteLru
 
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -97,6 +98,30 @@ class ImageStore:
         stored = StoredImage(digest, pixels, geometry)
         self._kept.put(digest, stored, pixels.nbytes)
         return stored
+
+    def resolve_volume(
+        self, images: Sequence[AnyArray | bytes | ImageReference], image: StoredImage
+    ) -> tuple[StoredImage, ...]:
+        """The same for slices of the volume that ``image`` is a slice of.
+
+        Raises:
+            InvalidRequestError: too many, or not of the image's size.
+        """
+        if len(images) > MAX_VOLUME_SLICES:
+            raise InvalidRequestError(
+                f"volume: {len(images)} slices, expected at most {MAX_VOLUME_SLICES}; "
+                "some evenly spread ones will do",
+                field="volume",
+            )
+        volume = tuple(self.resolve(other) for other in images)
+        for other in volume:
+            if other.pixels.shape != image.pixels.shape:
+                raise InvalidRequestError(
+                    f"volume: a slice of shape {other.pixels.shape}, expected "
+                    f"{image.pixels.shape} as the image",
+                    field="volume",
+                )
+        return volume
 
     @property
     def bytes(self) -> int:

@@ -5,14 +5,14 @@ Axes: P image-class pairs, K templates, C classes, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from vessa_client import TemplateInfo, TemplateUse
-from vessa_server.engine import pieces, retrieval
+from vessa_server.engine import pieces, retrieval, volumes
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
@@ -27,6 +27,8 @@ EXPLANATION_TOKENS = 24
 TURN_BELOW, TURN_MARGIN = 0.4, 0.08
 # Overlap of windows from which a student's is the same as VESSA's own.
 SAME_WINDOW = 0.5
+# Of what is kept of a volume beside its slices.
+CANVAS_BYTES = 1024
 
 
 class Pipeline:
@@ -45,13 +47,13 @@ class Pipeline:
         self.turn = turn
         self.templates = templates
         self.focus = focus
-        self.features: ByteLru[View | Prepared] = ByteLru(feature_bytes)
+        self.features: ByteLru[View | Prepared | Canvas] = ByteLru(feature_bytes)
 
     def run(self, works: list[Work]) -> None:
         """Fill ``prepared`` and ``decoded`` of every work."""
         fresh = []
         for work in works:
-            prepared = self.features.get(("prepared", work.image.sha256, work.plan.key()))
+            prepared = self.features.get(("prepared", *work.key()))
             work.prepared = prepared if isinstance(prepared, Prepared) else None
             work.cached = work.prepared is not None
             if work.prepared is None:
@@ -77,6 +79,44 @@ class Pipeline:
                 work.take(other)
 
     def _prepare_all(self, works: list[Work]) -> None:
+        """Steps 1 to 5 without students' masks, and keep what they give."""
+        alone = [work for work in works if not work.volume]
+        if alone:
+            self._prepare_alone(alone)
+        for work in works:
+            if work.volume:
+                self._prepare_of_volume(work)
+            work.keep_own()
+            self._keep(("prepared", *work.key()), work)
+
+    def _prepare_of_volume(self, work: Work) -> None:
+        """Look where the slices of its volume agree that the structures are."""
+        key = ("canvas", *work.volume_key())
+        canvas = self.features.get(key)
+        if not isinstance(canvas, Canvas):
+            slices = [work.neighbour(image) for image in work.volume]
+            whole = Canvas(work.height, work.width, self.model.config.image_size)
+            found = volumes.find(slices, whole, self._look, turn=self.turn, focus=self.focus)
+            canvas = found.canvas
+            self.features.put(key, canvas, CANVAS_BYTES)
+            for slice_ in found.works:
+                slice_.keep_own()
+                self._keep(("prepared", *slice_.key()), slice_)
+        work.take(self._look([work], canvas)[0])
+
+    def _look(self, works: Sequence[Work], canvas: Canvas) -> list[Work]:
+        """Steps 1 to 5 on one canvas."""
+        seen = [replace(work) for work in works]
+        for work in seen:
+            held = self.features.get(("prepared", *work.key()))
+            if isinstance(held, Prepared) and held.view.canvas == canvas:
+                work.prepared = held
+            else:
+                self._prepare(work, self._encode([work], [canvas])[0])
+            self._decode([work])
+        return seen
+
+    def _prepare_alone(self, works: list[Work]) -> None:
         """Look at whole images and, where the structures are small in them, once more closer."""
         for work, view in zip(works, self._whole_views(works), strict=True):
             self._prepare(work, view)
@@ -86,9 +126,6 @@ class Pipeline:
                 self._turn(work)
         if self.focus:
             self._look_closer(works)
-        for work in works:
-            work.keep_own()
-            self._keep(("prepared", work.image.sha256, work.plan.key()), work)
 
     def _keep(self, key: Hashable, work: Work) -> None:
         assert work.prepared is not None
@@ -137,7 +174,7 @@ class Pipeline:
             there = replace(canvas, crop=crop)
             if there.window.overlap(canvas.window) >= SAME_WINDOW:
                 continue
-            key = ("prepared", work.image.sha256, work.plan.key(), there)
+            key = ("prepared", *work.key(), there)
             held = self.features.get(key)
             other = replace(work, prepared=held if isinstance(held, Prepared) else None)
             if not isinstance(held, Prepared):

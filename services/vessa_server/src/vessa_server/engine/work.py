@@ -5,6 +5,7 @@ Axes: P image-class pairs, C classes, H W space.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -82,6 +83,8 @@ class Work:
     # The student's probabilities of the classes, and what of them the decoder is given.
     student_CHW: Tensor | None
     clock: StageClock
+    # Slices of the volume that the image is a slice of; empty for an image alone.
+    volume: tuple[StoredImage, ...] = ()
     prompt_CHW: Tensor | None = None
     prepared: Prepared | None = None
     cached: bool = False
@@ -100,6 +103,19 @@ class Work:
     def width(self) -> int:
         """Of the image, in pixels."""
         return int(self.image.pixels.shape[1])
+
+    def key(self) -> tuple[Hashable, ...]:
+        """All that steps 1 to 4 depend on."""
+        return self.image.sha256, *self.volume_key()
+
+    def volume_key(self) -> tuple[Hashable, ...]:
+        """The same, without the image."""
+        return tuple(image.sha256 for image in self.volume), self.plan.key()
+
+    def neighbour(self, image: StoredImage) -> Work:
+        """Another slice of the same volume, without a student's mask."""
+        request = replace(self.request, student_mask=None)
+        return Work(request, image, self.plan, None, self.clock, self.volume)
 
     def focus_on(self, view: View) -> Focus:
         """Around which classes templates are shown beside ``view``."""
