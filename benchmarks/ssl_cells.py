@@ -32,6 +32,7 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-falling": ("plain", {"assistant": {"weight_end": 0.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
+    "mutual-alone": ("plain", {"assistant": {"volume_slices": 0}}),
     "mutual-deferring": ("plain", {"assistant": {"against_teacher": False}}),
 }
 
