@@ -38,16 +38,18 @@ CLASSES = (
     ClassDefinition(name="left ventricle", description="Cavity inside the muscle ring."),
 )
 NAMES = tuple(c.name for c in CLASSES)
-Segment = Callable[[AnyArray], UInt8Array]
+# Label maps of the slices of a volume.
+Segment = Callable[[files.ImageFile], list[UInt8Array]]
 
 
 @dataclass(frozen=True)
 class AnnotatedSlice:
-    """A slice with its truth."""
+    """A slice with its truth, and some slices of its volume."""
 
     name: str
     image: AnyArray
     labels: UInt8Array
+    volume: tuple[AnyArray, ...] = ()
 
 
 def split(data: Path, cases: int) -> Split:
@@ -62,9 +64,10 @@ def slices(cases: Sequence[Case]) -> list[AnnotatedSlice]:
         image = case.read()
         truth = case.read_labels(image, len(CLASSES))
         assert truth is not None
+        volume = image.sample()
         for index in range(image.depth):
-            labels = truth.slice(index).astype(np.uint8)
-            found.append(AnnotatedSlice(f"{image.stem}/{index}", image.slice(index), labels))
+            name, labels = f"{image.stem}/{index}", truth.slice(index).astype(np.uint8)
+            found.append(AnnotatedSlice(name, image.slice(index), labels, volume))
     return found
 
 
@@ -80,6 +83,11 @@ def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:
             bank.add(item.image, item.labels, CLASSES)
 
 
+def each_slice(segment: Callable[[AnyArray], UInt8Array]) -> Segment:
+    """A method that sees one slice at a time."""
+    return lambda volume: [segment(image) for image in volume.slices()]
+
+
 def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, object]:
     """3D Dice of each patient (mean of its volumes), and their mean and deviation."""
     by_patient: dict[str, list[tuple[float, ...]]] = {}
@@ -90,7 +98,7 @@ def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, ob
             image = case.read()
             truth = case.read_labels(image, len(CLASSES))
             assert truth is not None
-            predicted = volumes.stack([segment(s) for s in image.slices()], image)
+            predicted = volumes.stack(segment(image), image)
             expected = volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
             found = score(image.stem, predicted, expected, len(CLASSES), (1, 1, 1), distances=False)
             by_patient.setdefault(case.patient, []).append(found.dice)

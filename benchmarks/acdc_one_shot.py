@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from ablations import without
 from acdc import NAMES, Segment
 from baselines import SupervisedUNet, copy_mask, matched_template, register
 from ssl_trainer.data.cases import Case
-from vessa_client import AnyArray, NotFoundError, SegmentationRequest, UInt8Array, files
+from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
@@ -107,28 +108,46 @@ class Runner:
         """A fresh engine: nothing that another variant computed is reused."""
         return acdc.new_engine(model, self.digest, self.bank)
 
-    def one_shot(self, model: Vessa) -> Segment:
-        """VESSA's label map."""
+    def one_shot(self, model: Vessa, *, together: bool = True) -> Segment:
+        """VESSA's label maps; the slices of a volume together, or each alone."""
         engine = self.engine(model)
-        top_k = self.arguments.top_k
-        return lambda image: engine.segment(SegmentationRequest(image=image, top_k=top_k)).labels
+        return lambda volume: self._ask(engine, volume, together=together)
+
+    def _ask(
+        self,
+        engine: VessaEngine,
+        volume: files.ImageFile,
+        *,
+        together: bool = True,
+        template_ids: tuple[str, ...] = (),
+    ) -> list[UInt8Array]:
+        plain = SegmentationRequest(
+            image=volume.slice(0),
+            volume=volume.sample() if together else (),
+            top_k=self.arguments.top_k,
+            template_ids=template_ids,
+        )
+        requests = [replace(plain, image=image) for image in volume.slices()]
+        return [engine.segment(request).labels for request in requests]
 
     def methods(self) -> dict[str, Segment]:
         """VESSA as shipped, and rivals that do not train."""
         methods = {"VESSA one-shot": self.one_shot(self.model())}
         if "rivals" in self.arguments.parts:
             engine = self.engine(self.model())
-            methods["copy of the matched template"] = lambda image: copy_mask(
-                matched_template(engine, self.bank, image), image
+            methods["copy of the matched template"] = acdc.each_slice(
+                lambda image: copy_mask(matched_template(engine, self.bank, image), image)
             )
-            methods["registration of the matched template"] = lambda image: register(
-                matched_template(engine, self.bank, image), image
+            methods["registration of the matched template"] = acdc.each_slice(
+                lambda image: register(matched_template(engine, self.bank, image), image)
             )
         return methods
 
     def ablations(self, cases: tuple[Case, ...]) -> dict[str, Result]:
         """Each part off in turn, masked."""
-        results = {}
+        name = "each slice alone"
+        alone = self.one_shot(self.model(), together=False)
+        results = {name: acdc.evaluate(name, alone, cases)}
         for part, name in (
             ("matching", "without dense matching"),
             ("vlm", "without <SEG>"),
@@ -141,13 +160,12 @@ class Runner:
         engine, rng = self.engine(self.model()), np.random.default_rng(0)
         ids = [t.template_id for t in self.bank.snapshot().templates]
 
-        def random_templates(image: AnyArray) -> UInt8Array:
+        def random_templates(volume: files.ImageFile) -> list[UInt8Array]:
             top_k = min(self.arguments.top_k, len(ids))
             chosen = tuple(str(i) for i in rng.choice(ids, size=top_k, replace=False))
             while True:
                 try:
-                    request = SegmentationRequest(image=image, top_k=top_k, template_ids=chosen)
-                    return engine.segment(request).labels
+                    return self._ask(engine, volume, template_ids=chosen)
                 except NotFoundError:  # none of them shows one of the structures
                     chosen = (*chosen, str(rng.choice(ids)))
 
@@ -164,7 +182,8 @@ class Runner:
             found.setdefault(name, []).append({**score, "training_seconds": seconds})
             student = self.unet(seed, seconds)
             name = "U-Net on the labelled case, same wall-clock"
-            score = acdc.evaluate(f"{name}, seed {seed}", student.segment, cases)
+            rival = acdc.each_slice(student.segment)
+            score = acdc.evaluate(f"{name}, seed {seed}", rival, cases)
             found.setdefault(name, []).append({**score, "updates": student.updates})
         return {name: over_seeds(scores) for name, scores in found.items()}
 

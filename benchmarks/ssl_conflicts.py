@@ -76,7 +76,10 @@ def main() -> None:
 def compare(engine: VessaEngine, student: nn.Module, config: TrainConfig, count: int) -> Facts:
     """Share of right pixels of both, where they disagree, for sure and unsure students."""
     split = cases.find(config.data)
-    slices = cases.read_slices(split.unlabelled, len(config.data.classes), labelled=True)
+    sample = config.assistant.volume_slices
+    slices = cases.read_slices(
+        split.unlabelled, len(config.data.classes), labelled=True, sample=sample
+    )
     chosen = np.random.default_rng(0).permutation(len(slices))[:count]
     pixels: Counter[str] = Counter()
     with progress_bar() as progress:
@@ -103,7 +106,10 @@ def _disagreements(
     native_CHW = frame.restore(probabilities, item.image.shape)
     told = prompt(probabilities, item.image.shape)
     request = SegmentationRequest(
-        image=item.image, class_names=config.data.classes, student_mask=told
+        image=item.image,
+        volume=item.volume,
+        class_names=config.data.classes,
+        student_mask=told,
     )
     vessa_HW = engine.segment(request).labels
     confidence, labels = native_CHW.max(dim=0)

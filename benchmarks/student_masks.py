@@ -125,8 +125,9 @@ def repair(engine: VessaEngine, masks: Sequence[StudentMask], top_k: int) -> dic
     with progress_bar() as progress:
         task = progress.add_task("student masks", total=len(masks), note="")
         for mask in masks:
+            item = mask.item
             request = SegmentationRequest(
-                image=mask.item.image, top_k=top_k, student_mask=mask.labels
+                image=item.image, volume=item.volume, top_k=top_k, student_mask=mask.labels
             )
             after.append(slice_dice(engine.segment(request).labels, mask.item.labels))
             progress.advance(task)
@@ -149,7 +150,8 @@ def calibration(
     confident = np.zeros(bins)
     correct, count = np.zeros(bins), np.zeros(bins)
     for item in items:
-        result = engine.segment(SegmentationRequest(image=item.image, top_k=top_k))
+        request = SegmentationRequest(image=item.image, volume=item.volume, top_k=top_k)
+        result = engine.segment(request)
         for value, found in enumerate(result.classes, start=1):
             p, t = result.labels == value, item.labels == value
             union = (p | t).sum()

@@ -23,7 +23,7 @@ from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.batches import SliceSampler
-from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.cases import Case, Slice, read_slices
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
@@ -183,6 +183,32 @@ def test_an_absent_server_is_unimatch_alone_bit_for_bit(
 
 def _slices(count: int) -> list[Slice]:
     return [Slice(f"{i}/0", picture(i)[0], None) for i in range(count)]
+
+
+def test_slices_of_a_volume_are_asked_about_together(server: RunningServer, tmp_path: Path) -> None:
+    pixels = np.stack([picture(i)[0] for i in range(5)], axis=2)
+    folder = tmp_path / "train"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1, 8, 1])), folder / "p1.nii.gz")
+    case = Case(folder / "p1.nii.gz", None, "p1")
+    together = read_slices((case,), 2, labelled=False, sample=4)
+    assert [s.series for s in together] == ["p1"] * 5
+    assert all(len(s.volume) == 4 for s in together)
+    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+    assistant.ask(0, together[:1], None)
+    assistant.ask(1, together[1:], None)
+    first = assistant.collect(0)[0]
+    others = assistant.collect(1)
+    assistant.close()
+    assert first is not None
+    assert "encode_image" in first.stage_ms
+    looked_at = {s.tobytes() for s in together[0].volume}
+    for item, answer in zip(together[1:], others, strict=True):
+        assert answer is not None
+        assert ("encode_image" in answer.stage_ms) == (item.image.tobytes() not in looked_at)
+        request = SegmentationRequest(image=item.image, volume=item.volume, class_names=NAMES)
+        expected = engine_of(tmp_path / item.key.replace("/", "_")).segment(request)
+        assert np.array_equal(answer.labels, expected.labels)
 
 
 def test_the_assistant_comes_back_when_the_server_does(tmp_path: Path) -> None:

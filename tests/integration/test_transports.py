@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from vessa_client import (
     SegmentationRequest,
     SegmentationResult,
     VessaClient,
+    convert,
 )
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings
@@ -122,6 +124,36 @@ def test_an_evicted_image_is_sent_again_by_itself(tmp_path: Path) -> None:
         assert all(isinstance(r, SegmentationResult) for r in results)
         with pytest.raises(NotFoundError):
             client.segment(SegmentationRequest(image=ImageReference("f" * 64)))
+
+
+def test_a_volume_is_sent_once_and_again_after_it_was_evicted(tmp_path: Path) -> None:
+    images = tuple(picture(i)[0] for i in range(3))
+    requests = [SegmentationRequest(image=image, volume=images) for image in images]
+    expected = [engine_of(tmp_path / "a").segment(request).labels for request in requests]
+    with running(engine_of(tmp_path / "b")) as server, VessaClient(server.grpc) as client:
+        sizes = []
+        for request, labels in zip(requests, expected, strict=True):
+            assert np.array_equal(client.segment(request).labels, labels)
+            light = client._references.by_reference(request)
+            sizes.append(convert.request_to_message(light).ByteSize())
+        assert max(sizes) < IMAGE.nbytes / 4, "only digests are sent from the second time on"
+    # One image fits: every request names some that are gone.
+    settings = EngineSettings(image_store_bytes=IMAGE.nbytes + 10)
+    with (
+        running(engine_of(tmp_path / "c", settings=settings)) as server,
+        VessaClient(server.grpc) as client,
+    ):
+        for _ in range(2):
+            for request, labels in zip(requests, expected, strict=True):
+                assert np.array_equal(client.segment(request).labels, labels)
+        named = [replace(r, request_id=str(i)) for i, r in enumerate(requests * 2)]
+        for result in client.segment_stream(named, window=1):
+            assert isinstance(result, SegmentationResult)
+            assert np.array_equal(result.labels, expected[int(result.request_id) % 3])
+        lost = SegmentationRequest(image=images[0], volume=(ImageReference("f" * 64),))
+        with pytest.raises(NotFoundError):
+            client.segment(lost)
+        assert [type(item) for item in client.segment_stream([lost])] == [NotFoundError]
 
 
 def test_one_bad_request_of_a_stream_fails_alone(client: VessaClient) -> None:

@@ -10,30 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from finders import Corner, Painting
 from support import engine_of, picture
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_server.engine import EngineSettings
 from vessa_server.engine.work import MORE_OWN_MARGIN
-from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, Vessa
+from vessa_server.model.vessa import Decoded, Vessa
 
 IMAGE, LABELS = picture(0)
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
-
-
-class _Painting(Vessa):
-    """Finds what is bright, whatever the templates say."""
-
-    def decode(
-        self,
-        features: ImageFeatures,
-        image_P: torch.Tensor,
-        conditioned: Conditioned,
-        student_P1HW: torch.Tensor | None,
-        has_student_P: torch.Tensor | None,
-    ) -> Decoded:
-        bright = features.detail_BCHW[image_P].mean(dim=1, keepdim=True)
-        pairs = len(image_P)
-        return Decoded(10 * (bright - 1), torch.ones(pairs), torch.ones(pairs))
 
 
 def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> None:
@@ -45,7 +30,7 @@ def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> 
     errors, seen = [], []
     for focus in (False, True):
         engine = engine_of(tmp_path / str(focus), settings=EngineSettings(focus=focus))
-        engine.model.__class__ = _Painting
+        engine.model.__class__ = Painting
         request = SegmentationRequest(image=image, class_names=("disc",))
         result = engine.segment(request)
         errors.append(int(((result.labels > 0) != truth).sum()))
@@ -71,18 +56,6 @@ def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
         assert int(np.abs(difference).max()) <= 2
 
 
-class _Corner(_Painting):
-    """Sure of itself where the bright part is at the top left of the view."""
-
-    def decode(self, *arguments: Any) -> Decoded:
-        found = super().decode(*arguments)
-        side = found.logits_P1HW.shape[-1] // 2
-        there_P = (found.logits_P1HW[..., :side, :side] > 0).flatten(1).any(dim=1)
-        sureness_P = torch.where(there_P, 1.0, 0.01)
-        logits = found.logits_P1HW * sureness_P[:, None, None, None]
-        return Decoded(logits, found.iou_P, found.presence_P)
-
-
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(("row", "column"), [(20, 20), (20, 90), (100, 20), (100, 90)])
 def test_turned_images_are_answered_in_their_own_frame(
@@ -91,7 +64,7 @@ def test_turned_images_are_answered_in_their_own_frame(
     rows, columns = np.mgrid[:120, :110]
     truth = (rows - row) ** 2 + (columns - column) ** 2 < 15**2
     engine = engine_of(tmp_path, settings=EngineSettings(turn=turned, focus=False))
-    engine.model.__class__ = _Corner
+    engine.model.__class__ = Corner
     image = np.where(truth, 255, 0).astype(np.uint8)
     result = engine.segment(SegmentationRequest(image=image, class_names=("disc",)))
     found = result.labels > 0
@@ -100,7 +73,7 @@ def test_turned_images_are_answered_in_their_own_frame(
     assert iou > 0.5 if turned or (row, column) == (20, 20) else iou < 0.1
 
 
-class _Follower(_Painting):
+class _Follower(Painting):
     """As sure as its mask agrees with the student's."""
 
     def decode(self, *arguments: Any) -> Decoded:
@@ -136,7 +109,7 @@ def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path:
     assert np.array_equal(again.labels, other.labels)
 
 
-class _Judge(_Painting):
+class _Judge(Painting):
     """Follows the prompt, and likes it more by ``gain`` with a tenth of VESSA's own in it."""
 
     gain = 0.0

@@ -1,0 +1,166 @@
+"""Slices of a volume agree on where the structures are, with models that find what is bright."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finders import Corner, Painting
+from support import engine_of, picture
+from vessa_client import (
+    InvalidRequestError,
+    NotFoundError,
+    SegmentationRequest,
+    UInt8Array,
+    VessaError,
+    files,
+)
+from vessa_client._types import ImageInput, ImageReference
+from vessa_client.wire import MAX_VOLUME_SLICES
+from vessa_server.engine import EngineSettings, VessaEngine, volumes
+
+SIDE = 200
+
+
+def _disc(row: int, column: int, radius: int) -> npt.NDArray[np.bool_]:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    disc: npt.NDArray[np.bool_] = (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+    return disc
+
+
+TRUTH = _disc(60, 130, 18)
+ELSEWHERE = _disc(150, 40, 24)
+
+
+def _slices(count: int) -> list[UInt8Array]:
+    """The structure, of another brightness in each slice."""
+    return [np.where(TRUTH, 255 - 10 * z, 0).astype(np.uint8) for z in range(count)]
+
+
+def _request(image: ImageInput, volume: tuple[ImageInput, ...]) -> SegmentationRequest:
+    return SegmentationRequest(image=image, volume=volume, class_names=("disc",))
+
+
+def _engine(folder: Path, kind: type, **settings: bool) -> VessaEngine:
+    engine = engine_of(folder, settings=EngineSettings(**settings))
+    engine.model.__class__ = kind
+    return engine
+
+
+def _iou(found: UInt8Array, truth: npt.NDArray[np.bool_]) -> float:
+    shown = found > 0
+    return float((shown & truth).sum() / (shown | truth).sum())
+
+
+def test_a_slice_is_looked_at_where_the_others_have_the_structure(tmp_path: Path) -> None:
+    image, *others = _slices(4)
+    misled = np.where(ELSEWHERE, 255, image).astype(np.uint8)
+    engine = _engine(tmp_path, Painting, turn=False)
+    alone = engine.segment(_request(misled, ())).labels
+    assert (alone[ELSEWHERE] > 0).mean() > 0.8
+    together = engine.segment(_request(misled, (misled, *others))).labels
+    assert not together[ELSEWHERE].any()
+    assert _iou(together, TRUTH) > 0.9
+
+
+def test_the_volume_is_looked_at_once_whoever_asks_first(tmp_path: Path) -> None:
+    images = _slices(3)
+    extra = np.where(TRUTH, 90, 0).astype(np.uint8)
+    answers = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        engine = _engine(tmp_path / str(order), Painting, turn=False)
+        found = {z: engine.segment(_request(images[z], tuple(images))) for z in order}
+        cached = [found[z].image_features_cached for z in order]
+        assert cached == [False, True, True]
+        assert set(found[order[1]].stage_ms) == {"decode_image", "decode_mask"}
+        outside = engine.segment(_request(extra, tuple(images)))
+        assert not outside.image_features_cached
+        assert _iou(outside.labels, TRUTH) > 0.9
+        answers.append([found[z] for z in range(3)] + [outside])
+    for one, other in zip(*answers, strict=True):
+        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.confidence, other.confidence)
+        assert one.classes == other.classes
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("focus", [False, True])
+def test_a_turned_volume_is_answered_as_the_upright_one(
+    tmp_path: Path, turns: int, focus: bool
+) -> None:
+    corner = _disc(30, 30, 18)
+    images = [np.where(corner, 250 - 10 * z, 0).astype(np.uint8) for z in range(3)]
+    turned = tuple(np.ascontiguousarray(np.rot90(image, turns)) for image in images)
+    engine = _engine(tmp_path, Corner, turn=True, focus=focus)
+    result = engine.segment(_request(turned[0], turned))
+    assert _iou(result.labels, np.rot90(corner, turns)) > 0.7
+    assert result.classes[0].predicted_iou > 0.5
+
+
+def test_a_students_mask_is_repaired_in_the_volumes_window(tmp_path: Path) -> None:
+    images = tuple(_slices(3))
+    engine = _engine(tmp_path, Painting, turn=False)
+    request = _request(images[1], images)
+    engine.segment(request)
+    told = dataclasses.replace(request, student_mask=TRUTH[None].astype(np.float32))
+    again = engine.segment(told)
+    assert again.image_features_cached
+    assert _iou(again.labels, TRUTH) > 0.9
+
+
+def test_a_volume_of_real_features_is_deterministic_and_has_no_empty_answers(
+    tmp_path: Path,
+) -> None:
+    images = tuple(picture(seed)[0] for seed in range(4))
+    results = [
+        engine_of(tmp_path / name).segment(SegmentationRequest(image=images[0], volume=images))
+        for name in ("a", "b")
+    ]
+    assert np.array_equal(results[0].labels, results[1].labels)
+    assert np.array_equal(results[0].confidence, results[1].confidence)
+
+
+@pytest.mark.parametrize(
+    ("volume", "kind", "field", "words"),
+    [
+        ((np.zeros((SIDE, SIDE + 1), np.uint8),), InvalidRequestError, "volume", "expected"),
+        ((np.zeros((SIDE, SIDE), np.uint8),) * 33, InvalidRequestError, "volume", "at most 32"),
+        ((np.zeros((SIDE, SIDE, 3), np.uint8),), InvalidRequestError, "volume", "shape"),
+        ((b"no image",), InvalidRequestError, "image.encoded", "PNG"),
+        ((ImageReference("0" * 64),), NotFoundError, "image.ref", "send the image"),
+    ],
+)
+def test_wrong_volumes_name_the_field(
+    tmp_path: Path, volume: tuple[ImageInput, ...], kind: type[VessaError], field: str, words: str
+) -> None:
+    engine = _engine(tmp_path, Painting)
+    with pytest.raises(kind) as raised:
+        engine.segment(_request(_slices(1)[0], volume))
+    assert raised.value.field == field
+    assert words in raised.value.message
+
+
+@given(count=st.integers(1, 300), most=st.integers(1, 40))
+def test_spread_slices_are_different_and_cover_the_volume(count: int, most: int) -> None:
+    chosen = volumes.spread(count, most)
+    assert len(set(chosen)) == len(chosen) == min(count, most)
+    assert chosen == sorted(chosen)
+    gaps = np.diff([-1, *chosen, count])
+    assert gaps.min() > 0
+    assert gaps.max() <= 2 * np.ceil(count / len(chosen))
+
+
+@given(depth=st.integers(1, 60))
+def test_a_sample_of_a_file_is_slices_of_it(depth: int) -> None:
+    pixels = np.arange(depth)[:, None, None] * np.ones((1, 2, 3), np.int16)
+    file = files.ImageFile(Path("volume.nii.gz"), pixels, 0, None)
+    sample = [int(slice_[0, 0]) for slice_ in file.sample(MAX_VOLUME_SLICES)]
+    assert sample == volumes.spread(depth, MAX_VOLUME_SLICES)
+    assert file.sample(0) == ()
+    assert files.ImageFile(Path("picture.png"), pixels[0], None, None).sample() == ()
