@@ -37,6 +37,14 @@ Axis = Annotated[
     int | None,
     typer.Option(min=0, max=2, help="Slicing axis of volumes. Default: thickest slices."),
 ]
+Alone = Annotated[
+    bool,
+    typer.Option(
+        "--alone",
+        help="Look at each slice of a volume by itself: for structures that are not in the same "
+        "place all over it.",
+    ),
+]
 
 
 _explained = explained(VessaError, files.FileError, OSError)
@@ -58,6 +66,7 @@ def segment(
     text: Annotated[str, typer.Option(help="Added to the prompt of every class.")] = "",
     explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
     axis: Axis = None,
+    alone: Alone = False,
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
@@ -70,11 +79,13 @@ def segment(
             raise files.FileError(
                 f"{student_mask}: shape {student.pixels.shape}, expected {source.pixels.shape}"
             )
+    volume = () if alone else source.sample()
     with _client(server, token) as client:
         results = [
             client.segment(
                 SegmentationRequest(
                     image=pixels,
+                    volume=volume,
                     class_names=tuple(classes or ()),
                     text=text,
                     student_mask=None if student is None else student.slice(index),
@@ -107,6 +118,7 @@ def label(
     classes: Classes = None,
     window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
     axis: Axis = None,
+    alone: Alone = False,
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
@@ -115,7 +127,8 @@ def label(
     Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry), NAME_confidence, a picture for
     each image in previews/, and summary.csv.
     """
-    job = LabelJob(folder, out, class_names=tuple(classes or ()), window=window, axis=axis)
+    names = tuple(classes or ())
+    job = LabelJob(folder, out, class_names=names, window=window, axis=axis, alone=alone)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise files.FileError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")

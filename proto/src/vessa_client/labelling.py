@@ -26,6 +26,7 @@ class LabelJob:
     class_names: tuple[str, ...] = ()
     window: int = 8
     axis: int | None = None
+    alone: bool = False
 
     @property
     def previews(self) -> Path:
@@ -73,7 +74,7 @@ def label_folder(
 def _segment_slices(
     client: VessaClient, job: LabelJob, image: files.ImageFile
 ) -> list[SegmentationResult]:
-    volume = image.sample()
+    volume = () if job.alone else image.sample()
     requests = (
         SegmentationRequest(
             image=pixels, volume=volume, class_names=job.class_names, request_id=str(index)
