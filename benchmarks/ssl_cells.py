@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
     "mutual-alone": ("plain", {"assistant": {"volume_slices": 0}}),
-    "mutual-deferring": ("plain", {"assistant": {"against_teacher": False}}),
+    "mutual-pooled": ("plain", {"assistant": {"teacher_share": 0.5}}),
 }
 
 

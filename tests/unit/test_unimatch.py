@@ -24,7 +24,7 @@ from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
-from ssl_trainer.unimatch.objective import strong_views
+from ssl_trainer.unimatch.objective import pooled, strong_views
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
 from trainer_support import UNET, small_config
 
@@ -194,31 +194,55 @@ class _HalfSure(torch.nn.Module):
         return logits * self.scale
 
 
-@pytest.mark.parametrize("against_teacher", [False, True])
-def test_vessa_says_nothing_against_a_teacher_that_is_sure(
-    tmp_path: Path, against_teacher: bool
-) -> None:
-    """VESSA says 1 in the upper half and 2 in the lower one."""
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float) -> None:
+    """VESSA says 1 in the upper half and 2 in the lower one, with 0.8."""
     base = small_config(tmp_path)
     config = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, size=16, classes=("one", "two")),
-        assistant=AssistantConfig(against_teacher=against_teacher, server="x:1"),
+        assistant=AssistantConfig(teacher_share=share, server="x:1"),
     )
     told = np.ones((16, 16), np.uint8)
     told[8:] = 2
-    answer = PseudoLabel(labels=told, confidence=np.full((16, 16), 255, np.uint8), predicted_iou=1)
+    answer = PseudoLabel(labels=told, confidence=np.full((16, 16), 204, np.uint8), predicted_iou=1)
     item = Slice("a", np.zeros((16, 16), np.uint8), None)
     batch = UnlabelledBatch((item, item), (frame.theta((16, 16)),) * 2, torch.zeros(2, 1, 16, 16))
     rng = np.random.default_rng(0)
-    views, _ = strong_views(batch, [answer, None], _HalfSure(), (4,), config, rng)
+    step = config.steps  # the share has grown to its end
+    views, _ = strong_views(batch, [answer, None], _HalfSure(), (4,), config, step, rng)
     assert views.from_vessa is not None
-    expected = torch.ones(16, 16)
-    if not against_teacher:
-        expected[8:, :8] = 0
-    assert torch.equal(views.from_vessa.weight_BHW[0], expected)
-    assert torch.equal(views.from_vessa.labels_BHW[0], torch.from_numpy(told).long())
+    expected = torch.from_numpy(told).long()
+    if share:
+        expected[8:, :8] = 1
+    assert torch.equal(views.from_vessa.labels_BHW[0], expected)
     assert not bool(views.from_vessa.weight_BHW[1].any()), "no answer"
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.01, 1))
+def test_pooled_labels_are_those_of_the_mean_distribution(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    teacher = rng.dirichlet(np.ones(4), 9).T.reshape(4, 3, 3)
+    labels, sure = rng.integers(0, 4, (3, 3)), rng.uniform(0.5, 1, (3, 3))
+    found, confidence = pooled(
+        torch.from_numpy(labels), torch.from_numpy(sure), torch.from_numpy(teacher), share
+    )
+    for at in np.ndindex(3, 3):
+        own, other = int(labels[at]), int(teacher[:, *at].argmax())
+        vessa = np.zeros(4)
+        vessa[own] = sure[at]
+        if other != own:
+            vessa[other] = 1 - sure[at]
+        mean = (1 - share) * vessa + share * teacher[:, *at]
+        best = max(own, other, key=lambda label: mean[label])
+        assert found[at] == best
+        assert float(confidence[at]) == pytest.approx(mean[best])
+
+
+def test_the_teachers_share_grows_to_its_end() -> None:
+    config = AssistantConfig(teacher_share=0.4, teacher_share_at=0.5)
+    shares = [schedule.teacher_share(s, 100, config) for s in (0, 25, 50, 99)]
+    assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
 def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:

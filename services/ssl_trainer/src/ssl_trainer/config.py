@@ -200,8 +200,9 @@ class AssistantConfig:
         decay_end: fraction of the run at which λ_v has reached its end.
         confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
             predicted IoU for each image; else all count fully.
-        against_teacher: count VESSA's labels also where the teacher is sure of another one. Late in
-            a run it is right there nine times of ten (``benchmarks/ssl_conflicts.py``).
+        teacher_share: share of the teacher's prediction in VESSA's labels, which grows to that from
+            0. Two that err in different places are better together, once the teacher is any good.
+        teacher_share_at: fraction of the run at which that share is reached.
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
         every: VESSA is asked about every so many-th slice only. Neighbours in a volume look alike,
@@ -222,7 +223,8 @@ class AssistantConfig:
     loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
-    against_teacher: bool = True
+    teacher_share: float = 0.0
+    teacher_share_at: float = 0.5
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
     every: int = 1
@@ -239,7 +241,7 @@ class AssistantConfig:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        for name in ("decay_end", "feedback_start"):
+        for name in ("decay_end", "feedback_start", "teacher_share", "teacher_share_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
 

@@ -27,10 +27,6 @@ class Target(NamedTuple):
     labels_BHW: Tensor
     weight_BHW: Tensor
 
-    def where(self, allowed_BHW: Tensor) -> Target:
-        """The target without the pixels that are not allowed."""
-        return self._replace(weight_BHW=self.weight_BHW * allowed_BHW)
-
     def mix(self, cutmix: CutMix) -> Target:
         """The target of the mixed view."""
         return Target(cutmix.mix(self.labels_BHW), cutmix.mix(self.weight_BHW))
@@ -78,14 +74,18 @@ def strong_views(
     teacher: nn.Module,
     channels: tuple[int, ...],
     config: TrainConfig,
+    step: int,
     rng: np.random.Generator,
 ) -> tuple[StrongViews, dict[str, float]]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log."""
     size, count = config.data.size, len(batch.slices)
     with precision(next(teacher.parameters()).device, config.precision):
-        confidence, labels = predict_probabilities(teacher, batch.image_B1HW).max(dim=1)
+        teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
+    confidence, labels = teacher_BCHW.max(dim=1)
     sure = losses.confident(confidence, config.unimatch.confidence_threshold)
-    from_vessa = _warped(batch, answers, weighted=config.assistant.confidence_weighting)
+    share = schedule.teacher_share(step, config.steps, config.assistant)
+    weighted = config.assistant.confidence_weighting
+    from_vessa = _from_vessa(batch, answers, teacher_BCHW, share, weighted=weighted)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     dropout = config.unimatch.dropout_probability
     masks = complementary_masks(count, channels, dropout, generator)
@@ -98,13 +98,10 @@ def strong_views(
         vessa = from_vessa.labels_BHW if from_vessa else None
         scalars |= quality.watch(batch, labels, vessa, answered)
     if from_vessa is not None:
-        agreed = from_vessa.labels_BHW == labels
         scalars |= {
-            "assistant/agreement": float(agreed.float().mean()),
+            "assistant/agreement": float((from_vessa.labels_BHW == labels).float().mean()),
             "assistant/answered": sum(a is not None for a in answers) / len(answers),
         }
-        if not config.assistant.against_teacher:
-            from_vessa = from_vessa.where(agreed | (sure == 0))
     return StrongViews(images, both, mixes, Target(labels, sure), from_vessa), scalars
 
 
@@ -139,10 +136,15 @@ def _mixed(target: Target, views: StrongViews, logits: Tensor, kind: UnlabelledL
     return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
 
 
-def _warped(
-    batch: UnlabelledBatch, answers: list[PseudoLabel | None], *, weighted: bool
+def _from_vessa(
+    batch: UnlabelledBatch,
+    answers: list[PseudoLabel | None],
+    teacher_BCHW: Tensor,
+    share: float,
+    *,
+    weighted: bool,
 ) -> Target | None:
-    """VESSA's answers in the views of a batch; None without any.
+    """VESSA's answers in the views of a batch, with a share of the teacher's; None without any.
 
     ``weighted`` by confidence and predicted IoU; else all that is in the slice counts fully.
     """
@@ -156,11 +158,33 @@ def _warped(
             weights.append(nothing)
             continue
         native = torch.tensor(answer.labels).float()[None]
-        labels.append(batch.warp(index, native, mode="nearest")[0].long())
+        told_HW = batch.warp(index, native, mode="nearest")[0].long()
         confidence = torch.tensor(answer.confidence).float()[None] / 255
-        view = batch.warp(index, confidence, mode="bilinear")[0]
-        if weighted:
-            weights.append(losses.pixel_weight(view) * answer.predicted_iou)
-        else:
-            weights.append((view > 0).float())  # 0 outside of the slice
+        sure_HW = batch.warp(index, confidence, mode="bilinear")[0]
+        inside_HW = (sure_HW > 0).float()  # confidence is 0 outside of the slice only
+        pooled_HW, confidence_HW = pooled(told_HW, sure_HW, teacher_BCHW[index], share)
+        labels.append(pooled_HW)
+        weight_HW = losses.pixel_weight(confidence_HW) * answer.predicted_iou
+        weights.append(weight_HW * inside_HW if weighted else inside_HW)
     return Target(torch.stack(labels), torch.stack(weights))
+
+
+def pooled(
+    labels_HW: Tensor, confidence_HW: Tensor, teacher_CHW: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
+    """Labels of the mean of VESSA and teacher, and how sure that is.
+
+    VESSA tells its label and how sure it is; the rest of its probability is taken to be on the
+    teacher's label, where that is another one: on ACDC as good as its real probabilities.
+    """
+    if share == 0:
+        return labels_HW, confidence_HW
+    sure_HW, other_HW = teacher_CHW.max(dim=0)
+    agreed_HW = teacher_CHW.gather(0, labels_HW[None])[0]
+    own_HW = (1 - share) * confidence_HW + share * agreed_HW
+    against_HW = (1 - share) * (1 - confidence_HW) + share * sure_HW
+    overruled_HW = (other_HW != labels_HW) & (against_HW > own_HW)
+    return (
+        torch.where(overruled_HW, other_HW, labels_HW),
+        torch.where(overruled_HW, against_HW, own_HW),
+    )

@@ -34,6 +34,13 @@ def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
     return end + (config.weight_start - end) * blend
 
 
+def teacher_share(step: int, steps: int, config: AssistantConfig) -> float:
+    """Share of the teacher in VESSA's labels: rises evenly from 0, then stays."""
+    if step >= steps * config.teacher_share_at:
+        return config.teacher_share
+    return config.teacher_share * step / (steps * config.teacher_share_at)
+
+
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:
     """Whether student masks are sent as prompts at ``step``."""
     return step >= config.feedback_start * steps

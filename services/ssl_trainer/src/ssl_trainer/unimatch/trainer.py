@@ -157,7 +157,7 @@ class UniMatchTrainer:
             unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
             channels = self.student.encoder_channels
             views, scalars = strong_views(
-                unlabelled, answers, self.teacher.model, channels, config, rng
+                unlabelled, answers, self.teacher.model, channels, config, self.step, rng
             )
         loss, parts = batch_loss(self.passes, labelled, views, config, self.step)
         scalars |= parts | {"loss/total": float(loss.detach())}
