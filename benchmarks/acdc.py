@@ -115,13 +115,18 @@ def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, ob
     }
 
 
+def results_file(name: str, arguments: argparse.Namespace) -> Path:
+    """Where the results on a split are."""
+    return RESULTS / f"{name}_{arguments.split}_{arguments.cases}.json"
+
+
 def write_results(name: str, arguments: argparse.Namespace, found: dict[str, object]) -> None:
     """Write what was found on a split, with the circumstances."""
     plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
     facts = circumstances(
         structures=list(NAMES), weights=checkpoint.digest(arguments.weights), **plain
     )
-    file = RESULTS / f"{name}_{arguments.split}_{arguments.cases}.json"
+    file = results_file(name, arguments)
     files.write_text(file, json.dumps({**facts, **found}, indent=2) + "\n")
     console.print(f"Results {file}", highlight=False)
 
