@@ -228,7 +228,7 @@ class AssistantConfig:
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
     every: int = 1
-    volume_slices: int = 16
+    volume_slices: int = 6
     spread_epochs: int = 4
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0

@@ -30,7 +30,7 @@ ROUNDS = 2
 BLUR, ENOUGH_VOTES = 3.0, 0.5
 # Mean estimated IoU below which turned slices are tried, how many of them, and how much more a
 # turned volume must be worth.
-TURN_BELOW, TURNED_SLICES, TURN_MARGIN = 0.4, 5, 0.05
+TURN_BELOW, TURNED_SLICES, TURN_MARGIN = 0.4, 3, 0.05
 # How much the estimated IoU of whole images counts beside that of the last look.
 WHOLE_WEIGHT = 2.0
 
@@ -70,15 +70,14 @@ def find(works: Sequence[Work], canvas: Canvas, look: Look, *, turn: bool, focus
     """
     rounds = ROUNDS if focus else 0
     found = _closer(works, _whole(works, canvas, look), look, rounds)
-    if not turn or found.quality() >= TURN_BELOW:
-        return found
-    slices = spread(len(works), TURNED_SLICES)
-    few = [works[z] for z in slices]
-    turned = [_whole(few, replace(canvas, turns=turns), look) for turns in (1, 2, 3)]
-    best = max(turned, key=lambda tried: _better_half(tried.whole_Z))
-    if _closer(few, best, look, rounds).worth() <= found.worth(slices) + TURN_MARGIN:
-        return found
-    return _closer(works, _whole(works, best.canvas, look), look, rounds)
+    if turn and found.quality() < TURN_BELOW:
+        slices = spread(len(works), TURNED_SLICES)
+        few = [works[z] for z in slices]
+        turned = [_whole(few, replace(canvas, turns=turns), look) for turns in (1, 2, 3)]
+        best = max(turned, key=lambda tried: _better_half(tried.whole_Z))
+        if _closer(few, best, look, rounds).worth() > found.worth(slices) + TURN_MARGIN:
+            found = _closer(works, _whole(works, best.canvas, look), look, rounds)
+    return found
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -103,13 +102,16 @@ def _whole(works: Sequence[Work], canvas: Canvas, look: Look) -> Found:
 
 
 def _closer(works: Sequence[Work], found: Found, look: Look, rounds: int) -> Found:
-    """Look at the window that most slices point to."""
+    """Look at the window that most slices point to, as long as that is no worse."""
     for _ in range(rounds):
         crop = window(found.works)
         if crop is None:
             break
         canvas = replace(found.canvas, crop=crop)
-        found = replace(found, canvas=canvas, works=look(works, canvas))
+        closer = replace(found, canvas=canvas, works=look(works, canvas))
+        if closer.quality() < found.quality():
+            break
+        found = closer
     return found
 
 
