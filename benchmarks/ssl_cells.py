@@ -32,8 +32,9 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-falling": ("plain", {"assistant": {"weight_end": 0.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
-    "mutual-alone": ("plain", {"assistant": {"volume_slices": 0}}),
-    "mutual-pooled": ("plain", {"assistant": {"teacher_share": 0.5}}),
+    "mutual-unpooled": ("plain", {"assistant": {"teacher_share": 0.0}}),
+    # As it was before slices were looked at together and labels pooled.
+    "mutual-alone": ("plain", {"assistant": {"volume_slices": 0, "teacher_share": 0.0}}),
 }
 
 

@@ -223,7 +223,7 @@ class AssistantConfig:
     loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
-    teacher_share: float = 0.0
+    teacher_share: float = 0.5
     teacher_share_at: float = 0.5
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
