@@ -167,9 +167,9 @@ def fill_bank(client: VessaClient, labelled: tuple[Case, ...]) -> int:
 def one_shot_volume(client: VessaClient, case: Case) -> list[SegmentationResult]:
     """Segment a volume over one stream, slice by slice."""
     image = case.read()
-    names = tuple(c.name for c in CLASSES)
+    volume, names = image.sample(), tuple(c.name for c in CLASSES)
     requests = (
-        SegmentationRequest(image=pixels, class_names=names, request_id=str(index))
+        SegmentationRequest(image=pixels, volume=volume, class_names=names, request_id=str(index))
         for index, pixels in enumerate(image.slices())
     )
     results: dict[int, SegmentationResult] = {}
