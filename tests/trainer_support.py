@@ -60,6 +60,7 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
             confidence_weighting=False,
             feedback_start=0.5,
             spread_epochs=1,
+            ahead=2,
             timeout_seconds=20,
         ),
         steps=steps,

@@ -34,17 +34,8 @@ from vessa_server.engine import VessaEngine
 NAMES = tuple(c.name for c in CLASSES)
 
 
-def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    tensors = load_file(out / state.STATE_FILE)
-    return {name: value for name, value in tensors.items() if name != "pending"}
-
-
-def sent_last(out: Path) -> torch.Tensor:
-    return load_file(out / state.STATE_FILE)["pending"]
-
-
 def same(one: Path, other: Path) -> bool:
-    first, second = final_weights(one), final_weights(other)
+    first, second = (load_file(folder / state.STATE_FILE) for folder in (one, other))
     return first.keys() == second.keys() and all(
         torch.equal(first[name], second[name]) for name in first
     )
@@ -86,6 +77,16 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
     train(config, tmp_path / "b", stop_after=5)
     train(config, tmp_path / "b")
     assert same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 20])
+def test_vessa_is_asked_ahead(tmp_path: Path, server: RunningServer, ahead: int) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
+    assistant = dataclasses.replace(config.assistant, ahead=ahead)
+    trainer = UniMatchTrainer(dataclasses.replace(config, assistant=assistant), tmp_path / "run")
+    under_way: dict[int, list[int]] = {}
+    trainer.run(lambda step, scalars: under_way.update({step: list(trainer._told)}))
+    assert under_way == {s: list(range(s, min(s + ahead, 6))) for s in range(1, 7)}
 
 
 def test_vessa_changes_the_student(tmp_path: Path, server: RunningServer) -> None:
@@ -134,9 +135,13 @@ def test_masks_of_the_teacher_are_sent_where_told(
     )
     for source in ("student", "teacher"):
         assistant = dataclasses.replace(config.assistant, feedback_from=source)
-        train(dataclasses.replace(config, assistant=assistant), tmp_path / source)
-    sent = [sent_last(tmp_path / source) for source in ("student", "teacher")]
-    assert torch.equal(*sent) == alike
+        stopped = dataclasses.replace(config, assistant=assistant)
+        train(stopped, tmp_path / source, stop_after=5)
+    # The state of step 4: what updates 4 and 5 were told is under way.
+    states = [load_file(tmp_path / name / state.STATE_FILE) for name in ("student", "teacher")]
+    for one in states:
+        assert {name for name in one if name.startswith("told.")} == {"told.4", "told.5"}
+    assert torch.equal(*(one["told.5"] for one in states)) == alike
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,8 @@ class AssistantConfig:
         spread_epochs: epochs over which the first looks at the volumes are spread. A first look
             takes long, later ones with a student's mask do not; with more epochs training waits
             less for it, and has fewer of VESSA's labels in the beginning.
+        ahead: updates by which VESSA is asked ahead. The first look at a volume takes as long as
+            several updates: the more are under way, the less training waits. Prompts are as old.
         timeout_seconds: longest wait for the answers of a batch.
         retry_seconds: how long a server that failed is left alone.
     """
@@ -230,11 +232,12 @@ class AssistantConfig:
     every: int = 1
     volume_slices: int = 6
     spread_epochs: int = 4
+    ahead: int = 8
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("every", "spread_epochs"):
+        for name in ("every", "spread_epochs", "ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
         if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:

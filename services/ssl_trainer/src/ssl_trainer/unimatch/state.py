@@ -41,15 +41,14 @@ def save_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
-    pending: Tensor | None,
+    told: dict[int, Tensor],
 ) -> None:
-    """Write the state of a run."""
+    """Write the state of a run; ``told`` is what VESSA was told, by update."""
     tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    if pending is not None:
-        tensors["pending"] = pending
+    tensors |= {f"told.{step}": maps for step, maps in told.items()}
     metadata = {
         "step": str(progress.step),
         "best": repr(progress.best),
@@ -64,7 +63,7 @@ def load_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
-) -> tuple[Progress, Tensor | None] | None:
+) -> tuple[Progress, dict[int, Tensor]] | None:
     """Load the state of a run; None where there is none.
 
     Raises:
@@ -88,7 +87,7 @@ def load_state(
     state["state"] = restored
     optimizer.load_state_dict(state)
     progress = Progress(int(metadata["step"]), float(metadata["best"]))
-    return progress, tensors.get("pending")
+    return progress, {int(step): maps for step, maps in _part(tensors, "told.").items()}
 
 
 def _identity(config: dict[str, Any]) -> str:

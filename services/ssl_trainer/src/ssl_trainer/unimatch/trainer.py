@@ -86,8 +86,8 @@ class UniMatchTrainer:
             else None
         )
         self.step, self.best = 0, -1.0
-        # The student's probabilities that went with the requests that are under way.
-        self._pending: Tensor | None = None
+        # What VESSA was told of the student's view, by update, for the requests under way.
+        self._told: dict[int, Tensor | None] = {}
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs."""
@@ -95,7 +95,9 @@ class UniMatchTrainer:
         self.resume()
         writer = self._writer() if self.processes.first else None
         try:
-            self._ask(self.step)
+            for step, told in self._told.items():
+                self._ask(step, told)
+            self._ask_ahead(self.step)
             while self.step < self.config.steps:
                 scalars = self.train_step()
                 if writer is not None:
@@ -118,9 +120,8 @@ class UniMatchTrainer:
         started = time.perf_counter()
         answers = {number: self._collect(number) for number in numbers}
         collected = time.perf_counter()
-        if step + 1 < config.steps:
-            self._pending = self._predict(step + 1)
-            self._ask(step + 1)
+        self._told.pop(step)
+        self._ask_ahead(step + 1)
         asked = time.perf_counter()
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,11 +188,15 @@ class UniMatchTrainer:
 
     def save(self) -> None:
         """Write the training state."""
-        pending = None if self._pending is None else self.processes.gather(self._pending)
+        told = {
+            step: self.processes.gather(maps)
+            for step, maps in self._told.items()
+            if maps is not None
+        }
         if self.processes.first:
             progress = state.Progress(self.step, self.best)
             modules = (self.student, self.teacher.model, self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, pending)
+            state.save_state(self.out, progress, self.config, *modules, told)
 
     def resume(self) -> bool:
         """Load the training state, where there is one.
@@ -204,17 +209,18 @@ class UniMatchTrainer:
         )
         if loaded is None:
             return False
-        progress, pending = loaded
+        progress, told = loaded
         self.step, self.best = progress.step, progress.best
-        if pending is not None:
-            own = self.config.accumulate * self.config.unlabelled_batch
-            expected = own * self.processes.world
-            if len(pending) != expected:
+        own = self.config.accumulate * self.config.unlabelled_batch
+        expected = own * self.processes.world
+        self._told = dict.fromkeys(self._under_way(self.step))
+        for step, maps in told.items():
+            if len(maps) != expected:
                 raise state.StateError(
-                    f"{self.out / state.STATE_FILE}: an update saw {len(pending)} unlabelled "
+                    f"{self.out / state.STATE_FILE}: an update saw {len(maps)} unlabelled "
                     f"slices, here {expected}; start as many processes as before"
                 )
-            self._pending = pending[self.processes.rank * own :][:own]
+            self._told[step] = maps[self.processes.rank * own :][:own]
         return True
 
     def _numbers(self, step: int) -> range:
@@ -247,21 +253,28 @@ class UniMatchTrainer:
     def _feedback_at(self, step: int) -> Feedback | None:
         """VESSA, where its labels count in an update."""
         config = self.config
-        if step >= config.steps or not schedule.assistant_weight(
-            step, config.steps, config.assistant
-        ):
-            return None
-        return self.feedback
+        weight = schedule.assistant_weight(step, config.steps, config.assistant)
+        return self.feedback if weight else None
 
-    def _ask(self, step: int) -> None:
+    def _under_way(self, step: int) -> range:
+        """Updates about which VESSA has been asked when ``step`` begins."""
+        return range(step, min(step + self.config.assistant.ahead, self.config.steps))
+
+    def _ask_ahead(self, step: int) -> None:
+        """Ask about the updates to come about which VESSA was not asked yet."""
+        for coming in self._under_way(step):
+            if coming not in self._told:
+                self._told[coming] = self._predict(coming)
+                self._ask(coming, self._told[coming])
+
+    def _ask(self, step: int, told: Tensor | None) -> None:
         feedback = self._feedback_at(step)
         if feedback is None:
             return
         batch = self.config.unlabelled_batch
         for index, number in enumerate(self._numbers(step)):
             rows = slice(index * batch, (index + 1) * batch)
-            asked = None if self._pending is None else self._pending[rows]
-            feedback.ask(number, asked)
+            feedback.ask(number, None if told is None else told[rows])
 
     def _collect(self, number: int) -> list[PseudoLabel | None]:
         feedback = self._feedback_at(self.step)
