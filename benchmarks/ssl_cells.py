@@ -34,7 +34,10 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
     "mutual-unpooled": ("plain", {"assistant": {"teacher_share": 0.0}}),
     # As it was before slices were looked at together and labels pooled.
-    "mutual-alone": ("plain", {"assistant": {"volume_slices": 0, "teacher_share": 0.0}}),
+    "mutual-alone": (
+        "plain",
+        {"assistant": {"volume_slices": 0, "teacher_share": 0.0, "ahead": 1}},
+    ),
 }
 
 
