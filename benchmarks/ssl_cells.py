@@ -78,7 +78,7 @@ class Task:
     @staticmethod
     def load(name: str, data: Path) -> Task:
         """Read a task's file."""
-        content = _read(name)
+        content = read_task(name)
         classes = tuple(ClassDefinition(**c) for c in content["classes"])
         root = (data / content["folder"]).resolve()
         variants = content.get("variants", {})
@@ -133,10 +133,10 @@ class Task:
         return {name: found[name] for name in sorted(found)}
 
 
-def _read(name: str) -> Facts:
+def read_task(name: str) -> Facts:
     """A task's file; with ``like`` it says only what differs from another task."""
     content: Facts = yaml.safe_load((TASKS / f"{name}.yaml").read_text())
-    return {**_read(content["like"]), **content} if "like" in content else content
+    return {**read_task(content["like"]), **content} if "like" in content else content
 
 
 def settings(config: Facts) -> Facts:

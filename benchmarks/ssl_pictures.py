@@ -1,8 +1,11 @@
 """Curves of the arms of ``ssl_arms.py``: validation Dice, and the quality of the pseudo-labels.
 
     python benchmarks/ssl_pictures.py acdc
+    python benchmarks/ssl_pictures.py acdc acdc_patient038 acdc_patient050
 
-Reads ``benchmarks/results/ssl_TASK.json`` and writes ``docs/images/ssl_TASK.png``.
+One task: a panel for each number of labelled cases, ``docs/images/ssl_TASK.png``. Several, which
+differ in who is annotated: a panel for each, ``docs/images/ssl_patients.png``. Reads
+``benchmarks/results/ssl_TASK.json``.
 """
 
 from __future__ import annotations
@@ -10,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import RESULTS, ROOT
-from ssl_cells import TASK_NAMES
+from ssl_cells import TASK_NAMES, Facts, read_task
 from vessa_client.console import console
 
 # As the figure names them; the ablations of an arm are left to the table.
@@ -25,43 +27,80 @@ ARMS = {
     "supervised": "labelled slices only",
     "unimatch": "UniMatch V2",
     "mutual": "UniMatch V2 + VESSA, mutual",
+    "mutual-alone": "the same, each slice alone, labels not pooled",
 }
 
 
 def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=TASK_NAMES)
-    arguments = parser.parse_args()
-    cells = json.loads((RESULTS / f"ssl_{arguments.task}.json").read_text())["cells"]
-    # Trainings of the usual length, which have the same axis.
-    cells = [c for c in cells if c["arm"] in ARMS and "steps" not in c["settings"]]
-    compared = [c for c in cells if "val/dice" in c["curves"]]
-    counts = sorted({c["cases"] for c in compared})
-    rows = math.ceil((len(counts) + 1) / 2)
-    figure = Figure(figsize=(10, 3.8 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)[: len(counts) + 1]
+    parser.add_argument("tasks", choices=TASK_NAMES, nargs="+", metavar="task")
+    tasks = parser.parse_args().tasks
+    if len(tasks) == 1:
+        file, figure = f"ssl_{tasks[0]}.png", numbers_of_cases(_cells(tasks[0]))
+    else:
+        file, figure = "ssl_patients.png", annotated_patients(tasks)
+    path = ROOT / "docs" / "images" / file
+    figure.savefig(path, dpi=110)
+    console.print(f"{path}", highlight=False)
+
+
+def numbers_of_cases(cells: list[Facts]) -> Figure:
+    """A panel for each number of labelled cases, and one for the pseudo-labels with fewest."""
+    counts = sorted({c["cases"] for c in cells if "val/dice" in c["curves"]})
+    figure, panels = _panels(len(counts) + 1)
     for axes, count in zip(panels, counts, strict=False):
-        for index, (arm, label) in enumerate(ARMS.items()):
-            runs = [c for c in compared if c["arm"] == arm and c["cases"] == count]
-            if runs:
-                _draw(axes, runs, "val/dice", f"{label}; seeds: {len(runs)}", f"C{index}")
+        _arms(axes, [c for c in cells if c["cases"] == count])
         axes.set_title(f"Validation Dice, {count} labelled")
     watched = [c for c in cells if c["arm"] == "mutual" and c["cases"] == min(counts)]
     if watched:
         _draw(panels[-1], watched, "quality/teacher", "labels of the teacher", "C2")
         _draw(panels[-1], watched, "quality/vessa", "labels of VESSA, given the teacher's", "C4")
     panels[-1].set_title(f"Dice of pseudo-labels, {min(counts)} labelled, mutual")
+    return _finished(figure, panels)
+
+
+def annotated_patients(tasks: list[str]) -> Figure:
+    """A panel for each task, with one labelled case: which one differs."""
+    figure, panels = _panels(len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
+        _arms(axes, [c for c in _cells(task) if c["cases"] == 1])
+        axes.set_title(f"Validation Dice, {read_task(task)['labelled'][1][0]} labelled")
+    return _finished(figure, panels)
+
+
+def _cells(task: str) -> list[Facts]:
+    """Trainings of the usual length, which have the same axis."""
+    cells = json.loads((RESULTS / f"ssl_{task}.json").read_text())["cells"]
+    return [c for c in cells if c["arm"] in ARMS and "steps" not in c["settings"]]
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    rows = math.ceil(count / 2)
+    figure = Figure(figsize=(10, 3.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
+
+
+def _finished(figure: Figure, panels: list[Axes]) -> Figure:
     for axes in panels:
         axes.set(xlabel="update", ylim=(0, 0.9))
         axes.legend(fontsize="small", loc="lower right")
         axes.grid(alpha=0.3)
-    file = ROOT / "docs" / "images" / f"ssl_{arguments.task}.png"
-    figure.savefig(file, dpi=110)
-    console.print(f"{file}", highlight=False)
+    return figure
 
 
-def _draw(axes: Axes, runs: list[dict[str, Any]], name: str, label: str, colour: str) -> None:
+def _arms(axes: Axes, cells: list[Facts]) -> None:
+    """Validation Dice of each arm."""
+    for index, (arm, label) in enumerate(ARMS.items()):
+        runs = [c for c in cells if c["arm"] == arm and "val/dice" in c["curves"]]
+        if runs:
+            _draw(axes, runs, "val/dice", f"{label}; seeds: {len(runs)}", f"C{index}")
+
+
+def _draw(axes: Axes, runs: list[Facts], name: str, label: str, colour: str) -> None:
     """Mean over seeds, and their range."""
     values = np.array([run["curves"][name] for run in runs], dtype=np.float64)
     steps = runs[0]["curves"]["step"]
