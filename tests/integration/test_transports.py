@@ -63,15 +63,18 @@ def cached_server(
         yield server
 
 
-@pytest.mark.parametrize("student", [None, LABELS], ids=["one-shot", "student"])
+@pytest.mark.parametrize(
+    ("student", "slices"),
+    [(None, 0), (LABELS, 0), (LABELS, 2)],
+    ids=["one-shot", "student", "student and volume"],
+)
 def test_every_way_in_gives_the_same_answer_bit_for_bit(
-    cached_server: RunningServer, tmp_path: Path, student: AnyArray | None
+    cached_server: RunningServer, tmp_path: Path, student: AnyArray | None, slices: int
 ) -> None:
     data = png(IMAGE)
-    expected = engine_of(tmp_path / "reference").segment(
-        SegmentationRequest(image=data, student_mask=student)
-    )
-    request = SegmentationRequest(image=data, student_mask=student, request_id="r")
+    volume = tuple(png(picture(i)[0]) for i in range(slices))
+    request = SegmentationRequest(image=data, student_mask=student, volume=volume, request_id="r")
+    expected = engine_of(tmp_path / "reference").segment(request)
     with VessaClient(cached_server.grpc) as client:
         found = [client.segment(request), *client.segment_stream([request])]
     for result in found:
@@ -82,9 +85,9 @@ def test_every_way_in_gives_the_same_answer_bit_for_bit(
         assert result.image_sha256 == expected.image_sha256
         for one, other in zip(result.classes, expected.classes, strict=True):
             assert np.float32(one.predicted_iou) == np.float32(other.predicted_iou)
-    upload = {"image": data}
+    upload = [("image", data), *(("volume", slice_) for slice_ in volume)]
     if student is not None:
-        upload["student_mask"] = png(student)
+        upload.append(("student_mask", png(student)))
     url = f"{cached_server.http}/pseudolabel"
     json = httpx.post(url, files=upload).raise_for_status().json()
     labels = read_png(base64.b64decode(json["labels_png"]))
@@ -94,7 +97,10 @@ def test_every_way_in_gives_the_same_answer_bit_for_bit(
     assert [c["class_name"] for c in json["classes"]] == ["disc", "bar"]
     for one, other in zip(json["classes"], expected.classes, strict=True):
         assert np.float32(one["predicted_iou"]) == np.float32(other.predicted_iou)
-    body = {"image": base64.b64encode(data).decode()}
+    body: dict[str, Any] = {
+        "image": base64.b64encode(data).decode(),
+        "volume": [base64.b64encode(slice_).decode() for slice_ in volume],
+    }
     if student is not None:
         body["student_mask"] = base64.b64encode(png(student)).decode()
     answer = httpx.post(url, json=body, headers={"Accept": "image/png"}).raise_for_status()

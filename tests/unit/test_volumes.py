@@ -23,7 +23,7 @@ from vessa_client import (
 )
 from vessa_client._types import ImageInput, ImageReference
 from vessa_client.wire import MAX_VOLUME_SLICES
-from vessa_server.engine import EngineSettings, VessaEngine, volumes
+from vessa_server.engine import EngineSettings, VessaEngine
 
 SIDE = 200
 
@@ -148,7 +148,7 @@ def test_wrong_volumes_name_the_field(
 
 @given(count=st.integers(1, 300), most=st.integers(1, 40))
 def test_spread_slices_are_different_and_cover_the_volume(count: int, most: int) -> None:
-    chosen = volumes.spread(count, most)
+    chosen = files.spread(count, most)
     assert len(set(chosen)) == len(chosen) == min(count, most)
     assert chosen == sorted(chosen)
     gaps = np.diff([-1, *chosen, count])
@@ -161,6 +161,6 @@ def test_a_sample_of_a_file_is_slices_of_it(depth: int) -> None:
     pixels = np.arange(depth)[:, None, None] * np.ones((1, 2, 3), np.int16)
     file = files.ImageFile(Path("volume.nii.gz"), pixels, 0, None)
     sample = [int(slice_[0, 0]) for slice_ in file.sample(MAX_VOLUME_SLICES)]
-    assert sample == volumes.spread(depth, MAX_VOLUME_SLICES)
+    assert sample == files.spread(depth, MAX_VOLUME_SLICES)
     assert file.sample(0) == ()
     assert files.ImageFile(Path("picture.png"), pixels[0], None, None).sample() == ()

@@ -71,8 +71,13 @@ class ImageFile:
         """
         if self.axis is None:
             return ()
-        count = min(most, self.depth)
-        return tuple(self.slice((2 * i + 1) * self.depth // (2 * count)) for i in range(count))
+        return tuple(self.slice(index) for index in spread(self.depth, most))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` indices, evenly spread, the ends left out if possible."""
+    wanted = min(count, most)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
 def stem(path: Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from vessa_client import files
 from vessa_server.engine.work import Work
 from vessa_server.model import preprocess
 from vessa_server.model.preprocess import Canvas, Crop
@@ -71,19 +72,13 @@ def find(works: Sequence[Work], canvas: Canvas, look: Look, *, turn: bool, focus
     rounds = ROUNDS if focus else 0
     found = _closer(works, _whole(works, canvas, look), look, rounds)
     if turn and found.quality() < TURN_BELOW:
-        slices = spread(len(works), TURNED_SLICES)
+        slices = files.spread(len(works), TURNED_SLICES)
         few = [works[z] for z in slices]
         turned = [_whole(few, replace(canvas, turns=turns), look) for turns in (1, 2, 3)]
         best = max(turned, key=lambda tried: _better_half(tried.whole_Z))
         if _closer(few, best, look, rounds).worth() > found.worth(slices) + TURN_MARGIN:
             found = _closer(works, _whole(works, best.canvas, look), look, rounds)
     return found
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` indices, evenly spread, the ends left out if possible."""
-    wanted = min(count, most)
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
 def window(works: Sequence[Work]) -> Crop | None:

@@ -35,6 +35,9 @@ class PseudoLabelJson(BaseModel):
 
     image: str | None = Field(None, description="PNG, JPEG, TIFF or NIfTI slice, base64.")
     image_ref: str | None = Field(None, description="Digest of an image sent before.")
+    volume: list[str] = Field(
+        default_factory=list, description="Slices of the image's volume, base64 files."
+    )
     class_names: list[str] = Field(default_factory=list, description="Empty means all.")
     text: str = ""
     student_mask: str | None = Field(None, description="Label map as PNG or NIfTI, base64.")
@@ -54,6 +57,11 @@ FORM_SCHEMA: dict[str, Any] = {
                     "properties": {
                         "image": {"type": "string", "format": "binary"},
                         "student_mask": {"type": "string", "format": "binary"},
+                        "volume": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Slices of the image's volume.",
+                        },
                         "class_names": {"type": "string", "description": "Comma-separated."},
                         "text": {"type": "string"},
                         "top_k": {"type": "integer"},
@@ -114,6 +122,9 @@ async def _parse(request: Request) -> SegmentationRequest:
             class_names=tuple(split_names(str(form.get("class_names", "")))),
             text=str(form.get("text", "")),
             student_mask=_student(mask),
+            volume=tuple(
+                [await f.read() for f in form.getlist("volume") if isinstance(f, UploadFile)]
+            ),
             top_k=int(top_k),
             template_ids=tuple(split_names(str(form.get("template_ids", "")))),
             explain=str(form.get("explain", "")).lower() in ("1", "true", "on", "yes"),
@@ -140,6 +151,7 @@ def _from_json(data: bytes) -> SegmentationRequest:
         class_names=tuple(body.class_names),
         text=body.text,
         student_mask=_student(mask),
+        volume=tuple(_base64(text, "volume") for text in body.volume),
         top_k=body.top_k,
         template_ids=tuple(body.template_ids),
         explain=body.explain,
