@@ -28,6 +28,8 @@ ARMS = {
     "unimatch": "UniMatch V2",
     "mutual": "UniMatch V2 + VESSA, mutual",
     "mutual-alone": "the same, each slice alone, labels not pooled",
+    "mutual-sixteen": "the same, sixteen slices of a volume",
+    "mutual-sixteen-unpooled": "sixteen slices, labels not pooled",
 }
 
 
