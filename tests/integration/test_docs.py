@@ -16,7 +16,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(document: Path, language: str) -> list[str]:
-    """Code blocks of a language; every fence has its partner, or what is between is taken for one."""
+    """Code blocks of a language; fences are taken in pairs, whatever their language."""
     pairs = re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
     return [text for named, text in pairs if named == language]
 
