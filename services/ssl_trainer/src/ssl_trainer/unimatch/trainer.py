@@ -120,7 +120,7 @@ class UniMatchTrainer:
         started = time.perf_counter()
         answers = {number: self._collect(number) for number in numbers}
         collected = time.perf_counter()
-        self._told.pop(step)
+        self._told.pop(step, None)
         self._ask_ahead(step + 1)
         asked = time.perf_counter()
         self.student.train()
