@@ -52,7 +52,6 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
-    file = acdc.results_file("acdc_one_shot", arguments)
     with open_runner(arguments) as runner:
         cases = runner.cases
         results: dict[str, Result] = {}
@@ -60,8 +59,10 @@ def main() -> None:
             results[name] = acdc.evaluate(name, segment, cases)
         if "ablations" in arguments.parts:
             results |= runner.ablations(cases)
-        results |= runner.trained(cases)
+        if {"fitted", "unet"} & set(arguments.parts):
+            results |= runner.trained(cases)
     commit = acdc.circumstances()["commit"]
+    file = acdc.results_file("acdc_one_shot", arguments)
     known = json.loads(file.read_text())["results"] if file.is_file() else {}
     results = known | {name: {**row, "commit": commit} for name, row in results.items()}
     show(results, f"Dice, {arguments.split}, {arguments.cases} labelled case(s)")

@@ -216,6 +216,14 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float) 
     if share:
         expected[8:, :8] = 1
     assert torch.equal(views.from_vessa.labels_BHW[0], expected)
+    # 2 p - 1 of the winner: upper and lower half, in the teacher's sure and in its unsure half.
+    unsure = torch.softmax(torch.tensor([0.0, 0.1, 0.0]), dim=0)
+    left = [0.9, 0.6] if share else [0.8, 0.8]
+    right = [0.4 + 0.5 * float(unsure[label]) if share else 0.8 for label in (1, 2)]
+    for rows, *sure in ((slice(8), left[0], right[0]), (slice(8, 16), left[1], right[1])):
+        for columns, p in zip((slice(8), slice(8, 16)), sure, strict=True):
+            weight = views.from_vessa.weight_BHW[0, rows, columns]
+            assert weight.numpy() == pytest.approx(2 * p - 1, abs=1e-5)
     assert not bool(views.from_vessa.weight_BHW[1].any()), "no answer"
 
 

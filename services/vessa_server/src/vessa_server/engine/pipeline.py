@@ -23,8 +23,8 @@ from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.vessa import Conditioned, Decoded, ImageFeatures, TemplateFeatures, Vessa
 
 EXPLANATION_TOKENS = 24
-# Mean estimated IoU below which turned views are tried, and by how much one must be better.
-TURN_BELOW, TURN_MARGIN = 0.4, 0.08
+# By how much the mean estimated IoU of a turned view must be better.
+TURN_MARGIN = 0.08
 # Overlap of windows from which a student's is the same as VESSA's own.
 SAME_WINDOW = 0.5
 # Of what is kept of a volume beside its slices.
@@ -86,8 +86,7 @@ class Pipeline:
         for work in works:
             if work.volume:
                 self._prepare_of_volume(work)
-            work.keep_own()
-            self._keep(("prepared", *work.key()), work)
+            self._keep_own(work)
 
     def _prepare_of_volume(self, work: Work) -> None:
         """Look where the slices of its volume agree that the structures are."""
@@ -100,8 +99,7 @@ class Pipeline:
             canvas = found.canvas
             self.features.put(key, canvas, CANVAS_BYTES)
             for slice_ in found.works:
-                slice_.keep_own()
-                self._keep(("prepared", *slice_.key()), slice_)
+                self._keep_own(slice_)
         work.take(self._look([work], canvas)[0])
 
     def _look(self, works: Sequence[Work], canvas: Canvas) -> list[Work]:
@@ -127,6 +125,11 @@ class Pipeline:
         if self.focus:
             self._look_closer(works)
 
+    def _keep_own(self, work: Work) -> None:
+        """Keep what was made without a student's mask."""
+        work.keep_own()
+        self._keep(("prepared", *work.key()), work)
+
     def _keep(self, key: Hashable, work: Work) -> None:
         assert work.prepared is not None
         self.features.put(key, work.prepared, work.prepared.nbytes)
@@ -134,7 +137,7 @@ class Pipeline:
     def _turn(self, work: Work) -> None:
         """Turn the image by quarters where it is unsure, and fits the templates clearly better."""
         quality = work.quality()
-        if quality >= TURN_BELOW:
+        if quality >= volumes.TURN_BELOW:
             return
         assert work.prepared is not None
         upright = work.prepared.view.canvas

@@ -29,9 +29,10 @@ Floats = npt.NDArray[np.float64]
 ROUNDS = 2
 # Pixels by which votes are blurred, and the share of the most votes above which a pixel counts.
 BLUR, ENOUGH_VOTES = 3.0, 0.5
-# Mean estimated IoU below which turned slices are tried, how many of them, and how much more a
-# turned volume must be worth.
-TURN_BELOW, TURNED_SLICES, TURN_MARGIN = 0.4, 3, 0.05
+# Mean estimated IoU below which turned views are tried, of an image alone, too.
+TURN_BELOW = 0.4
+# How many slices of a volume are turned, and how much more it must be worth then.
+TURNED_SLICES, TURN_MARGIN = 3, 0.05
 # How much the estimated IoU of whole images counts beside that of the last look.
 WHOLE_WEIGHT = 2.0
 
