@@ -187,7 +187,7 @@ def test_an_absent_server_is_unimatch_alone_bit_for_bit(
 
 
 def _slices(count: int) -> list[Slice]:
-    return [Slice(f"{i}/0", picture(i)[0], None) for i in range(count)]
+    return [Slice(f"{i}/0", picture(i)[0], None, str(i)) for i in range(count)]
 
 
 def test_slices_of_a_volume_are_asked_about_together(server: RunningServer, tmp_path: Path) -> None:

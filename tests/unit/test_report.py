@@ -54,7 +54,7 @@ def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) 
 def test_only_slices_that_vessa_answered_count_for_it() -> None:
     truth = np.zeros((16, 16), dtype=np.uint8)
     truth[4:12, 4:12] = 1
-    item = Slice("s", truth, truth)
+    item = Slice("s", truth, truth, "s")
     theta = frame.theta(truth.shape)
     batch = UnlabelledBatch((item, item), (theta, theta), torch.zeros(2, 1, 16, 16))
     right, nothing = torch.from_numpy(truth).long(), torch.zeros(16, 16, dtype=torch.long)

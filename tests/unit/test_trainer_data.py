@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,40 @@ def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
     split = cases.find(small_config(tmp_path).data)
     with pytest.raises(files.FileError, match="expected the image's"):
         cases.read_slices(split.labelled, 2, labelled=True)
+
+
+def test_volumes_of_a_patient_with_the_same_geometry_count_as_one(tmp_path: Path) -> None:
+    moved = np.array([[1.0, 0, 0, 5], [0, 1, 0, 0], [0, 0, 8, 0], [0, 0, 0, 1]])
+    shapes = {"p1_frame01": (9, 8, 4), "p1_frame02": (9, 8, 4), "p1_long": (9, 8, 5)}
+    places = {**dict.fromkeys(shapes, np.eye(4)), "p1_other": moved, "p2_frame01": np.eye(4)}
+    folder = tmp_path / "train"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    found = []
+    for name, affine in places.items():
+        pixels = rng.integers(0, 200, shapes.get(name, (9, 8, 4))).astype(np.int16)
+        nib.save(nib.Nifti1Image(pixels, affine), folder / f"{name}.nii.gz")
+        found.append(cases.Case(folder / f"{name}.nii.gz", None, name.partition("_")[0]))
+    slices = cases.read_slices(tuple(found), 1, labelled=False, sample=4)
+    assert [s.key for s in slices] == [
+        f"{name}/{z}" for name in places for z in range(shapes.get(name, (9, 8, 4))[2])
+    ]
+    of = {s.key.partition("/")[0]: s for s in slices}
+    assert {name: s.series for name, s in of.items()} == {
+        "p1_frame01": "p1_frame01",
+        "p1_frame02": "p1_frame01",
+        "p1_long": "p1_long",
+        "p1_other": "p1_other",
+        "p2_frame01": "p2_frame01",
+    }
+    film = {
+        s.key.partition("/")[0]
+        for s in slices
+        for v in of["p1_frame02"].volume
+        if np.array_equal(s.image, v)
+    }
+    assert film == {"p1_frame01", "p1_frame02"}
+    assert len(of["p1_frame02"].volume) == len(of["p1_long"].volume) == 4
 
 
 def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:

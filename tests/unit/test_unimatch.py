@@ -206,7 +206,7 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float) 
     told = np.ones((16, 16), np.uint8)
     told[8:] = 2
     answer = PseudoLabel(labels=told, confidence=np.full((16, 16), 204, np.uint8), predicted_iou=1)
-    item = Slice("a", np.zeros((16, 16), np.uint8), None)
+    item = Slice("a", np.zeros((16, 16), np.uint8), None, "a")
     batch = UnlabelledBatch((item, item), (frame.theta((16, 16)),) * 2, torch.zeros(2, 1, 16, 16))
     rng = np.random.default_rng(0)
     step = config.steps  # the share has grown to its end

@@ -6,6 +6,7 @@ pictures) and label files ``*_gt`` beside them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,19 +131,20 @@ def _check_disjoint(train: set[str], split: Split) -> None:
 class Slice:
     """A slice in its native frame.
 
-    ``labels`` of an unlabelled slice are None, or serve to watch pseudo-labels, never to train.
-    ``volume`` has some slices of the volume that it is a slice of.
+    Attributes:
+        key: image file and number.
+        image: the slice.
+        labels: of an unlabelled slice None, or to watch pseudo-labels with, never to train.
+        series: what it is a slice of: the picture, or the first of a patient's volumes with the
+            same geometry, which count as one.
+        volume: some slices of the series.
     """
 
     key: str
     image: AnyArray
     labels: npt.NDArray[np.uint8] | None
+    series: str
     volume: tuple[AnyArray, ...] = ()
-
-    @property
-    def series(self) -> str:
-        """The volume or picture that it is a slice of."""
-        return self.key.rpartition("/")[0]
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -157,13 +159,19 @@ class Slice:
 def read_slices(
     cases: tuple[Case, ...], num_classes: int, *, labelled: bool, sample: int = 0
 ) -> list[Slice]:
-    """All slices of the cases, in memory, each with at most ``sample`` slices of its volume."""
+    """All slices of the cases, in memory, each with at most ``sample`` slices of its series."""
     slices = []
-    for case in cases:
-        image = case.read()
-        labels = case.read_labels(image, num_classes) if labelled else None
-        volume = image.sample(sample)
-        for index in range(image.depth):
-            label = None if labels is None else labels.slice(index).astype(np.uint8)
-            slices.append(Slice(f"{image.stem}/{index}", image.slice(index), label, volume))
+    for _, group in itertools.groupby(cases, key=lambda case: case.patient):
+        own = [(case, case.read()) for case in group]
+        volumes: dict[str, tuple[AnyArray, ...]] = {}
+        for case, image in own:
+            labels = case.read_labels(image, num_classes) if labelled else None
+            frames = [other for _, other in own if other is image or other.same_geometry(image)]
+            series = frames[0].stem
+            if series not in volumes:
+                volumes[series] = files.sample(frames, sample)
+            for index in range(image.depth):
+                label = None if labels is None else labels.slice(index).astype(np.uint8)
+                key = f"{image.stem}/{index}"
+                slices.append(Slice(key, image.slice(index), label, series, volumes[series]))
     return slices
