@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
+from ssl_trainer.assistant.trust import PATIENCE, Trust
 from ssl_trainer.config import AssistantConfig, UniMatchConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
@@ -276,13 +277,40 @@ def test_with_one_annotated_patient_the_assistants_weight_does_not_fall(
     end: Any, patients: int, last: float
 ) -> None:
     config = AssistantConfig(weight_start=0.7, weight_end=end, decay_end=1.0)
-    settled = config.settled(patients)
+    settled = config.settled(patients, validated=False)
     assert schedule.assistant_weight(0, 100, settled) == 0.7
     assert schedule.assistant_weight(100, 100, settled) == last
-    assert settled.settled(1 if patients > 1 else 2) == settled, "settled once"
-    if end == "auto":
-        with pytest.raises(ValueError, match="weight_end"):
-            schedule.assistant_weight(0, 100, config)
+    assert settled.settled(3 - min(patients, 2), validated=False) == settled, "settled once"
+    validated = config.settled(patients, validated=True)
+    assert validated.weight_end == end, "validation cases are to tell"
+
+
+@given(falls_from=st.integers(1, 1000), steps=st.integers(1, 1000), ahead=st.integers(1, 20))
+def test_a_weight_that_stays_falls_once_vessa_is_of_no_use(
+    falls_from: int, steps: int, ahead: int
+) -> None:
+    config = AssistantConfig(weight_start=0.7, weight_end="auto", ahead=ahead)
+    assert schedule.assistant_weight(falls_from, steps, config) == 0.7
+    over = [
+        schedule.assistant_weight(falls_from + s, steps, config, falls_from)
+        for s in range(max(steps // 5, ahead) + 2)
+    ]
+    assert over[0] == pytest.approx(0.7)
+    assert over == sorted(over, reverse=True)
+    assert min(over[:ahead]) > 0, "what was asked about counts"
+    assert over[-1] == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=12))
+def test_trust_is_lost_after_two_lost_comparisons_in_a_row(
+    scores: list[tuple[float, float]],
+) -> None:
+    trust = Trust()
+    for step, (teacher, vessa) in enumerate(scores, start=1):
+        trust = trust.after(step, teacher=teacher, vessa=vessa)
+        recent = scores[max(0, step - PATIENCE) : step]
+        expected = len(recent) == PATIENCE and all(t >= v for t, v in recent)
+        assert (trust.falls_from == step) == expected
 
 
 def test_the_teachers_weight_rises_to_its_own() -> None:

@@ -192,9 +192,10 @@ class AssistantConfig:
     Attributes:
         server: host:port, or None for UniMatch V2 alone.
         weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
-            it falls as a cosine, and at 0 the server is left alone. ``auto`` does not let it fall
-            with one annotated patient, where the teacher stays in need of help, and lets it fall
-            to 0 with more.
+            it falls as a cosine, and at 0 the server is left alone. With ``auto`` and validation
+            cases it stays until VESSA's labels of them are no better than the teacher's any more,
+            and falls to 0 then; without such cases it stays with one annotated patient, where the
+            teacher needs help all along, and falls to 0 with more.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
         decay_end: fraction of the run at which λ_v has reached its end.
@@ -248,9 +249,14 @@ class AssistantConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
 
-    def settled(self, patients: int) -> AssistantConfig:
-        """With a number for ``weight_end``, for a count of annotated patients."""
-        if self.weight_end != "auto":
+    def settled(self, patients: int, *, validated: bool) -> AssistantConfig:
+        """With a number for ``weight_end``, unless validation cases are to tell.
+
+        Args:
+            patients: how many are annotated.
+            validated: whether there are validation cases.
+        """
+        if self.weight_end != "auto" or validated:
             return self
         return replace(self, weight_end=self.weight_start if patients == 1 else 0.0)
 

@@ -5,6 +5,8 @@ Axes: B batch, C classes with background, H W space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
 from vessa_client import UInt8Array
+
+# The number under which slices are asked about that are not in any batch.
+ASIDE = -1
 
 
 class Feedback:
@@ -47,6 +52,12 @@ class Feedback:
         for row, answer in zip(self._asked(number), self.assistant.collect(number), strict=True):
             answers[row] = answer
         return answers
+
+    def aside(self, items: Sequence[Slice], student_BCHW: Tensor) -> list[PseudoLabel | None]:
+        """Answers for slices that are not in any batch; waits for them."""
+        masks = [prompt(m, i.image.shape) for m, i in zip(student_BCHW, items, strict=True)]
+        self.assistant.ask(ASIDE, items, masks)
+        return self.assistant.collect(ASIDE)
 
     def close(self) -> None:
         """Finish what was asked."""

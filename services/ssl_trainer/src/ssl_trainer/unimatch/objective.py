@@ -111,6 +111,7 @@ def batch_loss(
     views: StrongViews | None,
     config: TrainConfig,
     step: int,
+    assistant_weight: float,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one batch, and its parts."""
     logits, strong_logits = passes(labelled.image_B1HW, views)
@@ -122,10 +123,12 @@ def batch_loss(
     total = total + schedule.consistency_weight(step, config.steps, config.unimatch) * consistency
     scalars["loss/consistency"] = float(consistency.detach())
     if views.from_vessa is not None:
-        weight = schedule.assistant_weight(step, config.steps, config.assistant)
         assistance = _mixed(views.from_vessa, views, strong_logits, config.assistant.loss)
-        total = total + weight * assistance
-        scalars |= {"loss/assistant": float(assistance.detach()), "assistant/weight": weight}
+        total = total + assistant_weight * assistance
+        scalars |= {
+            "loss/assistant": float(assistance.detach()),
+            "assistant/weight": assistant_weight,
+        }
     return total, scalars
 
 

@@ -41,6 +41,14 @@ class Processes:
             value = value / self.world
         return value
 
+    def agree(self, value: int) -> int:
+        """The first process's value."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.broadcast(shared, src=0)
+        return int(shared)
+
     def gather(self, value: Tensor) -> Tensor:
         """The values of all processes, joined on the first axis in the order of their ranks."""
         if self.world == 1:

@@ -6,6 +6,9 @@ import math
 
 from ssl_trainer.config import AssistantConfig, UniMatchConfig
 
+# Fraction of the run in which VESSA's weight falls once its labels are of no use any more.
+FALL = 0.2
+
 
 def poly(step: int, steps: int, power: float) -> float:
     """Polynomial decay of the learning rate, from 1 to 0."""
@@ -19,18 +22,22 @@ def consistency_weight(step: int, steps: int, config: UniMatchConfig) -> float:
     return config.weight * math.exp(-5 * (1 - step / (config.ramp_up * steps)) ** 2)
 
 
-def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
+def assistant_weight(
+    step: int, steps: int, config: AssistantConfig, falls_from: int | None = None
+) -> float:
     """λ_v(t): a cosine from ``weight_start`` down to ``weight_end``.
 
-    Raises:
-        ValueError: the end is not settled.
+    With ``auto`` it stays until ``falls_from``, and has fallen to 0 a fifth of the run later.
     """
-    end = config.weight_end
-    if end == "auto":
-        raise ValueError("assistant.weight_end: auto, expected a number; see AssistantConfig")
-    if step >= steps * config.decay_end:
+    if config.weight_end != "auto":
+        begin, length, end = 0, steps * config.decay_end, config.weight_end
+    elif falls_from is not None:
+        begin, length, end = falls_from, max(FALL * steps, config.ahead), 0.0
+    else:
+        return config.weight_start
+    if step >= begin + length:
         return end
-    blend = 0.5 * (1 + math.cos(math.pi * step / (steps * config.decay_end)))
+    blend = 0.5 * (1 + math.cos(math.pi * max(0, step - begin) / length))
     return end + (config.weight_start - end) * blend
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
 
 STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
@@ -28,10 +29,17 @@ class StateError(ValueError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: steps done and the best validation Dice, -1 before the first."""
+    """Where a run is.
+
+    Attributes:
+        step: steps done.
+        best: the best validation Dice, -1 before the first.
+        trust: in VESSA.
+    """
 
     step: int
     best: float
+    trust: Trust
 
 
 def save_state(
@@ -52,6 +60,7 @@ def save_state(
     metadata = {
         "step": str(progress.step),
         "best": repr(progress.best),
+        "trust": json.dumps(asdict(progress.trust)),
         "config": json.dumps(to_dict(config)),
     }
     _write(folder / STATE_FILE, tensors, metadata)
@@ -86,7 +95,8 @@ def load_state(
         restored.setdefault(int(index), {})[key] = value
     state["state"] = restored
     optimizer.load_state_dict(state)
-    progress = Progress(int(metadata["step"]), float(metadata["best"]))
+    trust = Trust(**json.loads(metadata["trust"]))
+    progress = Progress(int(metadata["step"]), float(metadata["best"]), trust)
     return progress, {int(step): maps for step, maps in _part(tensors, "told.").items()}
 
 

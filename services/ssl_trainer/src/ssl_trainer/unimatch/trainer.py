@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.feedback import Feedback
+from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
@@ -31,6 +32,7 @@ from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
+from ssl_trainer.unimatch.judge import Judge
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
 from ssl_trainer.unimatch.precision import precision
@@ -57,7 +59,9 @@ class UniMatchTrainer:
         self.processes = processes or Processes()
         self.split = cases.find(config.data)
         patients = len({case.patient for case in self.split.labelled})
-        config = replace(config, assistant=config.assistant.settled(patients))
+        validated = any(case.labels is not None for case in self.split.val)
+        assistant = config.assistant.settled(patients, validated=validated)
+        config = replace(config, assistant=assistant)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -85,7 +89,13 @@ class UniMatchTrainer:
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
-        self.step, self.best = 0, -1.0
+        # Without a number the weight of VESSA's labels depends on how good they are.
+        self.judge = (
+            Judge(config, self.split.val, self.feedback)
+            if self.feedback and config.assistant.weight_end == "auto" and self.processes.first
+            else None
+        )
+        self.step, self.best, self.trust = 0, -1.0, Trust()
         # What VESSA was told of the student's view, by update, for the requests under way.
         self._told: dict[int, Tensor | None] = {}
 
@@ -140,7 +150,7 @@ class UniMatchTrainer:
             scalars |= {"seconds/wait": collected - started, "seconds/ask": asked - collected}
         scalars["seconds/update"] = time.perf_counter() - asked
         if self.step % config.validate_every == 0 or self.step == config.steps:
-            scalars |= self.validate()
+            scalars |= self.validate() | self._compare()
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save()
         return scalars
@@ -160,7 +170,8 @@ class UniMatchTrainer:
             views, scalars = strong_views(
                 unlabelled, answers, self.teacher.model, channels, config, self.step, rng
             )
-        loss, parts = batch_loss(self.passes, labelled, views, config, self.step)
+        weight = self._assistant_weight(self.step)
+        loss, parts = batch_loss(self.passes, labelled, views, config, self.step, weight)
         scalars |= parts | {"loss/total": float(loss.detach())}
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
@@ -186,6 +197,26 @@ class UniMatchTrainer:
         named = {f"val/dice/{n}": float(v) for n, v in zip(classes, by_class, strict=True)}
         return {"val/dice": dice, **named}
 
+    def _compare(self) -> dict[str, float]:
+        """Compare VESSA's labels with the teacher's, as long as VESSA's weight has not fallen."""
+        config = self.config
+        if self.feedback is None or config.assistant.weight_end != "auto":
+            return {}
+        if self.trust.falls_from is not None or self.step == config.steps:
+            return {}
+        started, found = time.perf_counter(), None
+        if self.judge is not None:
+            share = schedule.teacher_share(self.step, config.steps, config.assistant)
+            found = self.judge.compare(self.teacher.model, share)
+        if found is not None:
+            self.trust = self.trust.after(self.step, teacher=found[0], vessa=found[1])
+        falls_from = self.processes.agree(self.trust.falls_from or 0)
+        self.trust = replace(self.trust, falls_from=falls_from or None)
+        if found is None:
+            return {}
+        names = ("val/labels/teacher", "val/labels/vessa", "seconds/compare")
+        return dict(zip(names, (*found, time.perf_counter() - started), strict=True))
+
     def save(self) -> None:
         """Write the training state."""
         told = {
@@ -194,7 +225,7 @@ class UniMatchTrainer:
             if maps is not None
         }
         if self.processes.first:
-            progress = state.Progress(self.step, self.best)
+            progress = state.Progress(self.step, self.best, self.trust)
             modules = (self.student, self.teacher.model, self.optimizer)
             state.save_state(self.out, progress, self.config, *modules, told)
 
@@ -210,7 +241,7 @@ class UniMatchTrainer:
         if loaded is None:
             return False
         progress, told = loaded
-        self.step, self.best = progress.step, progress.best
+        self.step, self.best, self.trust = progress.step, progress.best, progress.trust
         own = self.config.accumulate * self.config.unlabelled_batch
         expected = own * self.processes.world
         self._told = dict.fromkeys(self._under_way(self.step))
@@ -252,9 +283,11 @@ class UniMatchTrainer:
 
     def _feedback_at(self, step: int) -> Feedback | None:
         """VESSA, where its labels count in an update."""
-        config = self.config
-        weight = schedule.assistant_weight(step, config.steps, config.assistant)
-        return self.feedback if weight else None
+        return self.feedback if self._assistant_weight(step) else None
+
+    def _assistant_weight(self, step: int) -> float:
+        config, falls_from = self.config, self.trust.falls_from
+        return schedule.assistant_weight(step, config.steps, config.assistant, falls_from)
 
     def _under_way(self, step: int) -> range:
         """Updates about which VESSA has been asked when ``step`` begins."""

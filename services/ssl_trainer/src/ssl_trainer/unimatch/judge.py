@@ -1,0 +1,67 @@
+"""Compares VESSA's labels with the teacher's on validation slices.
+
+Axes: B batch, C classes with background, H W space.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_trainer.assistant.feedback import Feedback
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data import batches, frame
+from ssl_trainer.data.cases import Case, read_slices
+from ssl_trainer.evaluation.metrics import foreground_dice
+from ssl_trainer.models import predict_probabilities
+from ssl_trainer.unimatch.objective import pooled
+from ssl_trainer.unimatch.precision import precision
+from vessa_client import files
+
+# As many slices tell the better one of two in a moment, spread over all validation cases.
+MOST_SLICES = 24
+
+
+class Judge:
+    """Knows the truth of some slices that nothing is trained on."""
+
+    def __init__(self, config: TrainConfig, val: tuple[Case, ...], feedback: Feedback) -> None:
+        self.config, self.feedback = config, feedback
+        known = read_slices(
+            tuple(case for case in val if case.labels is not None),
+            len(config.data.classes),
+            labelled=True,
+            sample=config.assistant.volume_slices,
+        )
+        self.slices = [known[index] for index in files.spread(len(known), MOST_SLICES)]
+
+    def compare(self, teacher: nn.Module, share: float) -> tuple[float, float] | None:
+        """Dice of the teacher's labels and of VESSA's, as they are trained on.
+
+        Args:
+            teacher: whose probabilities VESSA is told.
+            share: the teacher's in VESSA's labels.
+
+        Returns:
+            None if the server does not answer, or no structure is to be seen.
+        """
+        told, vessa, truth = list[Tensor](), list[Tensor](), list[Tensor]()
+        size, batch = self.config.data.size, self.config.unlabelled_batch
+        for start in range(0, len(self.slices), batch):
+            items = self.slices[start : start + batch]
+            canvases = torch.stack([batches.canonical(item, size) for item in items])
+            with precision(next(teacher.parameters()).device, self.config.precision):
+                maps_BCHW = predict_probabilities(teacher, canvases)
+            answers = self.feedback.aside(items, maps_BCHW)
+            for item, map_CHW, answer in zip(items, maps_BCHW, answers, strict=True):
+                if answer is None:
+                    return None
+                native_CHW = frame.restore(map_CHW, item.image.shape)
+                labels_HW = torch.tensor(answer.labels).long()
+                confidence_HW = torch.tensor(answer.confidence).float() / 255
+                told.append(native_CHW.argmax(0).flatten())
+                vessa.append(pooled(labels_HW, confidence_HW, native_CHW, share)[0].flatten())
+                truth.append(torch.tensor(item.labels).flatten())
+        known = torch.cat(truth)
+        scores = [foreground_dice(torch.cat(labels), known) for labels in (told, vessa)]
+        return None if scores[0] is None or scores[1] is None else (scores[0], scores[1])
