@@ -164,10 +164,13 @@ def test_where_vessa_is_unsure_a_students_structure_stays_as_it_came(tmp_path: P
     engine.model.__class__ = _Unsure
     alone = engine.segment(REQUEST)
     assert not alone.labels.any()
-    helped = engine.segment(dataclasses.replace(REQUEST, student_mask=LABELS))
+    probabilities = np.stack([LABELS == 1, LABELS == 2]).astype(np.float32)
+    helped = engine.segment(dataclasses.replace(REQUEST, student_mask=probabilities))
     assert np.array_equal(helped.labels, np.where(LABELS == 1, 1, 0))
     sure = helped.confidence[LABELS == 1] / 255
     assert float(sure.max()) < 0.95, "kept is not certain"
+    helped = engine.segment(dataclasses.replace(REQUEST, student_mask=LABELS))
+    assert np.array_equal(helped.labels, LABELS), "VESSA is alone with not seeing the other"
 
 
 def test_where_to_look_does_not_depend_on_a_students_mask(tmp_path: Path) -> None:

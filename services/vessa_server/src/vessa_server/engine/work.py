@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
+from vessa_server.engine import label_maps
 from vessa_server.engine.images import StoredImage
 from vessa_server.engine.pieces import Pieces
 from vessa_server.engine.plan import Plan
@@ -148,9 +149,12 @@ class Work:
         logits_CHW = self._logits()
         iou_C = Answer.of(logits_CHW).iou_C
         unsure_C = self.decoded.iou_P < KEEP_BELOW
-        kept_CHW = torch.logit(self.prompt_CHW[unsure_C], eps=1e-6)
-        logits_CHW[unsure_C] = kept_CHW.clamp(-KEPT_LOGIT, KEPT_LOGIT)
-        return Answer(with_background(logits_CHW), iou_C)
+        kept_CHW = torch.logit(self.prompt_CHW, eps=1e-6).clamp(-KEPT_LOGIT, KEPT_LOGIT)
+        logits_CHW[unsure_C] = kept_CHW[unsure_C]
+        if self.told_how_sure:
+            return Answer(with_background(logits_CHW), iou_C)
+        assert self.student_CHW is not None
+        return Answer(label_maps.heard(logits_CHW, kept_CHW, self.student_CHW), iou_C)
 
     @property
     def told_how_sure(self) -> bool:

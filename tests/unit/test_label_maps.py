@@ -1,0 +1,56 @@
+"""What a student's label map counts in an answer. Axes: C classes, H W space."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vessa_server.engine.label_maps import AGREEMENT_RANGE, MOST_SHARE, heard
+from vessa_server.engine.quality import with_background
+
+SIZE = 20
+
+
+def box(top: int, left: int, side: int = 8) -> Tensor:
+    """A square, 1 inside."""
+    out = torch.zeros(SIZE, SIZE)
+    out[top : top + side, left : left + side] = 1
+    return out
+
+
+def logits(masks_CHW: Tensor, value: float = 3.0) -> Tensor:
+    """Logits of a model that is sure of masks."""
+    return value * (2 * masks_CHW - 1)
+
+
+def test_a_structure_found_elsewhere_stays_if_the_student_knows_the_place_of_another() -> None:
+    student = torch.stack([box(0, 0), box(8, 8)])
+    own = torch.stack([box(12, 0), box(8, 8)])
+    labels = heard(logits(own), logits(student, 2.0), student).argmax(0)
+    assert torch.equal(labels, (student[0] + 2 * student[1]).long())
+    nowhere = torch.stack([box(12, 0), box(0, 12)])
+    labels = heard(logits(nowhere), logits(student, 2.0), student).argmax(0)
+    assert torch.equal(labels, (nowhere[0] + 2 * nowhere[1]).long())
+
+
+@given(shift=st.integers(0, 8))
+def test_the_students_share_grows_with_agreement(shift: int) -> None:
+    student, own = box(6, 6)[None], box(6, 6 + shift)[None]
+    found = heard(logits(own), logits(student, 2.0), student)
+    agreement = (8 - shift) / (8 + shift)
+    low, high = AGREEMENT_RANGE
+    share = MOST_SHARE * min(max((agreement - low) / (high - low), 0), 1)
+    theirs = torch.cat([1 - student, student])
+    torch.testing.assert_close(found, (1 - share) * with_background(logits(own)) + share * theirs)
+    torch.testing.assert_close(found.sum(0), torch.ones(SIZE, SIZE))
+
+
+def test_a_structure_in_neither_is_no_disagreement() -> None:
+    student = torch.stack([box(6, 6), torch.zeros(SIZE, SIZE)])
+    found = heard(logits(student), logits(student, 2.0), student)
+    expected = torch.cat([1 - student.sum(0, keepdim=True), student])
+    torch.testing.assert_close(
+        found, torch.lerp(with_background(logits(student)), expected, MOST_SHARE)
+    )
