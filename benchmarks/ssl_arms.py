@@ -40,7 +40,7 @@ from vessa_client import VessaClient, files
 from vessa_client.console import console
 
 # What of a training's log is kept with its results.
-CURVES = ("val/dice", "quality/", "seconds/")
+CURVES = ("val/", "quality/", "seconds/", "assistant/weight")
 EQUAL_TIME = "-equal-time"
 
 

@@ -35,6 +35,8 @@ LOSSES: tuple[LossCurve, ...] = (
 PSEUDO: tuple[LossCurve, ...] = (
     ("quality/teacher", "Dice of the teacher's labels"),
     ("quality/vessa", "Dice of VESSA's labels"),
+    ("val/labels/teacher", "the teacher's, of validation slices"),
+    ("val/labels/vessa", "VESSA's, of validation slices"),
     ("assistant/agreement", "pixels on which teacher and VESSA agree"),
     ("teacher/confident", "pixels of which the teacher is sure"),
     ("assistant/weight", "weight of VESSA"),
