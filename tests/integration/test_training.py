@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner, Result
 
 from ssl_trainer import config as configuration
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
-from ssl_trainer.assistant.feedback import Feedback, prompt
+from ssl_trainer.assistant.feedback import Feedback, begins, prompt
 from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
@@ -229,16 +231,9 @@ def test_masks_of_the_teacher_are_sent_where_told(
     assert torch.equal(*(one["told.5"] for one in states)) == alike
 
 
-@pytest.mark.parametrize(
-    ("every", "spread", "expected"),
-    [
-        (1, 3, {0: [0, 3], 1: [0, 1, 3, 4], 2: [0, 1, 2, 3, 4, 5]}),
-        (2, 1, {0: [0, 2, 4], 1: [0, 2, 4], 2: [0, 2, 4]}),
-        (2, 3, {0: [0], 1: [0, 2], 2: [0, 2, 4]}),
-    ],
-)
+@pytest.mark.parametrize(("every", "spread"), [(1, 3), (2, 1), (2, 3)])
 def test_first_looks_are_at_some_slices_and_spread_over_epochs(
-    tmp_path: Path, server: RunningServer, every: int, spread: int, expected: dict[int, list[int]]
+    tmp_path: Path, server: RunningServer, every: int, spread: int
 ) -> None:
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
     assistant = dataclasses.replace(config.assistant, every=every, spread_epochs=spread)
@@ -246,19 +241,43 @@ def test_first_looks_are_at_some_slices_and_spread_over_epochs(
     slices = _slices(6)
     sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
     feedback = Feedback(config, slices, sampler)
-    answered: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    answered = np.zeros((3, len(slices)), bool)
     for number in range(9):
         shown = feedback.canvases(number)
         feedback.ask(number, torch.rand(config.unlabelled_batch, 3, 32, 32))
-        for row, ((epoch, index), answer) in enumerate(
-            zip(sampler.positions(number), feedback.collect(number), strict=True)
+        for row, (index, answer) in enumerate(
+            zip(sampler.indices(number), feedback.collect(number), strict=True)
         ):
             assert (row in shown) == (answer is not None)
             if answer is not None:
                 assert answer.labels.shape == slices[index].image.shape
-                answered[epoch].append(index)
+                answered[number // 3, index] = True
     feedback.close()
-    assert {epoch: sorted(found) for epoch, found in answered.items()} == expected
+    wanted = np.arange(len(slices)) % every == 0
+    assert (answered <= wanted).all()
+    assert (answered[spread - 1 :] == wanted).all()
+    assert np.array_equal(answered, np.maximum.accumulate(answered)), "once begun, always"
+    assert (answered[0].sum() < wanted.sum()) == (spread > 1)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    spread=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_volumes_begin_one_after_the_other(lengths: list[int], spread: int, seed: int) -> None:
+    image = picture(0)[0]
+    slices = [
+        Slice("", image, None, str(n)) for n, length in enumerate(lengths) for _ in range(length)
+    ]
+    found = begins(slices, AssistantConfig(spread_epochs=spread), seed)
+    of = [
+        {found[i] for i, item in enumerate(slices) if item.series == str(n)}
+        for n in range(len(lengths))
+    ]
+    assert all(len(own) == 1 for own in of)
+    expected = (spread - 1) * np.arange(len(lengths)) / len(lengths)
+    assert sorted(own.pop() for own in of) == pytest.approx(expected)
 
 
 def test_an_absent_server_is_unimatch_alone_bit_for_bit(

@@ -5,13 +5,15 @@ Axes: B batch, C classes with background, H W space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
@@ -26,7 +28,7 @@ class Feedback:
 
     def __init__(self, config: TrainConfig, slices: list[Slice], sampler: SliceSampler) -> None:
         self.config, self.slices, self.sampler = config, slices, sampler
-        self._turns = _turns(slices, config.assistant.every)
+        self._begins = begins(slices, config.assistant, config.seed)
         self.assistant = Assistant(config.assistant, config.data.classes)
 
     def canvases(self, number: int) -> dict[int, Tensor]:
@@ -68,22 +70,26 @@ class Feedback:
 
     def _asked(self, number: int) -> list[int]:
         """Rows of a batch whose slices VESSA looks at, and have had their turn for that."""
-        spread = self.config.assistant.spread_epochs
+        first, count = number * self.sampler.batch, self.sampler.count
         return [
             row
-            for row, (epoch, index) in enumerate(self.sampler.positions(number))
-            if index in self._turns and self._turns[index] % spread <= epoch
+            for row, index in enumerate(self.sampler.indices(number))
+            if self._begins.get(index, math.inf) <= (first + row) / count
         ]
 
 
-def _turns(slices: list[Slice], every: int) -> dict[int, int]:
-    """The number of the volume or picture of each slice that VESSA is asked about.
+def begins(slices: Sequence[Slice], config: AssistantConfig, seed: int) -> dict[int, float]:
+    """From which epoch on VESSA is asked about each slice; fractions count.
 
-    The slices of a volume come together: the first look at one is a look at all.
+    The slices of a series begin together: the first look at one is a look at all. Series begin
+    one after the other, in a random order, so that the server has as much to do all the time.
     """
-    asked = range(0, len(slices), every)
-    numbers = {series: n for n, series in enumerate(dict.fromkeys(slices[i].series for i in asked))}
-    return {i: numbers[slices[i].series] for i in asked}
+    asked = range(0, len(slices), config.every)
+    series = list(dict.fromkeys(slices[i].series for i in asked))
+    order = np.random.default_rng([seed, 3]).permutation(len(series))
+    gap = (config.spread_epochs - 1) / len(series)
+    at = {name: float(gap * place) for name, place in zip(series, order, strict=True)}
+    return {i: at[slices[i].series] for i in asked}
 
 
 def prompt(maps_CHW: Tensor, shape: tuple[int, ...]) -> UInt8Array:

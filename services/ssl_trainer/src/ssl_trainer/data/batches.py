@@ -49,14 +49,10 @@ class SliceSampler:
 
     def indices(self, step: int) -> list[int]:
         """Indices of the slices of ``step``."""
-        return [index for _, index in self.positions(step)]
-
-    def positions(self, step: int) -> list[tuple[int, int]]:
-        """Epoch and index of each slice of ``step``."""
         out = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, place = divmod(position, self.count)
-            out.append((epoch, _order(self.count, self.seed, epoch)[place]))
+            out.append(_order(self.count, self.seed, epoch)[place])
         return out
 
 
