@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,3 +130,12 @@ def test_vessa_has_less_to_say_where_the_student_is_sure() -> None:
     assert share[0] == OWN_SHARE_RANGE[0]
     assert OWN_SHARE_RANGE[0] <= share[1] < share[2]
     assert share[2] == OWN_SHARE_RANGE[1]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_structures_of_an_image_are_told_to_be_as_good_as_each_other_by_half(
+    ious: list[float],
+) -> None:
+    told = np.array(Answer(torch.zeros(1), torch.tensor(ious)).told_iou())
+    assert told.mean() == pytest.approx(np.mean(ious), abs=1e-6)
+    assert told - told.mean() == pytest.approx((np.array(ious) - np.mean(ious)) / 2, abs=1e-6)

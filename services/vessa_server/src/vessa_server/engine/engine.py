@@ -186,7 +186,7 @@ class VessaEngine:
             classes=tuple(
                 ClassResult(class_name=c.name, predicted_iou=iou, explanation=words)
                 for c, iou, words in zip(
-                    work.plan.classes, answer.iou_C.tolist(), explanations, strict=True
+                    work.plan.classes, answer.told_iou(), explanations, strict=True
                 )
             ),
             templates=work.prepared.templates,

@@ -27,6 +27,13 @@ class Answer:
         probability_CHW = with_background(logits_CHW)
         return Answer(probability_CHW, expected_iou(probability_CHW))
 
+    def told_iou(self) -> list[float]:
+        """Estimated IoU as it is told, of each class: half of it is the mean of all.
+
+        Structures in one image are found in the right place together, or all in a wrong one.
+        """
+        return ((self.iou_C + self.iou_C.mean()) / 2).tolist()
+
     def found(self) -> Tensor:
         """Where a class wins, (H, W)."""
         return self.probability_CHW.max(dim=0).indices > 0
