@@ -35,8 +35,8 @@ LOSSES: tuple[LossCurve, ...] = (
 PSEUDO: tuple[LossCurve, ...] = (
     ("quality/teacher", "Dice of the teacher's labels"),
     ("quality/vessa", "Dice of VESSA's labels"),
-    ("val/labels/teacher", "the teacher's, of validation slices"),
-    ("val/labels/vessa", "VESSA's, of validation slices"),
+    ("val/labels/teacher", "the same on validation slices, teacher"),
+    ("val/labels/vessa", "the same on validation slices, VESSA"),
     ("assistant/agreement", "pixels on which teacher and VESSA agree"),
     ("teacher/confident", "pixels of which the teacher is sure"),
     ("assistant/weight", "weight of VESSA"),
