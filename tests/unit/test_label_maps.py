@@ -47,10 +47,12 @@ def test_the_students_share_grows_with_agreement(shift: int) -> None:
     torch.testing.assert_close(found.sum(0), torch.ones(SIZE, SIZE))
 
 
-def test_a_structure_in_neither_is_no_disagreement() -> None:
-    student = torch.stack([box(6, 6), torch.zeros(SIZE, SIZE)])
-    found = heard(logits(student), logits(student, 2.0), student)
-    expected = torch.cat([1 - student.sum(0, keepdim=True), student])
-    torch.testing.assert_close(
-        found, torch.lerp(with_background(logits(student)), expected, MOST_SHARE)
-    )
+def test_a_structure_in_neither_says_nothing() -> None:
+    nothing = torch.zeros(SIZE, SIZE)
+    student = torch.stack([box(6, 6), nothing])
+    for own in (box(6, 6), box(0, 14, side=6)):
+        alone = heard(logits(own[None]), logits(student[:1], 2.0), student[:1])
+        both = heard(logits(torch.stack([own, nothing]), 9.0), logits(student, 2.0), student)
+        assert torch.equal(both.argmax(0), alone.argmax(0))
+    empty = logits(torch.stack([nothing, nothing]))
+    torch.testing.assert_close(heard(empty, empty, 0 * student), with_background(empty))

@@ -18,8 +18,8 @@ from vessa_server.engine.quality import with_background
 # structure from which the student is believed then. One of which VESSA is unsure, so that it stayed
 # as it came, counts as well: where VESSA is lost it is lost for all of them.
 ELSEWHERE, KNOWS_THE_PLACE = 0.02, 0.7
-# Between these agreements, of the median structure, the student's share grows to its most.
-AGREEMENT_RANGE, MOST_SHARE = (0.65, 0.85), 0.4
+# Between these agreements, reached by half of the structures, the student's share grows to its most.
+AGREEMENT_RANGE, MOST_SHARE = (0.7, 0.85), 0.4
 
 
 def heard(logits_CHW: Tensor, prompt_CHW: Tensor, student_CHW: Tensor) -> Tensor:
@@ -31,20 +31,24 @@ def heard(logits_CHW: Tensor, prompt_CHW: Tensor, student_CHW: Tensor) -> Tensor
         student_CHW: the student's label map, one-hot, without background.
     """
     agreement_C = _agreement(logits_CHW, student_CHW)
-    if float(agreement_C.max()) >= KNOWS_THE_PLACE:
+    known_C = agreement_C[~agreement_C.isnan()]
+    if not len(known_C):
+        return with_background(logits_CHW)
+    if float(known_C.max()) >= KNOWS_THE_PLACE:
         elsewhere_C = agreement_C < ELSEWHERE
         logits_CHW = torch.where(elsewhere_C[:, None, None], prompt_CHW, logits_CHW)
     low, high = AGREEMENT_RANGE
-    share = MOST_SHARE * float(((agreement_C.quantile(0.5) - low) / (high - low)).clamp(0, 1))
+    half = float(known_C.quantile(0.5, interpolation="higher"))
+    share = MOST_SHARE * min(max((half - low) / (high - low), 0.0), 1.0)
     background_1HW = 1 - student_CHW.sum(dim=0, keepdim=True)
     return torch.lerp(with_background(logits_CHW), torch.cat([background_1HW, student_CHW]), share)
 
 
 def _agreement(logits_CHW: Tensor, student_CHW: Tensor) -> Tensor:
-    """IoU of each structure in both, (C,); 1 where neither has it."""
+    """IoU of each structure in both, (C,); NaN where neither has it."""
     winner_HW = with_background(logits_CHW).max(dim=0).indices
     own_CHW = winner_HW == torch.arange(1, len(logits_CHW) + 1)[:, None, None]
     theirs_CHW = student_CHW > 0.5
     shared_C = (own_CHW & theirs_CHW).sum(dim=(1, 2))
     union_C = (own_CHW | theirs_CHW).sum(dim=(1, 2))
-    return torch.where(union_C > 0, shared_C / union_C.clamp(min=1), 1.0)
+    return shared_C / union_C
