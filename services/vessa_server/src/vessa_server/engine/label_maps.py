@@ -18,7 +18,7 @@ from vessa_server.engine.quality import with_background
 # structure from which the student is believed then. One of which VESSA is unsure, so that it stayed
 # as it came, counts as well: where VESSA is lost it is lost for all of them.
 ELSEWHERE, KNOWS_THE_PLACE = 0.02, 0.7
-# Between these agreements, reached by half of the structures, the student's share grows to its most.
+# Between these agreements, which half of the structures reach, the student's share grows.
 AGREEMENT_RANGE, MOST_SHARE = (0.7, 0.85), 0.4
 
 
