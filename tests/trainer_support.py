@@ -6,6 +6,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from ssl_trainer.config import (
     AssistantConfig,
@@ -14,6 +16,7 @@ from ssl_trainer.config import (
     TrainConfig,
     UNetConfig,
 )
+from ssl_trainer.unimatch import state
 from support import picture
 
 # The smallest students of both kinds.
@@ -68,4 +71,12 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
         unlabelled_batch=2,
         validate_every=3,
         checkpoint_every=2,
+    )
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs have the same state, bit for bit."""
+    first, second = (load_file(folder / state.STATE_FILE) for folder in (one, other))
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
     )

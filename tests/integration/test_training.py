@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import threading
@@ -18,34 +17,23 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import nn
 from typer.testing import CliRunner, Result
 
 from ssl_trainer import config as configuration
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
-from ssl_trainer.assistant.feedback import Feedback, begins, prompt
-from ssl_trainer.assistant.trust import Trust
+from ssl_trainer.assistant.feedback import Feedback, begins
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
-from ssl_trainer.data.batches import SliceSampler, canonical
+from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Case, Slice, read_slices
-from ssl_trainer.evaluation import volumes
-from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
-from trainer_support import AFFINE, small_config, write_case, write_dataset
-from vessa_client import SegmentationRequest, SegmentationResult, VessaClient, VessaError, files
+from trainer_support import AFFINE, same, small_config, write_case, write_dataset
+from vessa_client import SegmentationRequest, SegmentationResult, VessaError
 from vessa_server.engine import VessaEngine
 
 NAMES = tuple(c.name for c in CLASSES)
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = (load_file(folder / state.STATE_FILE) for folder in (one, other))
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
 
 
 def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> UniMatchTrainer:
@@ -117,85 +105,6 @@ def test_a_server_whose_labels_do_not_count_any_more_is_not_asked(
     trainer = UniMatchTrainer(dataclasses.replace(config, assistant=falling), tmp_path / "run")
     trainer.run(lambda step, scalars: asked.update({step: "assistant/weight" in scalars}))
     assert asked == {1: True, 2: True, 3: True, 4: False, 5: False, 6: False}
-
-
-@dataclasses.dataclass
-class Verdict:
-    """A judge who always finds the teacher as good."""
-
-    asked: list[float] = dataclasses.field(default_factory=list)
-
-    def compare(self, teacher: nn.Module, share: float) -> tuple[float, float]:
-        self.asked.append(share)
-        return 0.5, 0.5
-
-
-def test_vessas_weight_falls_once_the_teacher_is_as_good(
-    tmp_path: Path, server: RunningServer
-) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=24, server=server.grpc)
-    config = dataclasses.replace(config, validate_every=4, checkpoint_every=5)
-    weights: dict[int, float] = {}
-
-    def run(out: Path, stop_after: int) -> tuple[Trust, Verdict]:
-        def keep(step: int, scalars: dict[str, float]) -> None:
-            weights[step] = scalars.get("assistant/weight", 0)
-            if step == stop_after:
-                raise KeyboardInterrupt
-
-        trainer = UniMatchTrainer(config, out)
-        judge = Verdict()
-        trainer.judge = judge  # type: ignore[assignment]
-        with contextlib.suppress(KeyboardInterrupt):
-            trainer.run(keep)
-        return trainer.trust, judge
-
-    trust, judge = run(tmp_path / "a", 24)
-    assert judge.asked == [0.5 * 4 / 12, 0.5 * 8 / 12]
-    assert trust == Trust(2, falls_from=8)
-    ordered = [weights[step] for step in range(1, 25)]
-    assert ordered[:9] == [1.0] * 9
-    assert 0 < ordered[11] < ordered[10] < 1
-    assert ordered[13:] == [0.0] * 11
-    run(tmp_path / "b", 9)
-    run(tmp_path / "b", 11)
-    run(tmp_path / "b", 24)
-    assert same(tmp_path / "a", tmp_path / "b")
-
-
-def test_labels_are_compared_on_validation_slices(tmp_path: Path, server: RunningServer) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
-    trainer = UniMatchTrainer(config, tmp_path / "run")
-    assert trainer.judge is not None
-    teacher = trainer.teacher.model
-    alone, pooled = (trainer.judge.compare(teacher, share) for share in (0.0, 1.0))
-    assert trainer.feedback is not None
-    trainer.feedback.close()
-    assert alone is not None
-    assert pooled is not None
-    assert pooled == (alone[0], alone[0]), "with all of the teacher's share they are the same"
-    image = files.read(config.data.root / "val" / "p3_frame01.nii.gz")
-    truth = files.read(config.data.root / "val" / "p3_frame01_gt.nii.gz", axis=2, labels=True)
-    told, found = [], []
-    with VessaClient(server.grpc) as client:
-        for z in range(image.depth):
-            item = Slice("", image.slice(z), None, "")
-            maps = predict_probabilities(teacher, canonical(item, 32)[None])[0]
-            told.append(volumes.predict_slices(teacher, image, 32)[z])
-            request = SegmentationRequest(
-                image=item.image,
-                volume=image.sample(),
-                class_names=NAMES,
-                student_mask=prompt(maps, item.image.shape),
-            )
-            found.append(client.segment(request).labels)
-    for labels, dice in ((told, alone[0]), (found, alone[1])):
-        both = [np.stack(labels), np.stack(list(truth.slices()))]
-        scores = [
-            2 * ((both[0] == c) & (both[1] == c)).sum() / sum((b == c).sum() for b in both)
-            for c in (1, 2)
-        ]
-        assert dice == pytest.approx(np.mean(scores))
 
 
 def test_the_written_configuration_says_how_the_assistants_weight_ends(tmp_path: Path) -> None:
