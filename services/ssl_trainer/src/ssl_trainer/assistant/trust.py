@@ -1,7 +1,4 @@
-"""Whether VESSA is still of use: its labels against the teacher's, where the truth is known.
-
-Axes: B batch, C classes with background, H W space.
-"""
+"""Whether VESSA is still of use: its labels against the teacher's, where the truth is known."""
 
 from __future__ import annotations
 
