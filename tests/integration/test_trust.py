@@ -18,7 +18,7 @@ from ssl_trainer.evaluation import volumes
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer
-from trainer_support import same, small_config, write_dataset
+from trainer_support import same, small_config, write_case, write_dataset
 from vessa_client import SegmentationRequest, VessaClient, files
 
 NAMES = tuple(c.name for c in CLASSES)
@@ -29,6 +29,9 @@ class Verdict:
     """A judge who always finds the teacher as good."""
 
     asked: list[float] = dataclasses.field(default_factory=list)
+
+    def look_ahead(self, step: int) -> None:
+        pass
 
     def compare(self, teacher: nn.Module, share: float) -> tuple[float, float]:
         self.asked.append(share)
@@ -66,6 +69,27 @@ def test_vessas_weight_falls_once_the_teacher_is_as_good(
     run(tmp_path / "b", 11)
     run(tmp_path / "b", 24)
     assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_first_looks_for_comparisons_are_under_way_while_the_run_begins(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    root = write_dataset(tmp_path / "data")
+    for patient in (77, 78):
+        write_case(root / "val", f"p{patient}_frame01", patient, labelled=True)
+    config = dataclasses.replace(small_config(root, server=server.grpc), validate_every=28)
+    trainer = UniMatchTrainer(config, tmp_path / "run")
+    assert trainer.judge is not None
+    assert trainer.feedback is not None
+    for step in range(18):  # a slice at every third update: six of nine
+        trainer.judge.look_ahead(step)
+    trainer.feedback.close()
+    looked = {}
+    with VessaClient(server.grpc) as client:
+        for item in trainer.judge.slices[3::3]:  # the first look at a volume is one at all of it
+            request = SegmentationRequest(image=item.image, volume=item.volume, class_names=NAMES)
+            looked[item.key] = "encode_image" not in client.segment(request).stage_ms
+    assert looked == {"p77_frame01/0": True, "p78_frame01/0": False}
 
 
 def test_labels_are_compared_on_validation_slices(tmp_path: Path, server: RunningServer) -> None:

@@ -233,7 +233,7 @@ class AssistantConfig:
     every: int = 1
     volume_slices: int = 6
     spread_epochs: int = 4
-    ahead: int = 8
+    ahead: int = 16
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 

@@ -74,17 +74,11 @@ class Assistant:
             students: the student's probabilities of the classes, 255 for 1, (C, H, W), sent as
                 prompts; None for one-shot.
         """
-        requests = [
-            SegmentationRequest(
-                image=item.image,
-                volume=item.volume,
-                class_names=self.classes,
-                student_mask=None if students is None else students[index],
-                request_id=str(index),
-            )
-            for index, item in enumerate(slices)
-        ]
-        self._asked[step] = self._worker.submit(self._fetch, requests)
+        self._asked[step] = self._worker.submit(self._fetch, self._requests(slices, students))
+
+    def look(self, slices: Sequence[Slice]) -> None:
+        """Have the server look at slices, so that later answers come sooner; returns at once."""
+        self._worker.submit(self._fetch, self._requests(slices, None))
 
     def collect(self, step: int) -> list[PseudoLabel | None]:
         """Answers for ``step``, in the order of its slices; None where there is none."""
@@ -94,6 +88,20 @@ class Assistant:
         """Finish what was asked and close the connection."""
         self._worker.shutdown(wait=True)
         self._client.close()
+
+    def _requests(
+        self, slices: Sequence[Slice], students: Sequence[UInt8Array] | None
+    ) -> list[SegmentationRequest]:
+        return [
+            SegmentationRequest(
+                image=item.image,
+                volume=item.volume,
+                class_names=self.classes,
+                student_mask=None if students is None else students[index],
+                request_id=str(index),
+            )
+            for index, item in enumerate(slices)
+        ]
 
     def _fetch(self, requests: list[SegmentationRequest]) -> list[PseudoLabel | None]:
         answers: list[PseudoLabel | None] = [None] * len(requests)

@@ -39,13 +39,15 @@ class Feedback:
     def ask(self, number: int, student_BCHW: Tensor | None) -> None:
         """Begin to fetch the answers for a batch.
 
-        ``student_BCHW`` is what the student makes of its canvases; None asks without prompts.
-        Probabilities are sent, not labels: where the student is unsure VESSA corrects more.
+        ``student_BCHW`` is what the student makes of its canvases, 255 for 1; None asks without
+        prompts. Probabilities are sent, not labels: where the student is unsure VESSA corrects
+        more.
         """
         items, rows = self._batch(number), self._asked(number)
         masks: list[UInt8Array] | None = None
         if student_BCHW is not None:
-            masks = [prompt(student_BCHW[row], items[row].image.shape) for row in rows]
+            maps_BCHW = student_BCHW.float() / 255
+            masks = [prompt(maps_BCHW[row], items[row].image.shape) for row in rows]
         self.assistant.ask(number, [items[row] for row in rows], masks)
 
     def collect(self, number: int) -> list[PseudoLabel | None]:
@@ -54,6 +56,10 @@ class Feedback:
         for row, answer in zip(self._asked(number), self.assistant.collect(number), strict=True):
             answers[row] = answer
         return answers
+
+    def look(self, item: Slice) -> None:
+        """Let VESSA look at a slice that it will be asked about later; waits for nothing."""
+        self.assistant.look([item])
 
     def aside(self, items: Sequence[Slice], student_BCHW: Tensor) -> list[PseudoLabel | None]:
         """Answers for slices that are not in any batch; waits for them."""

@@ -88,10 +88,10 @@ def mean_dice(scores: Sequence[CaseScores]) -> float:
 def foreground_dice(predicted: Tensor, truth: Tensor) -> float | None:
     """Mean Dice of the structures of the truth, over label maps of any shape; None without any."""
     scores = []
-    for value in truth.unique().tolist():
-        if value:
-            p, t = predicted == value, truth == value
-            scores.append(2 * int((p & t).sum()) / int(p.sum() + t.sum()))
+    for value, size in enumerate(torch.bincount(truth.flatten()).tolist()):
+        if value and size:
+            found = predicted == value
+            scores.append(2 * int((found & (truth == value)).sum()) / (int(found.sum()) + size))
     return sum(scores) / len(scores) if scores else None
 
 

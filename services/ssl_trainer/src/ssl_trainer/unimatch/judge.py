@@ -35,6 +35,16 @@ class Judge:
         )
         self.slices = [known[index] for index in files.spread(len(known), MOST_SLICES)]
 
+    def look_ahead(self, step: int) -> None:
+        """Let VESSA look at one slice after the other before the first comparison.
+
+        First looks take long. With this they are under way while the run begins.
+        """
+        gap = max(1, (self.config.validate_every - 1) // len(self.slices))
+        index, rest = divmod(step, gap)
+        if rest == 0 and index < len(self.slices):
+            self.feedback.look(self.slices[index])
+
     def compare(self, teacher: nn.Module, share: float) -> tuple[float, float] | None:
         """Dice of the teacher's labels and of VESSA's, as they are trained on.
 

@@ -132,6 +132,8 @@ class UniMatchTrainer:
         collected = time.perf_counter()
         self._told.pop(step, None)
         self._ask_ahead(step + 1)
+        if self.judge is not None:
+            self.judge.look_ahead(step)
         asked = time.perf_counter()
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -261,14 +263,15 @@ class UniMatchTrainer:
         return range(first, first + accumulate)
 
     def _predict(self, step: int) -> Tensor | None:
-        """What VESSA is told about the slices of ``step``, where it is time for that."""
+        """What VESSA is told about the slices of ``step``, 255 for 1, where it is time for that."""
         config = self.config
         feedback = self._feedback_at(step)
         if feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
         model = {"student": self.student, "teacher": self.teacher.model}
         count, size = 1 + len(config.data.classes), config.data.size
-        told = torch.zeros(config.accumulate * config.unlabelled_batch, count, size, size)
+        slices = config.accumulate * config.unlabelled_batch
+        told = torch.zeros(slices, count, size, size, dtype=torch.uint8)
         canvases = {
             index * config.unlabelled_batch + row: canvas
             for index, number in enumerate(self._numbers(step))
@@ -276,9 +279,10 @@ class UniMatchTrainer:
         }
         if canvases:
             with precision(self.processes.device, config.precision):
-                told[list(canvases)] = predict_probabilities(
+                maps = predict_probabilities(
                     model[config.assistant.feedback_from], torch.stack(list(canvases.values()))
                 )
+            told[list(canvases)] = (255 * maps).round().to(torch.uint8)
         return told
 
     def _feedback_at(self, step: int) -> Feedback | None:
