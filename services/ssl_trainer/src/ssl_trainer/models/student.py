@@ -44,8 +44,10 @@ class Student(nn.Module, ABC):
 def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
     """Softmax in evaluation mode, (B, classes + 1, H, W) on the CPU; the mode is put back."""
     training = student.training
-    student.eval()
+    if training:  # changing the mode visits every module
+        student.eval()
     device = next(student.parameters()).device
     logits = student(image_B1HW.to(device)).float()
-    student.train(training)
+    if training:
+        student.train()
     return torch.softmax(logits, dim=1).cpu()
