@@ -153,7 +153,7 @@ def test_first_looks_are_at_some_slices_and_spread_over_epochs(
     answered = np.zeros((3, len(slices)), bool)
     for number in range(9):
         shown = feedback.canvases(number)
-        feedback.ask(number, torch.rand(config.unlabelled_batch, 3, 32, 32))
+        feedback.ask(number, lambda: torch.full((config.unlabelled_batch, 3, 32, 32), 85))
         for row, (index, answer) in enumerate(
             zip(sampler.indices(number), feedback.collect(number), strict=True)
         ):
@@ -262,7 +262,7 @@ def test_student_masks_reach_the_server_and_cost_no_encoding(
         np.stack([200 * (picture(i)[1] == value) for value in (1, 2)]).astype(np.uint8)
         for i in range(2)
     ]
-    assistant.ask(1, _slices(2), students)
+    assistant.ask(1, _slices(2), lambda: students)
     second = assistant.collect(1)
     assistant.close()
     expected = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch import Tensor
 
 from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
@@ -26,6 +28,8 @@ from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import pooled, strong_views
+from ssl_trainer.unimatch.precision import precision
+from ssl_trainer.unimatch.prompter import Prompter
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
 from trainer_support import UNET, small_config
 
@@ -345,3 +349,46 @@ def test_prediction_leaves_the_mode_as_it_was() -> None:
     assert student.training
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(2, 32, 32), atol=1e-5)
     assert math.isfinite(float(probabilities.max()))
+
+
+def test_vessa_is_told_what_the_model_predicted_when_asked() -> None:
+    teacher = models.build(UNET, 2).eval()
+    prompter = Prompter(teacher, dataclasses.replace(small_config(Path()), precision="fp32"))
+    images, changed = torch.rand(2, 1, 32, 32), threading.Event()
+
+    def canvases() -> dict[int, Tensor]:
+        assert changed.wait(10)
+        return {0: images[0], 2: images[1]}
+
+    expected = (255 * predict_probabilities(teacher, images)).round()
+    told = prompter.begin(teacher, canvases, 3)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.zero_()
+    assert not told.done()
+    changed.set()
+    assert torch.equal(told.result()[[0, 2]].float(), expected)
+    assert not bool(told.result()[1].any())
+    later = prompter.begin(teacher, canvases, 3).result()
+    assert torch.equal(later[0], torch.full((3, 32, 32), 85, dtype=torch.uint8))
+    prompter.close()
+
+
+def test_predicting_what_vessa_is_told_does_not_change_gradients() -> None:
+    """Both passes of the student share casts of its weights, which leaving autocast clears."""
+    student = models.build(UNET, 2).eval()
+    config = dataclasses.replace(small_config(Path()), precision="bf16")
+    prompter = Prompter(student, config)
+    images = torch.rand(2, 1, 32, 32)
+    gradients = []
+    for beside in (False, True):
+        student.zero_grad()
+        with precision(torch.device("cpu"), "bf16"):
+            loss = student(images).float().square().sum()
+            if beside:
+                prompter.begin(student, lambda: {0: images[0]}, 1).result()
+            loss = loss + student(images.flip(-1)).float().square().sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
+    prompter.close()
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))

@@ -8,7 +8,7 @@ requests send its digest and a new student mask.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,6 +26,9 @@ from vessa_client import (
     VessaClient,
     VessaError,
 )
+
+# The student's probabilities of the classes in each slice, 255 for 1, (C, H, W).
+Students = Callable[[], Sequence[UInt8Array]]
 
 log = structlog.get_logger(__name__)
 
@@ -63,22 +66,19 @@ class Assistant:
         self._away = False
         self.failures = 0
 
-    def ask(
-        self, step: int, slices: Sequence[Slice], students: Sequence[UInt8Array] | None
-    ) -> None:
+    def ask(self, step: int, slices: Sequence[Slice], students: Students | None) -> None:
         """Begin to fetch the answers for ``step``; returns at once.
 
         Args:
             step: training step that will collect them.
             slices: native slices.
-            students: the student's probabilities of the classes, 255 for 1, (C, H, W), sent as
-                prompts; None for one-shot.
+            students: sent as prompts, and waited for beside the training; None for one-shot.
         """
-        self._asked[step] = self._worker.submit(self._fetch, self._requests(slices, students))
+        self._asked[step] = self._worker.submit(self._fetch, slices, students)
 
     def look(self, slices: Sequence[Slice]) -> None:
         """Have the server look at slices, so that later answers come sooner; returns at once."""
-        self._worker.submit(self._fetch, self._requests(slices, None))
+        self._worker.submit(self._fetch, slices, None)
 
     def collect(self, step: int) -> list[PseudoLabel | None]:
         """Answers for ``step``, in the order of its slices; None where there is none."""
@@ -90,23 +90,27 @@ class Assistant:
         self._client.close()
 
     def _requests(
-        self, slices: Sequence[Slice], students: Sequence[UInt8Array] | None
+        self, slices: Sequence[Slice], students: Students | None
     ) -> list[SegmentationRequest]:
+        masks = None if students is None else students()
         return [
             SegmentationRequest(
                 image=item.image,
                 volume=item.volume,
                 class_names=self.classes,
-                student_mask=None if students is None else students[index],
+                student_mask=None if masks is None else masks[index],
                 request_id=str(index),
             )
             for index, item in enumerate(slices)
         ]
 
-    def _fetch(self, requests: list[SegmentationRequest]) -> list[PseudoLabel | None]:
-        answers: list[PseudoLabel | None] = [None] * len(requests)
-        if not requests or time.monotonic() < self._away_until:
+    def _fetch(
+        self, slices: Sequence[Slice], students: Students | None
+    ) -> list[PseudoLabel | None]:
+        answers: list[PseudoLabel | None] = [None] * len(slices)
+        if not slices or time.monotonic() < self._away_until:
             return answers
+        requests = self._requests(slices, students)
         try:
             stream = self._client.segment_stream(
                 requests, window=len(requests), timeout=self.config.timeout_seconds

@@ -6,7 +6,8 @@ Axes: B batch, C classes with background, H W space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
 from vessa_client import UInt8Array
 
+# What the student makes of the canvases of a batch, 255 for 1, (B, C, H, W).
+Told = Callable[[], Tensor]
 # The number under which slices are asked about that are not in any batch.
 ASIDE = -1
 
@@ -36,19 +39,19 @@ class Feedback:
         items, size = self._batch(number), self.config.data.size
         return {row: batches.canonical(items[row], size) for row in self._asked(number)}
 
-    def ask(self, number: int, student_BCHW: Tensor | None) -> None:
-        """Begin to fetch the answers for a batch.
+    def ask(self, number: int, told: Told | None) -> None:
+        """Begin to fetch the answers for a batch; None asks without prompts.
 
-        ``student_BCHW`` is what the student makes of its canvases, 255 for 1; None asks without
-        prompts. Probabilities are sent, not labels: where the student is unsure VESSA corrects
-        more.
+        Probabilities are sent, not labels: where the student is unsure VESSA corrects more.
         """
         items, rows = self._batch(number), self._asked(number)
-        masks: list[UInt8Array] | None = None
-        if student_BCHW is not None:
-            maps_BCHW = student_BCHW.float() / 255
-            masks = [prompt(maps_BCHW[row], items[row].image.shape) for row in rows]
-        self.assistant.ask(number, [items[row] for row in rows], masks)
+
+        def masks(told: Told) -> list[UInt8Array]:
+            maps_BCHW = told().float() / 255
+            return [prompt(maps_BCHW[row], items[row].image.shape) for row in rows]
+
+        students = None if told is None else partial(masks, told)
+        self.assistant.ask(number, [items[row] for row in rows], students)
 
     def collect(self, number: int) -> list[PseudoLabel | None]:
         """Answers for a batch, in the order of its slices; None where there is none."""
@@ -64,7 +67,7 @@ class Feedback:
     def aside(self, items: Sequence[Slice], student_BCHW: Tensor) -> list[PseudoLabel | None]:
         """Answers for slices that are not in any batch; waits for them."""
         masks = [prompt(m, i.image.shape) for m, i in zip(student_BCHW, items, strict=True)]
-        self.assistant.ask(ASIDE, items, masks)
+        self.assistant.ask(ASIDE, items, lambda: masks)
         return self.assistant.collect(ASIDE)
 
     def close(self) -> None:

@@ -11,8 +11,10 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +31,13 @@ from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
-from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.judge import Judge
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
-from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
+from ssl_trainer.unimatch.prompter import Prompter, known
 
 LOG_EVERY = 10
 OnStep = Callable[[int, dict[str, float]], None]
@@ -97,7 +98,8 @@ class UniMatchTrainer:
         )
         self.step, self.best, self.trust = 0, -1.0, Trust()
         # What VESSA was told of the student's view, by update, for the requests under way.
-        self._told: dict[int, Tensor | None] = {}
+        self._told: dict[int, Future[Tensor] | None] = {}
+        self.prompter = Prompter(self.teacher.model, config) if self.feedback else None
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs."""
@@ -116,6 +118,8 @@ class UniMatchTrainer:
         finally:
             if self.feedback is not None:
                 self.feedback.close()
+            if self.prompter is not None:
+                self.prompter.close()
             if writer is not None:
                 writer.close()
 
@@ -222,7 +226,7 @@ class UniMatchTrainer:
     def save(self) -> None:
         """Write the training state."""
         told = {
-            step: self.processes.gather(maps)
+            step: self.processes.gather(maps.result())
             for step, maps in self._told.items()
             if maps is not None
         }
@@ -253,7 +257,7 @@ class UniMatchTrainer:
                     f"{self.out / state.STATE_FILE}: an update saw {len(maps)} unlabelled "
                     f"slices, here {expected}; start as many processes as before"
                 )
-            self._told[step] = maps[self.processes.rank * own :][:own]
+            self._told[step] = known(maps[self.processes.rank * own :][:own])
         return True
 
     def _numbers(self, step: int) -> range:
@@ -262,28 +266,24 @@ class UniMatchTrainer:
         first = (step * self.processes.world + self.processes.rank) * accumulate
         return range(first, first + accumulate)
 
-    def _predict(self, step: int) -> Tensor | None:
-        """What VESSA is told about the slices of ``step``, 255 for 1, where it is time for that."""
-        config = self.config
-        feedback = self._feedback_at(step)
+    def _predict(self, step: int) -> Future[Tensor] | None:
+        """What VESSA is told about the slices of ``step``, where it is time for that."""
+        config, feedback = self.config, self._feedback_at(step)
         if feedback is None or not schedule.feedback(step, config.steps, config.assistant):
             return None
+        assert self.prompter is not None
         model = {"student": self.student, "teacher": self.teacher.model}
-        count, size = 1 + len(config.data.classes), config.data.size
-        slices = config.accumulate * config.unlabelled_batch
-        told = torch.zeros(slices, count, size, size, dtype=torch.uint8)
-        canvases = {
-            index * config.unlabelled_batch + row: canvas
-            for index, number in enumerate(self._numbers(step))
-            for row, canvas in feedback.canvases(number).items()
-        }
-        if canvases:
-            with precision(self.processes.device, config.precision):
-                maps = predict_probabilities(
-                    model[config.assistant.feedback_from], torch.stack(list(canvases.values()))
-                )
-            told[list(canvases)] = (255 * maps).round().to(torch.uint8)
-        return told
+        batch, numbers = config.unlabelled_batch, self._numbers(step)
+
+        def canvases() -> dict[int, Tensor]:
+            return {
+                index * batch + row: canvas
+                for index, number in enumerate(numbers)
+                for row, canvas in feedback.canvases(number).items()
+            }
+
+        source = model[config.assistant.feedback_from]
+        return self.prompter.begin(source, canvases, config.accumulate * batch)
 
     def _feedback_at(self, step: int) -> Feedback | None:
         """VESSA, where its labels count in an update."""
@@ -304,14 +304,14 @@ class UniMatchTrainer:
                 self._told[coming] = self._predict(coming)
                 self._ask(coming, self._told[coming])
 
-    def _ask(self, step: int, told: Tensor | None) -> None:
+    def _ask(self, step: int, told: Future[Tensor] | None) -> None:
         feedback = self._feedback_at(step)
         if feedback is None:
             return
         batch = self.config.unlabelled_batch
         for index, number in enumerate(self._numbers(step)):
             rows = slice(index * batch, (index + 1) * batch)
-            feedback.ask(number, None if told is None else told[rows])
+            feedback.ask(number, None if told is None else partial(_rows, told, rows))
 
     def _collect(self, number: int) -> list[PseudoLabel | None]:
         feedback = self._feedback_at(self.step)
@@ -332,6 +332,10 @@ class UniMatchTrainer:
                 writer.add_scalar(name, value, self.step)
             with (self.out / "log.jsonl").open("a") as stream:
                 stream.write(json.dumps({"step": self.step, **scalars}) + "\n")
+
+
+def _rows(told: Future[Tensor], rows: slice) -> Tensor:
+    return told.result()[rows]
 
 
 def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, float]:
