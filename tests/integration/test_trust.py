@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from ssl_trainer.assistant.feedback import prompt
@@ -83,6 +84,7 @@ def test_first_looks_for_comparisons_are_under_way_while_the_run_begins(
     assert trainer.feedback is not None
     for step in range(18):  # a slice at every third update: six of nine
         trainer.judge.look_ahead(step)
+    trainer.feedback.aside(trainer.judge.slices[:1], torch.zeros(1, 3, 32, 32))  # after all looks
     trainer.feedback.close()
     looked = {}
     with VessaClient(server.grpc) as client:

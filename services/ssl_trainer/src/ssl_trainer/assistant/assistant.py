@@ -85,8 +85,8 @@ class Assistant:
         return self._asked.pop(step).result()
 
     def close(self) -> None:
-        """Finish what was asked and close the connection."""
-        self._worker.shutdown(wait=True)
+        """Finish the request under way, drop the others, and close the connection."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 
     def _requests(

@@ -71,7 +71,7 @@ class Feedback:
         return self.assistant.collect(ASIDE)
 
     def close(self) -> None:
-        """Finish what was asked."""
+        """Finish the request under way, and drop the others."""
         self.assistant.close()
 
     def _batch(self, number: int) -> list[Slice]:
