@@ -53,9 +53,10 @@ class Processes:
         """The values of all processes, joined on the first axis in the order of their ranks."""
         if self.world == 1:
             return value
-        parts = [torch.empty_like(value) for _ in range(self.world)]
-        dist.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
+        own = value.to(self.device).contiguous()  # NCCL sends what is on GPUs only
+        parts = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(parts, own)
+        return torch.cat(parts).to(value.device)
 
 
 def postponed(module: nn.Module) -> AbstractContextManager[None]:
