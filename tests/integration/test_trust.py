@@ -60,14 +60,14 @@ def test_vessas_weight_falls_once_the_teacher_is_as_good(
         return trainer.trust, judge
 
     trust, judge = run(tmp_path / "a", 24)
-    assert judge.asked == [0.5 * 4 / 12, 0.5 * 8 / 12]
-    assert trust == Trust(2, falls_from=8)
+    assert judge.asked == [0.5 * 8 / 12, 0.5 * 12 / 12], "not at the first validation"
+    assert trust == Trust(2, falls_from=12)
     ordered = [weights[step] for step in range(1, 25)]
-    assert ordered[:9] == [1.0] * 9
-    assert 0 < ordered[11] < ordered[10] < 1
-    assert ordered[13:] == [0.0] * 11
-    run(tmp_path / "b", 9)
-    run(tmp_path / "b", 11)
+    assert ordered[:13] == [1.0] * 13
+    assert 0 < ordered[15] < ordered[14] < 1
+    assert ordered[17:] == [0.0] * 7
+    run(tmp_path / "b", 13)
+    run(tmp_path / "b", 15)
     run(tmp_path / "b", 24)
     assert same(tmp_path / "a", tmp_path / "b")
 
@@ -78,7 +78,7 @@ def test_first_looks_for_comparisons_are_under_way_while_the_run_begins(
     root = write_dataset(tmp_path / "data")
     for patient in (77, 78):
         write_case(root / "val", f"p{patient}_frame01", patient, labelled=True)
-    config = dataclasses.replace(small_config(root, server=server.grpc), validate_every=28)
+    config = dataclasses.replace(small_config(root, server=server.grpc), validate_every=14)
     trainer = UniMatchTrainer(config, tmp_path / "run")
     assert trainer.judge is not None
     assert trainer.feedback is not None

@@ -232,7 +232,7 @@ class AssistantConfig:
     feedback_from: Literal["student", "teacher"] = "teacher"
     every: int = 1
     volume_slices: int = 6
-    spread_epochs: int = 4
+    spread_epochs: int = 5
     ahead: int = 16
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0

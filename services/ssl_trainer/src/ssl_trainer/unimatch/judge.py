@@ -20,6 +20,8 @@ from vessa_client import files
 
 # As many slices tell the better one of two in a moment, spread over all validation cases.
 MOST_SLICES = 24
+# At which validation labels are compared first. Before that a teacher knows next to nothing.
+FIRST = 2
 
 
 class Judge:
@@ -34,14 +36,14 @@ class Judge:
             sample=config.assistant.volume_slices,
         )
         self.slices = [known[index] for index in files.spread(len(known), MOST_SLICES)]
+        self._gap = max(1, (FIRST * config.validate_every - 1) // len(self.slices))
 
     def look_ahead(self, step: int) -> None:
         """Let VESSA look at one slice after the other before the first comparison.
 
         First looks take long. With this they are under way while the run begins.
         """
-        gap = max(1, (self.config.validate_every - 1) // len(self.slices))
-        index, rest = divmod(step, gap)
+        index, rest = divmod(step, self._gap)
         if rest == 0 and index < len(self.slices):
             self.feedback.look(self.slices[index])
 

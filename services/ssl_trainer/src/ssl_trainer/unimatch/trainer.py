@@ -31,9 +31,8 @@ from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
-from ssl_trainer.unimatch import schedule, state
+from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
-from ssl_trainer.unimatch.judge import Judge
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
 from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
@@ -92,7 +91,7 @@ class UniMatchTrainer:
         )
         # Without a number the weight of VESSA's labels depends on how good they are.
         self.judge = (
-            Judge(config, self.split.val, self.feedback)
+            judge.Judge(config, self.split.val, self.feedback)
             if self.feedback and config.assistant.weight_end == "auto" and self.processes.first
             else None
         )
@@ -208,7 +207,8 @@ class UniMatchTrainer:
         config = self.config
         if self.feedback is None or config.assistant.weight_end != "auto":
             return {}
-        if self.trust.falls_from is not None or self.step == config.steps:
+        first = judge.FIRST * config.validate_every
+        if self.trust.falls_from is not None or not first <= self.step < config.steps:
             return {}
         started, found = time.perf_counter(), None
         if self.judge is not None:
