@@ -16,6 +16,7 @@ from ssl_trainer.config import (
     TrainConfig,
     UNetConfig,
 )
+from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from support import picture
 
@@ -51,6 +52,11 @@ def write_dataset(root: Path) -> Path:
         write_case(root / "train", f"p{patient}_frame01", patient, labelled=False)
     write_case(root / "val", "p3_frame01", 3, labelled=True)
     return root
+
+
+def single_slices(count: int) -> list[Slice]:
+    """Slices of as many volumes."""
+    return [Slice(f"{i}/0", picture(i)[0], None, str(i)) for i in range(count)]
 
 
 def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> TrainConfig:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from ssl_trainer import config as configuration
-from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.assistant.feedback import Feedback, begins
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.batches import SliceSampler
-from ssl_trainer.data.cases import Case, Slice, read_slices
+from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
-from support import CLASSES, RunningServer, engine_of, free_port, picture, running
-from trainer_support import AFFINE, same, small_config, write_case, write_dataset
-from vessa_client import SegmentationRequest, SegmentationResult, VessaError
-from vessa_server.engine import VessaEngine
+from support import CLASSES, RunningServer, free_port, picture
+from trainer_support import AFFINE, same, single_slices, small_config, write_case, write_dataset
 
 NAMES = tuple(c.name for c in CLASSES)
 
@@ -147,7 +142,7 @@ def test_first_looks_are_at_some_slices_and_spread_over_epochs(
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
     assistant = dataclasses.replace(config.assistant, every=every, spread_epochs=spread)
     config = dataclasses.replace(config, assistant=assistant)
-    slices = _slices(6)
+    slices = single_slices(6)
     sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
     feedback = Feedback(config, slices, sampler)
     answered = np.zeros((3, len(slices)), bool)
@@ -199,122 +194,6 @@ def test_an_absent_server_is_unimatch_alone_bit_for_bit(
     train(small_config(root, server=f"127.0.0.1:{free_port()}"), tmp_path / "b")
     assert same(tmp_path / "a", tmp_path / "b")
     assert capsys.readouterr().out.count("assistant.away") == 1
-
-
-def _slices(count: int) -> list[Slice]:
-    return [Slice(f"{i}/0", picture(i)[0], None, str(i)) for i in range(count)]
-
-
-def test_slices_of_a_volume_are_asked_about_together(server: RunningServer, tmp_path: Path) -> None:
-    pixels = np.stack([picture(i)[0] for i in range(5)], axis=2)
-    folder = tmp_path / "train"
-    folder.mkdir()
-    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1, 8, 1])), folder / "p1.nii.gz")
-    case = Case(folder / "p1.nii.gz", None, "p1")
-    together = read_slices((case,), 2, labelled=False, sample=4)
-    assert [s.series for s in together] == ["p1"] * 5
-    assert all(len(s.volume) == 4 for s in together)
-    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
-    assistant.ask(0, together[:1], None)
-    assistant.ask(1, together[1:], None)
-    first = assistant.collect(0)[0]
-    others = assistant.collect(1)
-    assistant.close()
-    assert first is not None
-    assert "encode_image" in first.stage_ms
-    looked_at = {s.tobytes() for s in together[0].volume}
-    for item, answer in zip(together[1:], others, strict=True):
-        assert answer is not None
-        assert ("encode_image" in answer.stage_ms) == (item.image.tobytes() not in looked_at)
-        request = SegmentationRequest(image=item.image, volume=item.volume, class_names=NAMES)
-        expected = engine_of(tmp_path / item.key.replace("/", "_")).segment(request)
-        assert np.array_equal(answer.labels, expected.labels)
-
-
-def test_the_assistant_comes_back_when_the_server_does(tmp_path: Path) -> None:
-    port = free_port()
-    config = AssistantConfig(server=f"127.0.0.1:{port}", retry_seconds=0, timeout_seconds=20)
-    assistant = Assistant(config, NAMES)
-    assistant.ask(0, _slices(2), None)
-    assert assistant.collect(0) == [None, None]
-    with running(engine_of(tmp_path), grpc_port=port):
-        answers: list[PseudoLabel | None] = [None]
-        deadline, step = time.monotonic() + 30, 1
-        while not all(answers) and time.monotonic() < deadline:
-            assistant.ask(step, _slices(2), None)
-            answers = assistant.collect(step)
-            step += 1
-        assert all(answers)
-        assert answers[0] is not None
-        assert answers[0].labels.shape == (60, 52)
-    assistant.ask(0, _slices(2), None)
-    assert assistant.collect(0) == [None, None]
-    assistant.close()
-
-
-def test_student_masks_reach_the_server_and_cost_no_encoding(
-    tmp_path: Path, server: RunningServer
-) -> None:
-    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
-    assistant.ask(0, _slices(2), None)
-    first = assistant.collect(0)
-    students = [
-        np.stack([200 * (picture(i)[1] == value) for value in (1, 2)]).astype(np.uint8)
-        for i in range(2)
-    ]
-    assistant.ask(1, _slices(2), lambda: students)
-    second = assistant.collect(1)
-    assistant.close()
-    expected = [
-        server.engine.segment(SegmentationRequest(image=s.image, class_names=NAMES, student_mask=m))
-        for s, m in zip(_slices(2), students, strict=True)
-    ]
-    for answer, other, result in zip(second, first, expected, strict=True):
-        assert answer is not None
-        assert other is not None
-        assert np.array_equal(answer.confidence, result.confidence)
-        assert not np.array_equal(answer.confidence, other.confidence)
-        assert result.image_features_cached
-
-
-class _SlowEngine(VessaEngine):
-    """Waits until it is let go."""
-
-    go: threading.Event
-
-    def segment_batch(self, requests: object) -> list[SegmentationResult | VessaError]:
-        self.go.wait(30)
-        return super().segment_batch(requests)  # type: ignore[arg-type]
-
-
-def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path)
-    engine.__class__ = _SlowEngine
-    assert isinstance(engine, _SlowEngine)
-    engine.go = threading.Event()
-    with running(engine) as server:
-        config = AssistantConfig(server=server.grpc, timeout_seconds=0.3)
-        assistant = Assistant(config, NAMES)
-        assistant.ask(0, _slices(1), None)
-        assert assistant.collect(0) == [None]
-        assert assistant.failures == 1
-        engine.go.set()
-        assistant.close()
-
-
-def test_asking_is_pipelined(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path)
-    engine.__class__ = _SlowEngine
-    assert isinstance(engine, _SlowEngine)
-    engine.go = threading.Event()
-    with running(engine) as server:
-        assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
-        assistant.ask(0, _slices(1), None)
-        assistant.ask(1, _slices(1), None)  # returns although nothing is answered yet
-        engine.go.set()
-        assert assistant.collect(0)[0] is not None
-        assert assistant.collect(1)[0] is not None
-        assistant.close()
 
 
 def run_cli(*arguments: object) -> Result:

@@ -1,0 +1,132 @@
+"""The trainer asks VESSA: pipelined, and with a fall-back without a server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer.config import AssistantConfig
+from ssl_trainer.data.cases import Case, read_slices
+from support import CLASSES, RunningServer, engine_of, free_port, picture, running
+from trainer_support import single_slices
+from vessa_client import SegmentationRequest, SegmentationResult, VessaError
+from vessa_server.engine import VessaEngine
+
+NAMES = tuple(c.name for c in CLASSES)
+
+
+def test_slices_of_a_volume_are_asked_about_together(server: RunningServer, tmp_path: Path) -> None:
+    pixels = np.stack([picture(i)[0] for i in range(5)], axis=2)
+    folder = tmp_path / "train"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1, 8, 1])), folder / "p1.nii.gz")
+    case = Case(folder / "p1.nii.gz", None, "p1")
+    together = read_slices((case,), 2, labelled=False, sample=4)
+    assert [s.series for s in together] == ["p1"] * 5
+    assert all(len(s.volume) == 4 for s in together)
+    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+    assistant.ask(0, together[:1], None)
+    assistant.ask(1, together[1:], None)
+    first = assistant.collect(0)[0]
+    others = assistant.collect(1)
+    assistant.close()
+    assert first is not None
+    assert "encode_image" in first.stage_ms
+    looked_at = {s.tobytes() for s in together[0].volume}
+    for item, answer in zip(together[1:], others, strict=True):
+        assert answer is not None
+        assert ("encode_image" in answer.stage_ms) == (item.image.tobytes() not in looked_at)
+        request = SegmentationRequest(image=item.image, volume=item.volume, class_names=NAMES)
+        expected = engine_of(tmp_path / item.key.replace("/", "_")).segment(request)
+        assert np.array_equal(answer.labels, expected.labels)
+
+
+def test_the_assistant_comes_back_when_the_server_does(tmp_path: Path) -> None:
+    port = free_port()
+    config = AssistantConfig(server=f"127.0.0.1:{port}", retry_seconds=0, timeout_seconds=20)
+    assistant = Assistant(config, NAMES)
+    assistant.ask(0, single_slices(2), None)
+    assert assistant.collect(0) == [None, None]
+    with running(engine_of(tmp_path), grpc_port=port):
+        answers: list[PseudoLabel | None] = [None]
+        deadline, step = time.monotonic() + 30, 1
+        while not all(answers) and time.monotonic() < deadline:
+            assistant.ask(step, single_slices(2), None)
+            answers = assistant.collect(step)
+            step += 1
+        assert all(answers)
+        assert answers[0] is not None
+        assert answers[0].labels.shape == (60, 52)
+    assistant.ask(0, single_slices(2), None)
+    assert assistant.collect(0) == [None, None]
+    assistant.close()
+
+
+def test_student_masks_reach_the_server_and_cost_no_encoding(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+    assistant.ask(0, single_slices(2), None)
+    first = assistant.collect(0)
+    students = [
+        np.stack([200 * (picture(i)[1] == value) for value in (1, 2)]).astype(np.uint8)
+        for i in range(2)
+    ]
+    assistant.ask(1, single_slices(2), lambda: students)
+    second = assistant.collect(1)
+    assistant.close()
+    expected = [
+        server.engine.segment(SegmentationRequest(image=s.image, class_names=NAMES, student_mask=m))
+        for s, m in zip(single_slices(2), students, strict=True)
+    ]
+    for answer, other, result in zip(second, first, expected, strict=True):
+        assert answer is not None
+        assert other is not None
+        assert np.array_equal(answer.confidence, result.confidence)
+        assert not np.array_equal(answer.confidence, other.confidence)
+        assert result.image_features_cached
+
+
+class _SlowEngine(VessaEngine):
+    """Waits until it is let go."""
+
+    go: threading.Event
+
+    def segment_batch(self, requests: object) -> list[SegmentationResult | VessaError]:
+        self.go.wait(30)
+        return super().segment_batch(requests)  # type: ignore[arg-type]
+
+
+def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path)
+    engine.__class__ = _SlowEngine
+    assert isinstance(engine, _SlowEngine)
+    engine.go = threading.Event()
+    with running(engine) as server:
+        config = AssistantConfig(server=server.grpc, timeout_seconds=0.3)
+        assistant = Assistant(config, NAMES)
+        assistant.ask(0, single_slices(1), None)
+        assert assistant.collect(0) == [None]
+        assert assistant.failures == 1
+        engine.go.set()
+        assistant.close()
+
+
+def test_asking_is_pipelined(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path)
+    engine.__class__ = _SlowEngine
+    assert isinstance(engine, _SlowEngine)
+    engine.go = threading.Event()
+    with running(engine) as server:
+        assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+        assistant.ask(0, single_slices(1), None)
+        assistant.ask(1, single_slices(1), None)  # returns although nothing is answered yet
+        engine.go.set()
+        assert assistant.collect(0)[0] is not None
+        assert assistant.collect(1)[0] is not None
+        assistant.close()
