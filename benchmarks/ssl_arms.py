@@ -5,12 +5,11 @@
 
 A cell is one training of one arm, number of labelled cases, and seed, on one thread; ``--workers``
 of them run side by side. A cell that is done, here or in the committed results, is kept, one that
-was cut off goes on. Students are chosen on validation patients; with ``--test`` the chosen ones
-are scored on test patients too, and tables show those scores with ``--test`` only.
-``--equal-time 1.25`` trains for fewer updates: for arms that take 1.25 times as long as UniMatch V2
-alone. Tasks are files of
-``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``; it shows
-those of the task's present settings, and with ``--all`` all of them, in Markdown.
+was cut off goes on. Students are chosen on validation patients; with ``--test`` the chosen ones are
+scored on test patients too, and tables show those scores with ``--test`` only. ``--equal-time
+1.25`` trains for fewer updates: for arms that take 1.25 times as long as UniMatch V2 alone. Tasks
+are files of ``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``;
+it shows those of the task's present settings, and with ``--all`` all of them, in Markdown.
 """
 
 from __future__ import annotations

@@ -102,11 +102,16 @@ class _SlowEngine(VessaEngine):
         return super().segment_batch(requests)  # type: ignore[arg-type]
 
 
-def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path)
+def _slow_engine(folder: Path) -> _SlowEngine:
+    engine = engine_of(folder)
     engine.__class__ = _SlowEngine
     assert isinstance(engine, _SlowEngine)
     engine.go = threading.Event()
+    return engine
+
+
+def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
+    engine = _slow_engine(tmp_path)
     with running(engine) as server:
         config = AssistantConfig(server=server.grpc, timeout_seconds=0.3)
         assistant = Assistant(config, NAMES)
@@ -118,10 +123,7 @@ def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
 
 
 def test_asking_is_pipelined(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path)
-    engine.__class__ = _SlowEngine
-    assert isinstance(engine, _SlowEngine)
-    engine.go = threading.Event()
+    engine = _slow_engine(tmp_path)
     with running(engine) as server:
         assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
         assistant.ask(0, single_slices(1), None)
