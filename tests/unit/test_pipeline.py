@@ -14,8 +14,9 @@ from finders import Corner, Painting
 from support import engine_of, picture
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_server.engine import EngineSettings
+from vessa_server.engine.pipeline import MAP_SHARE_WITHOUT_TEXT
 from vessa_server.engine.work import MORE_OWN_MARGIN
-from vessa_server.model.vessa import Decoded, Vessa
+from vessa_server.model.vessa import Decoded, Reasoned, Vessa
 
 IMAGE, LABELS = picture(0)
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
@@ -183,3 +184,32 @@ def test_where_to_look_does_not_depend_on_a_students_mask(tmp_path: Path) -> Non
         engine.segment(first)
         answers.append(engine.segment(REQUEST))
     assert np.array_equal(answers[0].confidence, answers[1].confidence)
+
+
+class _Pointing(Vessa):
+    """Finds nothing but what the map of ``<SEG>`` points to, which is one of two structures."""
+
+    def reason(self, *arguments: Any) -> Reasoned:
+        found = super().reason(*arguments)
+        columns = torch.arange(found.seg_map_P1HW.shape[-1])
+        left = torch.where(columns < len(columns) // 2, 2.0, -2.0)
+        return Reasoned(found.seg_P1D, left.expand_as(found.seg_map_P1HW), found.loss)
+
+    def decode(self, *arguments: Any) -> Decoded:
+        found = super().decode(*arguments)
+        size = found.logits_P1HW.shape[-1]
+        logits = torch.nn.functional.interpolate(arguments[2].seg_map_P1HW, size=size)
+        return Decoded(logits, found.iou_P, torch.ones_like(found.presence_P))
+
+
+def test_names_alone_count_less_than_a_text(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
+    engine.model.__class__ = _Pointing
+    request = dataclasses.replace(REQUEST, class_names=("disc",))
+    sure = []
+    for text in ("", "the left one"):
+        probability = engine.segment(dataclasses.replace(request, text=text)).probabilities
+        assert probability is not None
+        sure.append(torch.logit(torch.tensor(probability[-1, 4, 4] / 255)))
+    assert float(sure[0]) == pytest.approx(2 * MAP_SHARE_WITHOUT_TEXT, abs=0.05)
+    assert float(sure[1]) == pytest.approx(2, abs=0.05)
