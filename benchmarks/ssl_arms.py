@@ -113,7 +113,7 @@ def _train(
     server = servers.get(task.asks(cell.arm))
     asked = ("--server", server) if server else ()
     start = time.perf_counter()
-    _trainer("train", str(file), "--out", str(folder), "--threads", "1", *asked, log=log)
+    run_trainer("train", str(file), "--out", str(folder), "--threads", "1", *asked, log=log)
     facts: Facts = {
         "name": cell.name,
         "arm": cell.arm + (EQUAL_TIME if arguments.equal_time else ""),
@@ -131,7 +131,7 @@ def _train(
     }
     for split in ("val", "test") if arguments.test else ("val",):
         if (task.root / split).is_dir():
-            _trainer("evaluate", str(folder), "--split", split, log=log)
+            run_trainer("evaluate", str(folder), "--split", split, log=log)
             facts[split] = json.loads((folder / f"scores_{split}.json").read_text())
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
     return cell, float(np.mean([volume["dice"] for volume in facts.get("val", [])] or np.nan))
@@ -256,7 +256,8 @@ def _mean_sd(values: npt.NDArray[np.float64], digits: int) -> str:
     return f"{values.mean():.{digits}f}{spread}"
 
 
-def _trainer(*command: str, log: Path) -> None:
+def run_trainer(*command: str, log: Path) -> None:
+    """Run ``ssl-trainer`` on one thread; what it prints is added to ``log``."""
     with log.open("a") as stream:
         subprocess.run(
             [sys.executable, "-m", "ssl_trainer", *command],

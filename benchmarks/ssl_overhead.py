@@ -1,0 +1,171 @@
+"""How much longer a training takes with VESSA: beside it on one machine, and on one of its own.
+
+    python benchmarks/ssl_overhead.py acdc_patient100 --data DATA --out WORK --seed 3
+
+Three trainings of one task, one after the other, each on one thread: UniMatch V2 alone; with VESSA,
+which works on another core of the same machine and whose answers are kept in memory; and the same
+training once more, which is answered from memory. What the last one takes is what a training costs
+whose server has a machine of its own and is fast enough: the trainer's own part, the transport, and
+no work of a model beside it. Both trainings with VESSA must come to the same weights, bit for bit.
+Let nothing else run. Writes ``benchmarks/results/ssl_overhead_TASK.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+
+from acdc import RESULTS, circumstances
+from ssl_arms import run_trainer
+from ssl_cells import TASK_NAMES, Facts, Task
+from ssl_trainer.evaluation.report import read_log
+from ssl_trainer.unimatch.state import BEST_FILE
+from vessa_client import SegmentationRequest, SegmentationResult, VessaError, files
+from vessa_client.console import console
+from vessa_server.engine import VessaEngine
+from vessa_server.serving.run import Ports, build_engine, serve
+from vessa_server.serving.settings import ServerSettings
+
+ALONE, BESIDE, OF_ITS_OWN = "UniMatch V2", "VESSA on the other core", "VESSA on its own machine"
+
+
+class KeepingEngine(VessaEngine):
+    """Keeps every answer, and gives the kept ones once ``replay`` is set."""
+
+    replay = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._kept: dict[str, SegmentationResult] = {}
+        self.asked = 0
+        self.computed = 0
+
+    def segment_batch(
+        self, requests: Sequence[SegmentationRequest]
+    ) -> list[SegmentationResult | VessaError]:
+        """The kept answers, and computed ones where there is none."""
+        keys = [self._key(request) for request in requests]
+        self.asked += len(keys)
+        missing = [i for i, key in enumerate(keys) if not (self.replay and key in self._kept)]
+        self.computed += len(missing)
+        outcomes = super().segment_batch([requests[i] for i in missing])
+        for index, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, VessaError):
+                raise outcome
+            self._kept[keys[index]] = outcome
+        pairs = zip(keys, requests, strict=True)
+        return [replace(self._kept[key], request_id=request.request_id) for key, request in pairs]
+
+    def _key(self, request: SegmentationRequest) -> str:
+        """Of all that an answer depends on."""
+        work = self._accept(request, self.bank.snapshot())
+        digest = hashlib.sha256(repr(work.key()).encode())
+        if request.student_mask is not None:
+            digest.update(request.student_mask.tobytes())
+        return digest.hexdigest()
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASK_NAMES)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="empty folder for the trainings")
+    parser.add_argument("--cases", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="updates, in place of the task's")
+    arguments = parser.parse_args()
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        parser.error(f"--out: {arguments.out} is not empty; a training would go on")
+    results = asyncio.run(measure(Task.load(arguments.task, arguments.data), arguments))
+    show(results)
+    facts = circumstances(cases=arguments.cases, seed=arguments.seed)
+    file = RESULTS / f"ssl_overhead_{arguments.task}.json"
+    files.write_text(file, json.dumps({**facts, "results": results}, indent=1) + "\n")
+    console.print(f"Results {file}", highlight=False)
+
+
+async def measure(task: Task, arguments: argparse.Namespace) -> dict[str, Facts]:
+    """The three trainings, and what they say about themselves."""
+    settings = ServerSettings(
+        bank=arguments.out / "bank",
+        cache=str(arguments.out / "cache"),
+        grpc_port=0,
+        http_port=0,
+        threads=1,
+    )
+    plain = build_engine(settings)
+    engine = KeepingEngine(plain.model, plain.model_digest, plain.bank, plain.cache, plain.settings)
+    for image, labels, name in task.templates(arguments.cases):
+        engine.bank.add(image, labels, task.classes, name=name)
+    stop = asyncio.Event()
+    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(engine, settings, stop=stop, on_ready=ready.set_result))
+        target = f"127.0.0.1:{(await ready).grpc}"
+        results = {ALONE: await asyncio.to_thread(train, task, "unimatch", "", arguments)}
+        for name in (BESIDE, OF_ITS_OWN):
+            engine.replay = name == OF_ITS_OWN
+            before = engine.asked, engine.computed
+            found = await asyncio.to_thread(train, task, "mutual", target, arguments, name=name)
+            found["answers"] = engine.asked - before[0]
+            found["computed"] = engine.computed - before[1]
+            results[name] = found
+        stop.set()
+    for found in results.values():
+        found["times"] = found["seconds"] / results[ALONE]["seconds"]
+    return results
+
+
+def train(
+    task: Task, arm: str, server: str, arguments: argparse.Namespace, *, name: str = ALONE
+) -> Facts:
+    """One training: its seconds, stages, and a digest of its weights."""
+    cell = task.cell(arm, arguments.cases, arguments.seed, arguments.steps)
+    folder = arguments.out / name.replace(" ", "-").lower()
+    file = folder / "input.yaml"
+    files.write_text(file, yaml.safe_dump(cell.config, sort_keys=False))
+    asked = ("--server", server) if server else ()
+    start = time.perf_counter()
+    command = ("train", str(file), "--out", str(folder), "--threads", "1", *asked)
+    run_trainer(*command, log=folder / "cell.log")
+    return {
+        "steps": cell.config["steps"],
+        "seconds": time.perf_counter() - start,
+        "student": hashlib.sha256((folder / BEST_FILE).read_bytes()).hexdigest(),
+        "stages": stages(read_log(folder / "log.jsonl")),
+    }
+
+
+def stages(log: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean seconds of an update for each stage, over the updates that were logged."""
+    names = sorted({name for entry in log for name in entry if name.startswith("seconds/")})
+    updates = [entry for entry in log if any(name in entry for name in names)]
+    return {n: float(np.mean([entry.get(n, 0.0) for entry in updates])) for n in names}
+
+
+def show(results: dict[str, Facts]) -> None:
+    """Print the table."""
+    table = Table("", "seconds", "times", "answers", "computed", "student")
+    for name, found in results.items():
+        asked = [str(found.get(key, "")) for key in ("answers", "computed")]
+        seconds, times = f"{found['seconds']:.0f}", f"{found['times']:.3f}"
+        table.add_row(name, seconds, times, *asked, found["student"][:8])
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
