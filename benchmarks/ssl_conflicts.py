@@ -63,7 +63,7 @@ def main() -> None:
                 bank.add(image, labels, task.classes, name=name)
             engine = new_engine(model, digest, bank)
             config = parse(cell.config)
-            student = load_best(task.cells(arguments.out) / cell.name, config)
+            student = load_best(task.cells(arguments.out) / cell.name, config).student
             found[str(count)] = compare(engine, student, config, arguments.slices)
         console.print(f"{cell.name}: {found[str(count)]}", highlight=False)
     plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}

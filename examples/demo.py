@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.table import Table
-from torch import nn
 
 from ssl_trainer import config as trainer_config
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import CaseScores, score
+from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.unimatch.progress import run_with_progress
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
 from vessa_client import (
@@ -89,8 +89,8 @@ def main() -> None:
         ROWS[0]: [
             score_volume(case, [r.labels for r in one_shot[case.image.name]]) for case in split.val
         ],
-        ROWS[1]: [score_student(alone, case, config) for case in split.val],
-        ROWS[2]: [score_student(assisted, case, config) for case in split.val],
+        ROWS[1]: [score_volume(case, alone(case.read())) for case in split.val],
+        ROWS[2]: [score_volume(case, assisted(case.read())) for case in split.val],
     }
     console.print(dice_table(scores))
     minutes = (time.monotonic() - start) / 60
@@ -183,7 +183,7 @@ def one_shot_volume(client: VessaClient, case: Case) -> list[SegmentationResult]
     return [results[index] for index in range(image.depth)]
 
 
-def train(config: TrainConfig, out: Path) -> nn.Module:
+def train(config: TrainConfig, out: Path) -> Predictor:
     """Train a student; returns the best one."""
     run_with_progress(UniMatchTrainer(config, out))
     return load_best(out, config)
@@ -204,11 +204,6 @@ def score_volume(case: Case, labels: list[UInt8Array]) -> CaseScores:
     )
 
 
-def score_student(student: nn.Module, case: Case, config: TrainConfig) -> CaseScores:
-    """3D Dice of a student."""
-    return score_volume(case, volumes.predict_slices(student, case.read(), config.data.size))
-
-
 def dice_table(scores: dict[str, list[CaseScores]]) -> Table:
     """Mean Dice over cases, for each structure."""
     table = Table("", *(c.name for c in CLASSES), "mean", title="Dice, 3 patients without a label")
@@ -221,7 +216,7 @@ def dice_table(scores: dict[str, list[CaseScores]]) -> Table:
 def pictures_of(
     cases: tuple[Case, ...],
     one_shot: dict[str, list[SegmentationResult]],
-    student: nn.Module,
+    student: Predictor,
     client: VessaClient,
     config: TrainConfig,
     out: Path,
@@ -233,7 +228,7 @@ def pictures_of(
         image = case.read()
         truth = case.read_labels(image, len(CLASSES))
         assert truth is not None
-        predicted = volumes.predict_slices(student, image, config.data.size)
+        predicted = student(image)
         annotated = [i for i in range(image.depth) if truth.slice(i).any()]
         rows = []
         for position in (0.25, 0.5, 0.75):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
+AllPieces = Annotated[
+    bool,
+    typer.Option(
+        "--all-pieces",
+        help="Keep small pieces too, of structures that have one piece in validation cases.",
+    ),
+]
 
 
 # ConfigError, StateError and FileError are ValueErrors.
@@ -106,21 +114,20 @@ def _report(run: Path) -> Path:
     from ssl_trainer.data.cases import find
     from ssl_trainer.evaluation import evaluate as evaluation
     from ssl_trainer.evaluation import report as reporting
+    from ssl_trainer.evaluation.predictor import write_choice
     from ssl_trainer.unimatch.trainer import load_best
 
     config = load(run / "config.yaml")
-    split = find(config.data)
-    student = load_best(run, config)
+    split, classes = find(config.data), config.data.classes
+    predictor = load_best(run, config)
     with progress_bar() as progress:
-        task = progress.add_task("Report", total=len(split.val), note="")
-        scores = evaluation.evaluate(
-            student,
-            split.val,
-            config.data.classes,
-            config.data.size,
-            advance=lambda: progress.advance(task),
-        )
-    return reporting.write(run, config, split, student, scores)
+        task = progress.add_task("Report", total=3 * len(split.val), note="")
+        advance = partial(progress.advance, task)
+        chosen = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
+        write_choice(run, config, chosen)
+        predictor = predictor.as_chosen(run, config)
+        scores = evaluation.evaluate(predictor, split.val, classes, advance=advance)
+    return reporting.write(run, config, split, predictor, scores)
 
 
 @app.command()
@@ -129,6 +136,7 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+    all_pieces: AllPieces = False,
 ) -> None:
     """Score the best student in 3D: Dice, HD95, ASD; writes scores_SPLIT.json into the run."""
     import dataclasses
@@ -149,15 +157,13 @@ def evaluate(
     chosen = [c for c in getattr(found, split) if c.labels is not None]
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
-    student = load_best(run, config)
+    predictor = load_best(run, config)
+    if not all_pieces:
+        predictor = predictor.as_chosen(run, config)
     with progress_bar() as progress:
         task = progress.add_task("Evaluating", total=len(chosen), note="")
         scores = evaluation.evaluate(
-            student,
-            chosen,
-            config.data.classes,
-            config.data.size,
-            advance=lambda: progress.advance(task),
+            predictor, chosen, config.data.classes, advance=lambda: progress.advance(task)
         )
     console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
     file = run / f"scores_{split}.json"
@@ -171,15 +177,17 @@ def predict(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
+    all_pieces: AllPieces = False,
 ) -> None:
     """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
     from ssl_trainer.config import load
-    from ssl_trainer.evaluation import volumes
     from ssl_trainer.unimatch.trainer import load_best
     from vessa_client import files
 
     config = load(run / "config.yaml")
-    student = load_best(run, config)
+    predictor = load_best(run, config)
+    if not all_pieces:
+        predictor = predictor.as_chosen(run, config)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
@@ -187,7 +195,7 @@ def predict(
         task = progress.add_task("Predicting", total=len(images), note="")
         for path in images:
             image = files.read(path)
-            labels = volumes.predict_slices(student, image, config.data.size)
+            labels = predictor(image)
             target = files.output_path(out / path.parent.relative_to(folder), image, "_seg")
             files.write_labels(target, labels, image)
             progress.advance(task)
@@ -212,6 +220,6 @@ def export(
     from ssl_trainer.unimatch.trainer import load_best
 
     config = load(run / "config.yaml")
-    student = load_best(run, config)
+    student = load_best(run, config).student
     difference = exporting.export(student, out, size=config.data.size, classes=config.data.classes)
     console.print(f"{out}: largest difference {difference:.1g}", highlight=False)

@@ -14,12 +14,11 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.cases import Case, Split
-from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
+from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
 from vessa_client import AnyArray, UInt8Array, files, pictures
 
 CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
@@ -55,7 +54,11 @@ class _Row:
 
 
 def write(
-    run: Path, config: TrainConfig, split: Split, student: nn.Module, scores: Sequence[CaseScores]
+    run: Path,
+    config: TrainConfig,
+    split: Split,
+    predictor: Predictor,
+    scores: Sequence[CaseScores],
 ) -> Path:
     """Write pictures and ``report.md`` into ``run``; returns the report.
 
@@ -63,7 +66,7 @@ def write(
         run: folder with ``log.jsonl``.
         config: of the run.
         split: its cases; the gallery shows those for validation, else unlabelled ones.
-        student: the best one.
+        predictor: with the best student.
         scores: of the validation cases; may be empty.
     """
     log = read_log(run / "log.jsonl")
@@ -71,11 +74,11 @@ def write(
     shown = [("Curves", CURVES)]
     if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
         shown.append(("Pseudo-labels over time", PSEUDO_LABELS))
-    rows = _gallery_rows(split.val or split.unlabelled[:3], config, student)
+    rows = _gallery_rows(split.val or split.unlabelled[:3], config, predictor)
     files.write_picture(run / GALLERY, _gallery(rows))
     shown.append(("Slices, from the best to the worst" if split.val else "Slices", GALLERY))
     file = run / REPORT
-    files.write_text(file, _markdown(run, config, split, scores, shown))
+    files.write_text(file, _markdown(run, config, split, predictor, scores, shown))
     return file
 
 
@@ -139,13 +142,12 @@ def _save(figure: Figure, file: Path) -> None:
         figure.savefig(file, dpi=110)
 
 
-def _gallery_rows(cases: Sequence[Case], config: TrainConfig, student: nn.Module) -> list[_Row]:
+def _gallery_rows(cases: Sequence[Case], config: TrainConfig, predictor: Predictor) -> list[_Row]:
     rows = []
     for case in cases:
         image = case.read()
         truth = case.read_labels(image, len(config.data.classes))
-        predicted = volumes.predict_slices(student, image, config.data.size)
-        for index, labels in enumerate(predicted):
+        for index, labels in enumerate(predictor(image)):
             expected = None if truth is None else truth.slice(index).astype(np.uint8)
             shows = labels if expected is None else expected
             if shows.any():
@@ -183,10 +185,22 @@ def _gallery(rows: list[_Row]) -> UInt8Array:
     return pictures.rows(out)
 
 
+def _pieces(config: TrainConfig, predictor: Predictor) -> str:
+    """What is done to the student's label maps."""
+    names = [config.data.classes[value - 1] for value in predictor.one_piece]
+    if not names:
+        return "Its label maps are as it predicts them."
+    return (
+        f"Only the largest piece of a volume is kept of: {', '.join(names)}. "
+        f"That was better on these cases (`{PREDICTION}`)."
+    )
+
+
 def _markdown(
     run: Path,
     config: TrainConfig,
     split: Split,
+    predictor: Predictor,
     scores: Sequence[CaseScores],
     shown: Sequence[tuple[str, str]],
 ) -> str:
@@ -214,6 +228,7 @@ def _markdown(
             "## Validation, best student",
             "",
             "The student was chosen on these cases, so their scores are a little too kind.",
+            _pieces(config, predictor),
             "",
             "| | Dice | HD95 | ASD |",
             "|---|---|---|---|",

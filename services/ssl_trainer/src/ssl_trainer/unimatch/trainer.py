@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_trainer import models
@@ -31,6 +31,7 @@ from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
+from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
@@ -188,9 +189,8 @@ class UniMatchTrainer:
         if not self.processes.first:
             return {}
         classes = self.config.data.classes
-        scores = evaluate(
-            self.teacher.model, self.split.val, classes, self.config.data.size, distances=False
-        )
+        predictor = Predictor(self.teacher.model, self.config.data.size)
+        scores = evaluate(predictor, self.split.val, classes, distances=False)
         if not scores:  # no validation cases: the last teacher is the best one known
             state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
             return {}
@@ -347,12 +347,12 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
     return {f"seconds/server/{stage}": ms / 1000 for stage, ms in total.items()}
 
 
-def load_best(folder: Path, config: TrainConfig) -> nn.Module:
-    """The best student of a run, for evaluation and prediction.
+def load_best(folder: Path, config: TrainConfig) -> Predictor:
+    """The best student of a run, with all pieces of what it finds.
 
     Raises:
         StateError: missing or damaged.
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return student.eval()
+    return Predictor(student.eval(), config.data.size)

@@ -1,0 +1,133 @@
+"""Label maps of whole volumes, and which pieces of them are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from ssl_trainer.cli import app
+from ssl_trainer.data.cases import find
+from ssl_trainer.evaluation.evaluate import choose_one_piece
+from ssl_trainer.evaluation.predictor import PREDICTION, Predictor, largest_pieces, write_choice
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from trainer_support import AFFINE, small_config, write_dataset
+from vessa_client import UInt8Array
+
+
+def _pieces(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:
+    """By a search from voxel to voxel."""
+    todo = {tuple(int(i) for i in at) for at in np.argwhere(mask_ZHW)}
+    found = []
+    while todo:
+        piece, border = set(), {todo.pop()}
+        while border:
+            piece |= border
+            near = {at for at in todo if any(_touch(at, other) for other in border)}
+            todo -= near
+            border = near
+        found.append(piece)
+    return found
+
+
+def _touch(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) == 1
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.4), st.sets(st.integers(1, 2)))
+def test_the_largest_piece_stays_whole_and_nothing_else_does(
+    seed: int, density: float, values: set[int]
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, 3, (3, 7, 6)) * (rng.random((3, 7, 6)) < density)
+    labels_ZHW: UInt8Array = labels.astype(np.uint8)
+    before = labels_ZHW.copy()
+    kept = largest_pieces(labels_ZHW, sorted(values))
+    assert np.array_equal(labels_ZHW, before)
+    for value in (1, 2):
+        pieces = _pieces(before == value)
+        if value not in values or not pieces:
+            assert np.array_equal(kept == value, before == value)
+            continue
+        (left,) = _pieces(kept == value)
+        assert left in pieces
+        assert len(left) == max(len(piece) for piece in pieces)
+    assert not (kept != before)[kept != 0].any()
+
+
+class _Bright(nn.Module):
+    """Takes what is bright for a disc, and what is grey for a bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(1))
+
+    def forward(self, image_B1HW: Tensor) -> Tensor:
+        grey = 10 * (0.3 - (image_B1HW - 0.5).abs())
+        return torch.cat([self.bias.expand_as(image_B1HW), 20 * (image_B1HW - 0.8), grey], dim=1)
+
+
+def _write(root: Path, *, speck: bool) -> None:
+    """A disc, of which a speck is no part, and a bar in two pieces, which both are."""
+    image, truth = np.zeros((48, 48, 3), np.float32), np.zeros((48, 48, 3), np.uint8)
+    rows, columns = np.mgrid[:48, :48]
+    disc = (rows - 16) ** 2 + (columns - 16) ** 2 < 8**2
+    image[disc], truth[disc] = 1.0, 1
+    if speck:
+        image[36:44, 4:12] = 1.0
+    for row in (4, 30):
+        image[row : row + 8, 32:44], truth[row : row + 8, 32:44] = 0.5, 2
+    for suffix, volume in (("", image), ("_gt", truth)):
+        nib.save(nib.Nifti1Image(volume, AFFINE), root / f"p3_frame01{suffix}.nii.gz")
+
+
+def test_pieces_are_dropped_where_that_is_better_on_validation_cases(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path))
+    predictor = Predictor(_Bright(), 48)
+    chosen = {}
+    for speck in (True, False):
+        _write(tmp_path / "val", speck=speck)
+        val = find(config.data).val
+        chosen[speck] = choose_one_piece(predictor, val, config.data.classes)
+    assert chosen == {True: (1,), False: ()}
+    assert choose_one_piece(predictor, (), config.data.classes) == ()
+
+
+def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path))
+    predictor = Predictor(_Bright(), 48)
+    assert predictor.as_chosen(tmp_path, config) == predictor
+    for values in ((), (2,), (1, 2)):
+        write_choice(tmp_path, config, values)
+        assert predictor.as_chosen(tmp_path, config).one_piece == values
+    for damaged in ("{", "[]", "{}", '{"one_piece": ["heart"]}', '{"one_piece": 3}'):
+        (tmp_path / PREDICTION).write_text(damaged)
+        with pytest.raises(ValueError, match="ssl-trainer report"):
+            predictor.as_chosen(tmp_path, config)
+
+
+def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    run, config = tmp_path / "run", small_config(root)
+    UniMatchTrainer(config, run).run()
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    assert set(json.loads((run / PREDICTION).read_text())) == {"one_piece"}
+    write_choice(run, config, (1, 2))
+    found = {}
+    for options in ((), ("--all-pieces",)):
+        out = tmp_path / f"out{len(options)}"
+        command = ["predict", str(run), str(root / "val"), "--out", str(out), *options]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        file = next(out.glob("p3_frame01_seg*"))
+        found[options] = np.moveaxis(np.asarray(nib.load(file).dataobj), -1, 0)
+    whole = found["--all-pieces",].astype(np.uint8)
+    assert np.array_equal(found[()], largest_pieces(whole, (1, 2)))
+    assert whole.any()
