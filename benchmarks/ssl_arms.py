@@ -10,6 +10,9 @@ scored on test patients too, and tables show those scores with ``--test`` only. 
 1.25`` trains for fewer updates: for arms that take 1.25 times as long as UniMatch V2 alone. Tasks
 are files of ``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``;
 it shows those of the task's present settings, and with ``--all`` all of them, in Markdown.
+
+Scores are of all that a student finds, and, in newer cells, also of what ``ssl-trainer predict``
+writes, without the small pieces that are dropped (``--as-predicted``).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import yaml
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASK_NAMES, Cell, Facts, Task, settings
+from ssl_trainer.config import load
 from ssl_trainer.evaluation.report import read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
@@ -41,6 +45,8 @@ from vessa_client.console import console
 # What of a training's log is kept with its results.
 CURVES = ("val/", "quality/", "seconds/", "assistant/weight")
 EQUAL_TIME = "-equal-time"
+# Of scores with the pieces that a run keeps; without it, all of them.
+AS_PREDICTED = "_as_predicted"
 
 
 def main() -> None:
@@ -62,6 +68,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="cells side by side")
     parser.add_argument("--adaptation", type=Path, help="file of `vessa-server adapt`")
     parser.add_argument("--test", action="store_true", help="score chosen students on test too")
+    parser.add_argument(
+        "--as-predicted", action="store_true", help="tables of what `ssl-trainer predict` writes"
+    )
     parser.add_argument("--all", action="store_true", help="tables with cells of other settings")
     arguments = parser.parse_args()
     task = Task.load(arguments.task, arguments.data)
@@ -92,6 +101,9 @@ def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
             for cell, steps in zip(cells, affordable, strict=True)
         ]
     todo = [cell for cell in cells if cell.name not in done]
+    for cell in cells:
+        if (arguments.out / cell.name / CELL).is_file():
+            _score(arguments.out / cell.name, arguments)
     with contextlib.ExitStack() as stack:
         servers = {
             kind: stack.enter_context(_server(task, kind, cases, arguments))
@@ -129,12 +141,23 @@ def _train(
         **circumstances(),
         "curves": curves(folder / "log.jsonl", cell.config["validate_every"]),
     }
-    for split in ("val", "test") if arguments.test else ("val",):
-        if (task.root / split).is_dir():
-            run_trainer("evaluate", str(folder), "--split", split, log=log)
-            facts[split] = json.loads((folder / f"scores_{split}.json").read_text())
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
+    facts = _score(folder, arguments)
     return cell, float(np.mean([volume["dice"] for volume in facts.get("val", [])] or np.nan))
+
+
+def _score(folder: Path, arguments: argparse.Namespace) -> Facts:
+    """Add the scores that a trained cell lacks: with all pieces, and as it predicts."""
+    facts: Facts = json.loads((folder / CELL).read_text())
+    root = Path(load(folder / "config.yaml").data.root)
+    for split in ("val", "test") if arguments.test else ("val",):
+        for suffix, options in (("", ("--all-pieces",)), (AS_PREDICTED, ())):
+            if split + suffix not in facts and (root / split).is_dir():
+                command = ("evaluate", str(folder), "--split", split, *options)
+                run_trainer(*command, log=folder / "cell.log")
+                facts[split + suffix] = json.loads((folder / f"scores_{split}.json").read_text())
+                files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
+    return facts
 
 
 def curves(log: Path, every: int) -> Facts:
@@ -205,7 +228,8 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
     timed = {name for name, facts in done.items() if facts["arm"].endswith(EQUAL_TIME)}
     shown = [facts for name, facts in done.items() if arguments.all or name in present | timed]
     for split in ("val", "test") if arguments.test else ("val",):
-        head, rows = _rows(shown, split, names)
+        suffix = AS_PREDICTED if arguments.as_predicted else ""
+        head, rows = _rows(shown, split + suffix, names)
         lines = [head, ["---"] * len(head), *rows]
         print(f"\nDice, {split}\n", *(f"| {' | '.join(line)} |" for line in lines), sep="\n")
     console.print(f"Results {task.results}", highlight=False)
