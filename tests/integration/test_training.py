@@ -144,7 +144,7 @@ def test_first_looks_are_at_some_slices_and_spread_over_epochs(
     config = dataclasses.replace(config, assistant=assistant)
     slices = single_slices(6)
     sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
-    feedback = Feedback(config, slices, sampler)
+    feedback = Feedback(config, slices, sampler, 1000)
     answered = np.zeros((3, len(slices)), bool)
     for number in range(9):
         shown = feedback.canvases(number)
@@ -167,20 +167,24 @@ def test_first_looks_are_at_some_slices_and_spread_over_epochs(
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=12),
     spread=st.integers(1, 6),
+    epochs=st.floats(0.5, 20),
     seed=st.integers(0, 9),
 )
-def test_volumes_begin_one_after_the_other(lengths: list[int], spread: int, seed: int) -> None:
+def test_volumes_begin_one_after_the_other(
+    lengths: list[int], spread: int, epochs: float, seed: int
+) -> None:
     image = picture(0)[0]
     slices = [
         Slice("", image, None, str(n)) for n, length in enumerate(lengths) for _ in range(length)
     ]
-    found = begins(slices, AssistantConfig(spread_epochs=spread), seed)
+    found = begins(slices, AssistantConfig(spread_epochs=spread), seed, epochs)
+    last = min(spread - 1, 0.6 * epochs)
     of = [
         {found[i] for i, item in enumerate(slices) if item.series == str(n)}
         for n in range(len(lengths))
     ]
     assert all(len(own) == 1 for own in of)
-    at = np.array(sorted(own.pop() for own in of)) / max(spread - 1, 1)
+    at = np.array(sorted(own.pop() for own in of)) / (last or 1)
     share = np.arange(len(lengths)) / len(lengths) * (spread > 1)
     assert 1.5 * at - at**2 / 2 == pytest.approx(share)
     assert (np.diff(at, n=2) >= -1e-9).all(), "at first sooner"

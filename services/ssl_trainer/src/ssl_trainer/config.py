@@ -212,8 +212,9 @@ class AssistantConfig:
             structures are. 0 asks about every slice alone: where they are not found in the same
             place all over a volume.
         spread_epochs: in this epoch VESSA is asked about all slices, before that about more and
-            more. A first look at a volume takes long, later ones with a student's mask do not;
-            with more epochs training waits less for it, and has fewer of VESSA's labels early.
+            more; in short runs sooner. A first look at a volume takes long, later ones with a
+            student's mask do not; with more epochs training waits less for it, and has fewer of
+            VESSA's labels early.
         ahead: updates by which VESSA is asked ahead. The first look at a volume takes as long as
             several updates: the more are under way, the less training waits. Prompts are as old.
         timeout_seconds: longest wait for the answers of a batch.

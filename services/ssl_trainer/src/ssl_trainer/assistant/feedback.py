@@ -24,14 +24,20 @@ from vessa_client import UInt8Array
 Told = Callable[[], Tensor]
 # The number under which slices are asked about that are not in any batch.
 ASIDE = -1
+# Part of a run after which VESSA is asked about all slices, however few epochs that is.
+ALL_BEGUN = 0.6
 
 
 class Feedback:
     """Asks for batches by their number, and collects the answers later."""
 
-    def __init__(self, config: TrainConfig, slices: list[Slice], sampler: SliceSampler) -> None:
+    def __init__(
+        self, config: TrainConfig, slices: list[Slice], sampler: SliceSampler, count: int
+    ) -> None:
+        """``count`` is the number of batches of the whole run, of all processes."""
         self.config, self.slices, self.sampler = config, slices, sampler
-        self._begins = begins(slices, config.assistant, config.seed)
+        epochs = count * sampler.batch / sampler.count
+        self._begins = begins(slices, config.assistant, config.seed, epochs)
         self.assistant = Assistant(config.assistant, config.data.classes)
 
     def canvases(self, number: int) -> dict[int, Tensor]:
@@ -87,8 +93,10 @@ class Feedback:
         ]
 
 
-def begins(slices: Sequence[Slice], config: AssistantConfig, seed: int) -> dict[int, float]:
-    """From which epoch on VESSA is asked about each slice; fractions count.
+def begins(
+    slices: Sequence[Slice], config: AssistantConfig, seed: int, epochs: float
+) -> dict[int, float]:
+    """From which epoch of ``epochs`` on VESSA is asked about each slice; fractions count.
 
     The slices of a series begin together: the first look at one is a look at all. Series begin
     one after the other, in a random order. They do so three times as often at first as in the
@@ -99,7 +107,8 @@ def begins(slices: Sequence[Slice], config: AssistantConfig, seed: int) -> dict[
     order = np.random.default_rng([seed, 3]).permutation(len(series))
     # Where 1.5 x - 0.5 x², whose slope falls from 1.5 to 0.5, is the share of the series.
     places = 1.5 - np.sqrt(2.25 - 2 * order / len(series))
-    at = dict(zip(series, ((config.spread_epochs - 1) * places).tolist(), strict=True))
+    last = min(config.spread_epochs - 1, ALL_BEGUN * epochs)
+    at = dict(zip(series, (last * places).tolist(), strict=True))
     return {i: at[slices[i].series] for i in asked}
 
 

@@ -86,7 +86,12 @@ class UniMatchTrainer:
         self.passes = self.processes.wrap(StudentPasses(self.student, config.precision))
         self.optimizer = build_optimizer(self.student, config)
         self.feedback = (
-            Feedback(config, self.unlabelled, self.unlabelled_sampler)
+            Feedback(
+                config,
+                self.unlabelled,
+                self.unlabelled_sampler,
+                config.steps * self.processes.world * config.accumulate,
+            )
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
