@@ -23,7 +23,7 @@ AllPieces = Annotated[
     bool,
     typer.Option(
         "--all-pieces",
-        help="Keep small pieces too, of structures that have one piece in validation cases.",
+        help="Keep all pieces, also of structures of which the run keeps the largest only.",
     ),
 ]
 
