@@ -76,7 +76,8 @@ def train(
     """Train a student; started again with the same --out it goes on, bit for bit.
 
     Writes best.safetensors, last.safetensors, config.yaml, log.jsonl, tensorboard/, and at the
-    end report.md with curves, pseudo-labels over time, and a gallery.
+    end report.md with curves, pseudo-labels over time, and a gallery, and prediction.json, which
+    says of which structures only the largest piece is kept.
 
     On several GPUs, or several processes:
     torchrun --nproc-per-node N --max-restarts 3 -m ssl_trainer train CONFIG --out RUN
