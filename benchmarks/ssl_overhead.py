@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,6 +93,8 @@ def main() -> None:
         parser.error(f"--out: {arguments.out} is not empty; a training would go on")
     results = asyncio.run(measure(Task.load(arguments.task, arguments.data), arguments))
     show(results)
+    if results[BESIDE]["student"] != results[OF_ITS_OWN]["student"]:
+        sys.exit("The trainings with VESSA differ, so that their times do not compare.")
     facts = circumstances(cases=arguments.cases, seed=arguments.seed)
     file = RESULTS / f"ssl_overhead_{arguments.task}.json"
     files.write_text(file, json.dumps({**facts, "results": results}, indent=1) + "\n")
