@@ -122,7 +122,7 @@ def _report(run: Path) -> Path:
     split, classes = find(config.data), config.data.classes
     predictor = load_best(run, config)
     with progress_bar() as progress:
-        task = progress.add_task("Report", total=3 * len(split.val), note="")
+        task = progress.add_task("Report", total=2 * len(split.val), note="")
         advance = partial(progress.advance, task)
         chosen = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
         write_choice(run, config, chosen)

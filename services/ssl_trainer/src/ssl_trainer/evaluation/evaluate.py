@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -11,7 +10,8 @@ from rich.table import Table
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, score
-from ssl_trainer.evaluation.predictor import Predictor
+from ssl_trainer.evaluation.predictor import Predictor, largest_pieces
+from vessa_client import UInt8Array, files
 
 Advance = Callable[[], object]
 
@@ -26,22 +26,10 @@ def evaluate(
 ) -> list[CaseScores]:
     """Scores of each case that has labels."""
     scores = []
-    for case in cases:
-        image = case.read()
-        truth = case.read_labels(image, len(classes))
-        if truth is None:
-            continue
-        predicted = volumes.stack(predictor(image), image)
-        expected = volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
+    for image, truth in _annotated(cases, len(classes)):
+        predicted, spacing = volumes.stack(predictor(image), image), volumes.spacing(image)
         scores.append(
-            score(
-                image.stem,
-                predicted,
-                expected,
-                len(classes),
-                volumes.spacing(image),
-                distances=distances,
-            )
+            score(image.stem, predicted, truth, len(classes), spacing, distances=distances)
         )
         advance()
     return scores
@@ -56,19 +44,34 @@ def choose_one_piece(
 ) -> tuple[int, ...]:
     """Values of the structures whose mean Dice over the cases rises with their largest piece alone.
 
-    As nnU-Net decides it; on cases that are not for testing. Advances twice for each case.
+    As nnU-Net decides it; on cases that are not for testing.
     """
-    values = tuple(range(1, 1 + len(classes)))
-    pieces = [
-        evaluate(
-            replace(predictor, one_piece=kept), cases, classes, distances=False, advance=advance
+    values, gains = tuple(range(1, 1 + len(classes))), []
+    for image, truth in _annotated(cases, len(classes)):
+        labels = predictor(image)
+        every, largest = (
+            score(
+                image.stem,
+                volumes.stack(kept, image),
+                truth,
+                len(classes),
+                volumes.spacing(image),
+                distances=False,
+            )
+            for kept in (labels, list(largest_pieces(np.stack(labels), values)))
         )
-        for kept in ((), values)
-    ]
-    if not pieces[0]:
-        return ()
-    all_C, largest_C = (np.mean([s.dice for s in scores], axis=0) for scores in pieces)
-    return tuple(v for v in values if largest_C[v - 1] > all_C[v - 1])
+        gains.append(np.subtract(largest.dice, every.dice))
+        advance()
+    return tuple(v for v in values if gains and np.mean(gains, axis=0)[v - 1] > 0)
+
+
+def _annotated(cases: Sequence[Case], count: int) -> Iterator[tuple[files.ImageFile, UInt8Array]]:
+    """Images and true labels of the cases that have some, stacked as predictions are."""
+    for case in cases:
+        image = case.read()
+        truth = case.read_labels(image, count)
+        if truth is not None:
+            yield image, volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
 
 
 def table(scores: Sequence[CaseScores], classes: Sequence[str], title: str) -> Table:
