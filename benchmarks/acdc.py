@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ import torch
 
 from ssl_trainer.config import DataConfig
 from ssl_trainer.data.cases import Case, Split, find
-from ssl_trainer.evaluation import volumes
-from ssl_trainer.evaluation.metrics import score
+from ssl_trainer.evaluation import evaluate as evaluation
 from vessa_client import AnyArray, ClassDefinition, UInt8Array, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import TemplateBank
@@ -90,20 +90,19 @@ def each_slice(segment: Callable[[AnyArray], UInt8Array]) -> Segment:
 
 def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, object]:
     """3D Dice of each patient (mean of its volumes), and their mean and deviation."""
-    by_patient: dict[str, list[tuple[float, ...]]] = {}
-    start, count = time.perf_counter(), 0
+    start, depths = time.perf_counter(), list[int]()
+
+    def counted(volume: files.ImageFile) -> list[UInt8Array]:
+        depths.append(volume.depth)
+        return segment(volume)
+
     with progress_bar() as progress:
         task = progress.add_task(name, total=len(cases), note="")
-        for case in cases:
-            image = case.read()
-            truth = case.read_labels(image, len(CLASSES))
-            assert truth is not None
-            predicted = volumes.stack(segment(image), image)
-            expected = volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
-            found = score(image.stem, predicted, expected, len(CLASSES), (1, 1, 1), distances=False)
-            by_patient.setdefault(case.patient, []).append(found.dice)
-            count += image.depth
-            progress.advance(task)
+        advance = partial(progress.advance, task)
+        scores = evaluation.evaluate(counted, cases, NAMES, distances=False, advance=advance)
+    by_patient: dict[str, list[tuple[float, ...]]] = {}
+    for case, found in zip(cases, scores, strict=True):
+        by_patient.setdefault(case.patient, []).append(found.dice)
     patients = {p: np.mean(dice, axis=0).tolist() for p, dice in by_patient.items()}
     table = np.array(list(patients.values()))
     return {
@@ -111,7 +110,7 @@ def evaluate(name: str, segment: Segment, cases: Sequence[Case]) -> dict[str, ob
         "mean": table.mean(axis=0).tolist(),
         "sd": table.std(axis=0, ddof=1).tolist(),
         "mean_of_structures": float(table.mean()),
-        "seconds_per_slice": (time.perf_counter() - start) / count,
+        "seconds_per_slice": (time.perf_counter() - start) / sum(depths),
     }
 
 

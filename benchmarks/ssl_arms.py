@@ -37,7 +37,6 @@ import yaml
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASK_NAMES, Cell, Facts, Task, settings
-from ssl_trainer.config import load
 from ssl_trainer.evaluation.report import read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
@@ -103,7 +102,7 @@ def run(task: Task, cases: int, arguments: argparse.Namespace) -> None:
     todo = [cell for cell in cells if cell.name not in done]
     for cell in cells:
         if (arguments.out / cell.name / CELL).is_file():
-            _score(arguments.out / cell.name, arguments)
+            _score(arguments.out / cell.name, task, arguments)
     with contextlib.ExitStack() as stack:
         servers = {
             kind: stack.enter_context(_server(task, kind, cases, arguments))
@@ -142,17 +141,16 @@ def _train(
         "curves": curves(folder / "log.jsonl", cell.config["validate_every"]),
     }
     files.write_text(folder / CELL, json.dumps(facts, indent=2) + "\n")
-    facts = _score(folder, arguments)
+    facts = _score(folder, task, arguments)
     return cell, float(np.mean([volume["dice"] for volume in facts.get("val", [])] or np.nan))
 
 
-def _score(folder: Path, arguments: argparse.Namespace) -> Facts:
+def _score(folder: Path, task: Task, arguments: argparse.Namespace) -> Facts:
     """Add the scores that a trained cell lacks: with all pieces, and as it predicts."""
     facts: Facts = json.loads((folder / CELL).read_text())
-    root = Path(load(folder / "config.yaml").data.root)
     for split in ("val", "test") if arguments.test else ("val",):
         for suffix, options in (("", ("--all-pieces",)), (AS_PREDICTED, ())):
-            if split + suffix not in facts and (root / split).is_dir():
+            if split + suffix not in facts and (task.root / split).is_dir():
                 command = ("evaluate", str(folder), "--split", split, *options)
                 run_trainer(*command, log=folder / "cell.log")
                 facts[split + suffix] = json.loads((folder / f"scores_{split}.json").read_text())

@@ -23,14 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from rich.table import Table
 
 from acdc import RESULTS, circumstances
-from ssl_arms import run_trainer
+from ssl_arms import curves, run_trainer
 from ssl_cells import TASK_NAMES, Facts, Task
-from ssl_trainer.evaluation.report import read_log
 from ssl_trainer.unimatch.state import BEST_FILE
 from vessa_client import SegmentationRequest, SegmentationResult, VessaError, files
 from vessa_client.console import console
@@ -145,19 +143,14 @@ def train(
     start = time.perf_counter()
     command = ("train", str(file), "--out", str(folder), "--threads", "1", *asked)
     run_trainer(*command, log=folder / "cell.log")
+    # One window, as long as the run.
+    means = curves(folder / "log.jsonl", cell.config["steps"])
     return {
         "steps": cell.config["steps"],
         "seconds": time.perf_counter() - start,
         "student": hashlib.sha256((folder / BEST_FILE).read_bytes()).hexdigest(),
-        "stages": stages(read_log(folder / "log.jsonl")),
+        "stages": {n: values[0] for n, values in means.items() if n.startswith("seconds/")},
     }
-
-
-def stages(log: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean seconds of an update for each stage, over the updates that were logged."""
-    names = sorted({name for entry in log for name in entry if name.startswith("seconds/")})
-    updates = [entry for entry in log if any(name in entry for name in names)]
-    return {n: float(np.mean([entry.get(n, 0.0) for entry in updates])) for n in names}
 
 
 def show(results: dict[str, Facts]) -> None:

@@ -27,8 +27,8 @@ from rich.table import Table
 from ssl_trainer import config as trainer_config
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data.cases import Case, find
-from ssl_trainer.evaluation import volumes
-from ssl_trainer.evaluation.metrics import CaseScores, score
+from ssl_trainer.evaluation.evaluate import Predict, evaluate
+from ssl_trainer.evaluation.metrics import CaseScores
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.unimatch.progress import run_with_progress
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
@@ -85,12 +85,14 @@ def main() -> None:
         assisted = train(assisted_config, out / "student_with_vessa")
         console.rule("5  Results")
         images = pictures_of(split.val, one_shot, assisted, client, config, out)
+    methods: list[Predict] = [
+        lambda image: [result.labels for result in one_shot[image.path.name]],
+        alone,
+        assisted,
+    ]
     scores = {
-        ROWS[0]: [
-            score_volume(case, [r.labels for r in one_shot[case.image.name]]) for case in split.val
-        ],
-        ROWS[1]: [score_volume(case, alone(case.read())) for case in split.val],
-        ROWS[2]: [score_volume(case, assisted(case.read())) for case in split.val],
+        name: evaluate(predict, split.val, config.data.classes, distances=False)
+        for name, predict in zip(ROWS, methods, strict=True)
     }
     console.print(dice_table(scores))
     minutes = (time.monotonic() - start) / 60
@@ -187,21 +189,6 @@ def train(config: TrainConfig, out: Path) -> Predictor:
     """Train a student; returns the best one."""
     run_with_progress(UniMatchTrainer(config, out))
     return load_best(out, config)
-
-
-def score_volume(case: Case, labels: list[UInt8Array]) -> CaseScores:
-    """3D Dice of label maps of all slices."""
-    image = case.read()
-    truth = case.read_labels(image, len(CLASSES))
-    assert truth is not None
-    return score(
-        image.stem,
-        volumes.stack(labels, image),
-        volumes.stack([s.astype(np.uint8) for s in truth.slices()], image),
-        len(CLASSES),
-        volumes.spacing(image),
-        distances=False,
-    )
 
 
 def dice_table(scores: dict[str, list[CaseScores]]) -> Table:

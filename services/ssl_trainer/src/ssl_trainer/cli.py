@@ -111,6 +111,8 @@ def report(run: Run) -> None:
 
 
 def _report(run: Path) -> Path:
+    import dataclasses
+
     from ssl_trainer.config import load
     from ssl_trainer.data.cases import find
     from ssl_trainer.evaluation import evaluate as evaluation
@@ -126,7 +128,7 @@ def _report(run: Path) -> Path:
         advance = partial(progress.advance, task)
         chosen = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
         write_choice(run, config, chosen)
-        predictor = predictor.as_chosen(run, config)
+        predictor = dataclasses.replace(predictor, one_piece=chosen)
         scores = evaluation.evaluate(predictor, split.val, classes, advance=advance)
     return reporting.write(run, config, split, predictor, scores)
 

@@ -10,14 +10,16 @@ from rich.table import Table
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, score
-from ssl_trainer.evaluation.predictor import Predictor, largest_pieces
+from ssl_trainer.evaluation.predictor import largest_pieces
 from vessa_client import UInt8Array, files
 
 Advance = Callable[[], object]
+# Label map of each slice of an image; a :class:`Predictor` is one.
+Predict = Callable[[files.ImageFile], list[UInt8Array]]
 
 
 def evaluate(
-    predictor: Predictor,
+    predict: Predict,
     cases: Sequence[Case],
     classes: Sequence[str],
     *,
@@ -27,7 +29,7 @@ def evaluate(
     """Scores of each case that has labels."""
     scores = []
     for image, truth in _annotated(cases, len(classes)):
-        predicted, spacing = volumes.stack(predictor(image), image), volumes.spacing(image)
+        predicted, spacing = volumes.stack(predict(image), image), volumes.spacing(image)
         scores.append(
             score(image.stem, predicted, truth, len(classes), spacing, distances=distances)
         )
@@ -36,7 +38,7 @@ def evaluate(
 
 
 def choose_one_piece(
-    predictor: Predictor,
+    predict: Predict,
     cases: Sequence[Case],
     classes: Sequence[str],
     *,
@@ -48,7 +50,7 @@ def choose_one_piece(
     """
     values, gains = tuple(range(1, 1 + len(classes))), []
     for image, truth in _annotated(cases, len(classes)):
-        labels = predictor(image)
+        labels = predict(image)
         every, largest = (
             score(
                 image.stem,
