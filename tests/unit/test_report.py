@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ def test_only_slices_that_vessa_answered_count_for_it() -> None:
     truth = np.zeros((16, 16), dtype=np.uint8)
     truth[4:12, 4:12] = 1
     item = Slice("s", truth, truth, "s")
-    theta = frame.theta(truth.shape)
-    batch = UnlabelledBatch((item, item), (theta, theta), torch.zeros(2, 1, 16, 16))
+    grid = frame.grid(frame.theta(truth.shape), 16)
+    batch = UnlabelledBatch((item, item), (grid, grid), torch.zeros(2, 1, 16, 16))
     right, nothing = torch.from_numpy(truth).long(), torch.zeros(16, 16, dtype=torch.long)
     labels = torch.stack([right, nothing])
     scores = quality.watch(batch, labels, labels, [True, False])
@@ -68,7 +69,7 @@ def test_only_slices_that_vessa_answered_count_for_it() -> None:
 def test_watching_the_quality_does_not_change_the_training(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     write_case(root / "train", "p1_frame01", 1, labelled=True)
-    config = small_config(root)
+    config = replace(small_config(root), validate_every=1)  # so that every update is logged
     content = to_dict(config)
     content["data"]["watch_quality"] = True
     students, logs = {}, {}

@@ -27,16 +27,15 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class UnlabelledBatch:
-    """Weak views of unlabelled slices, with what warps other maps into the same views."""
+    """Weak views of unlabelled slices, and where in its slice each pixel of a view is."""
 
     slices: tuple[Slice, ...]
-    thetas: tuple[frame.Theta, ...]
+    grids: tuple[Tensor, ...]
     image_B1HW: Tensor
 
     def warp(self, index: int, maps_CHW: Tensor, *, mode: str) -> Tensor:
         """Maps of slice ``index`` in its view, (C, size, size)."""
-        size = self.image_B1HW.shape[-1]
-        return frame.resample(maps_CHW, self.thetas[index], size, mode=mode)
+        return frame.sample(maps_CHW, self.grids[index], mode=mode)
 
 
 class SliceSampler:
@@ -87,8 +86,9 @@ def _vary_weakly(
 ) -> tuple[Tensor, Tensor]:
     size = config.data.size
     matrix = frame.theta(image_1HW.shape[1:], frame.WeakTransform.draw(rng, config.augmentation))
-    view = frame.resample(image_1HW, matrix, size, mode="bilinear")
-    mask = frame.resample(labels_1HW, matrix, size, mode="nearest")
+    grid = frame.grid(matrix, size)
+    view = frame.sample(image_1HW, grid, mode="bilinear")
+    mask = frame.sample(labels_1HW, grid, mode="nearest")
     gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
     return (view ** float(np.exp(rng.normal(0, 0.2)))) * gain + lift, mask
 
@@ -98,15 +98,16 @@ def unlabelled_batch(
 ) -> UnlabelledBatch:
     """Weak views of unlabelled slices."""
     chosen = tuple(slices[index] for index in indices)
-    thetas = tuple(
+    thetas = [
         frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
         for item in chosen
-    )
-    views = [
-        frame.resample(item.unit(), matrix, config.data.size, mode="bilinear")
-        for item, matrix in zip(chosen, thetas, strict=True)
     ]
-    return UnlabelledBatch(chosen, thetas, torch.stack(views))
+    grids = tuple(frame.grid(matrix, config.data.size) for matrix in thetas)
+    views = [
+        frame.sample(item.unit(), grid, mode="bilinear")
+        for item, grid in zip(chosen, grids, strict=True)
+    ]
+    return UnlabelledBatch(chosen, grids, torch.stack(views))
 
 
 def canonical(item: Slice, size: int) -> Tensor:

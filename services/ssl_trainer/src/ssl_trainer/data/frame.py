@@ -89,25 +89,20 @@ def to_unit_range(
     return torch.from_numpy(np.clip(scaled, 0, 1))[None]
 
 
-def resample(
-    maps_CHW: Tensor,
-    matrix: Theta,
-    size: int,
-    *,
-    mode: str,
-    displacement_2HW: Tensor | None = None,
-) -> Tensor:
-    """Maps of a slice in a view, (C, size, size); outside of the slice it is 0.
+def grid(matrix: Theta, size: int) -> Tensor:
+    """Where in its slice each pixel of a view is, (size, size, 2)."""
+    theta_123 = torch.from_numpy(matrix).float()[None]
+    return F.affine_grid(theta_123, [1, 1, size, size], align_corners=False)[0]
 
-    ``displacement_2HW`` moves each pixel of the view, x and y in ``grid_sample`` coordinates.
-    """
-    grid = F.affine_grid(
-        torch.from_numpy(matrix).float()[None], [1, 1, size, size], align_corners=False
-    )
-    if displacement_2HW is not None:
-        grid = grid + displacement_2HW.permute(1, 2, 0)[None]
-    out = F.grid_sample(maps_CHW[None], grid, mode=mode, align_corners=False)
-    return out[0]
+
+def sample(maps_CHW: Tensor, grid_HW2: Tensor, *, mode: str) -> Tensor:
+    """Maps of a slice in a view, (C, H, W) of the grid; outside of the slice it is 0."""
+    return F.grid_sample(maps_CHW[None], grid_HW2[None], mode=mode, align_corners=False)[0]
+
+
+def resample(maps_CHW: Tensor, matrix: Theta, size: int, *, mode: str) -> Tensor:
+    """Maps of a slice in a view, (C, size, size); outside of the slice it is 0."""
+    return sample(maps_CHW, grid(matrix, size), mode=mode)
 
 
 def restore(maps_CHW: Tensor, shape: tuple[int, ...]) -> Tensor:

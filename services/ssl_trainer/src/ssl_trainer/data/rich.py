@@ -26,10 +26,9 @@ def vary(
     matrix = frame.theta(image_1HW.shape[1:], frame.WeakTransform.draw(rng, config.geometry))
     # Displacements are in the coordinates of the grid, whose side is 2.
     field = 2 * config.elastic * float(rng.uniform()) * smooth_noise(2, size, rng)
-    image, labels = (
-        frame.resample(maps, matrix, size, mode=mode, displacement_2HW=field)
-        for maps, mode in ((image_1HW, "bilinear"), (labels_1HW, "nearest"))
-    )
+    grid = frame.grid(matrix, size) + field.permute(1, 2, 0)
+    image = frame.sample(image_1HW, grid, mode="bilinear")
+    labels = frame.sample(labels_1HW, grid, mode="nearest")
     for value in labels.unique().tolist():
         if value:
             soft = F.avg_pool2d((labels == value).float()[None], 3, stride=1, padding=1)[0]

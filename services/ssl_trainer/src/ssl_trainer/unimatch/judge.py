@@ -68,11 +68,11 @@ class Judge:
             for item, map_CHW, answer in zip(items, maps_BCHW, answers, strict=True):
                 if answer is None:
                     return None
-                native_CHW = frame.restore(map_CHW, item.image.shape)
-                labels_HW = torch.tensor(answer.labels).long()
-                confidence_HW = torch.tensor(answer.confidence).float() / 255
-                told.append(native_CHW.argmax(0).flatten())
-                vessa.append(pooled(labels_HW, confidence_HW, native_CHW, share)[0].flatten())
+                native_1CHW = frame.restore(map_CHW, item.image.shape)[None]
+                labels_1HW = torch.tensor(answer.labels).long()[None]
+                confidence_1HW = torch.tensor(answer.confidence).float()[None] / 255
+                told.append(native_1CHW.argmax(1).flatten())
+                vessa.append(pooled(labels_1HW, confidence_1HW, native_1CHW, share)[0].flatten())
                 truth.append(torch.tensor(item.labels).flatten())
         known = torch.cat(truth)
         scores = [foreground_dice(torch.cat(labels), known) for labels in (told, vessa)]

@@ -18,33 +18,38 @@ def supervised_loss(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
     return (cross_entropy + dice) / 2
 
 
-def weighted_cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+def weighted_cross_entropy(
+    log_probability_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor
+) -> Tensor:
     """Cross-entropy weighted by pixel, averaged over all pixels."""
-    per_pixel = F.cross_entropy(logits_BCHW, labels_BHW, reduction="none")
+    per_pixel = F.nll_loss(log_probability_BCHW, labels_BHW, reduction="none")
     return (per_pixel * weight_BHW).mean()
 
 
-def weighted_dice(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+def weighted_dice(log_probability_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
     """Soft Dice loss over the batch, its sums weighted by pixel, averaged over the classes.
 
     With weights of 0 and 1 it is what UniMatch's authors use on unlabelled medical images. A
     small structure counts as much as the background.
     """
-    probability_BCHW = torch.softmax(logits_BCHW, dim=1)
-    target_BCHW = F.one_hot(labels_BHW, logits_BCHW.shape[1]).permute(0, 3, 1, 2)
+    probability_BCHW = log_probability_BCHW.exp()
+    classes_C11 = torch.arange(probability_BCHW.shape[1], device=labels_BHW.device)[:, None, None]
     weight_B1HW = weight_BHW[:, None]
-    overlap_C = (weight_B1HW * probability_BCHW * target_BCHW).sum(dim=(0, 2, 3))
-    total_C = (weight_B1HW * (probability_BCHW**2 + target_BCHW)).sum(dim=(0, 2, 3))
+    target_BCHW = weight_B1HW * (labels_BHW[:, None] == classes_C11)
+    overlap_C = (probability_BCHW * target_BCHW).sum(dim=(0, 2, 3))
+    found_C = (weight_B1HW * probability_BCHW**2).sum(dim=(0, 2, 3))
+    total_C = found_C + target_BCHW.sum(dim=(0, 2, 3))
     return (1 - (2 * overlap_C + DICE_SMOOTH) / (total_C + DICE_SMOOTH)).mean()
 
 
-def weighted_both(logits_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+def weighted_both(log_probability_BCHW: Tensor, labels_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
     """Mean of both, as in L_x."""
-    cross_entropy = weighted_cross_entropy(logits_BCHW, labels_BHW, weight_BHW)
-    return (cross_entropy + weighted_dice(logits_BCHW, labels_BHW, weight_BHW)) / 2
+    target = labels_BHW, weight_BHW
+    dice = weighted_dice(log_probability_BCHW, *target)
+    return (weighted_cross_entropy(log_probability_BCHW, *target) + dice) / 2
 
 
-# L_u and L_v: logits of a strong view, labels, and a weight for each pixel.
+# L_u and L_v: log-softmax of a strong view, labels, and a weight for each pixel.
 UNLABELLED = {
     "cross_entropy": weighted_cross_entropy,
     "dice": weighted_dice,

@@ -76,8 +76,10 @@ def strong_views(
     config: TrainConfig,
     step: int,
     rng: np.random.Generator,
+    *,
+    logged: bool,
 ) -> tuple[StrongViews, dict[str, float]]:
-    """Labels of teacher and VESSA for a batch, its two strong views, and what to log."""
+    """Labels of teacher and VESSA for a batch, its two strong views, and what to log if it is."""
     size, count = config.data.size, len(batch.slices)
     with precision(next(teacher.parameters()).device, config.precision):
         teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
@@ -92,17 +94,30 @@ def strong_views(
     mixes = [CutMix.draw(count, size, config.unimatch.cutmix_probability, rng) for _ in range(2)]
     images = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
     both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
-    scalars = {"teacher/confident": float(sure.mean())}
+    views = StrongViews(images, both, mixes, Target(labels, sure), from_vessa)
+    return views, _scalars(batch, answers, views, config) if logged else {}
+
+
+def _scalars(
+    batch: UnlabelledBatch,
+    answers: list[PseudoLabel | None],
+    views: StrongViews,
+    config: TrainConfig,
+) -> dict[str, float]:
+    """How sure the teacher is, how far VESSA agrees, and how good both are where it is watched."""
+    teacher, vessa = views.from_teacher, views.from_vessa
+    answered = [answer is not None for answer in answers]
+    scalars = {"teacher/confident": float(teacher.weight_BHW.mean())}
     if config.data.watch_quality:
-        answered = [answer is not None for answer in answers]
-        vessa = from_vessa.labels_BHW if from_vessa else None
-        scalars |= quality.watch(batch, labels, vessa, answered)
-    if from_vessa is not None:
+        told_BHW = None if vessa is None else vessa.labels_BHW
+        scalars |= quality.watch(batch, teacher.labels_BHW, told_BHW, answered)
+    if vessa is not None:
+        same_BHW = (vessa.labels_BHW == teacher.labels_BHW)[answered]
         scalars |= {
-            "assistant/agreement": float((from_vessa.labels_BHW == labels).float().mean()),
-            "assistant/answered": sum(a is not None for a in answers) / len(answers),
+            "assistant/agreement": float(same_BHW.float().mean()),
+            "assistant/answered": sum(answered) / len(answered),
         }
-    return StrongViews(images, both, mixes, Target(labels, sure), from_vessa), scalars
+    return scalars
 
 
 def batch_loss(
@@ -119,11 +134,13 @@ def batch_loss(
     scalars = {"loss/supervised": float(total.detach())}
     if views is None:
         return total, scalars
-    consistency = _mixed(views.from_teacher, views, strong_logits, config.unimatch.loss)
+    assert strong_logits is not None
+    strong = torch.log_softmax(strong_logits, dim=1)
+    consistency = _mixed(views.from_teacher, views, strong, config.unimatch.loss)
     total = total + schedule.consistency_weight(step, config.steps, config.unimatch) * consistency
     scalars["loss/consistency"] = float(consistency.detach())
     if views.from_vessa is not None:
-        assistance = _mixed(views.from_vessa, views, strong_logits, config.assistant.loss)
+        assistance = _mixed(views.from_vessa, views, strong, config.assistant.loss)
         total = total + assistant_weight * assistance
         scalars |= {
             "loss/assistant": float(assistance.detach()),
@@ -132,10 +149,10 @@ def batch_loss(
     return total, scalars
 
 
-def _mixed(target: Target, views: StrongViews, logits: Tensor, kind: UnlabelledLoss) -> Tensor:
+def _mixed(target: Target, views: StrongViews, strong: Tensor, kind: UnlabelledLoss) -> Tensor:
     """Mean loss of the two strong views."""
     loss = losses.UNLABELLED[kind]
-    both = zip(logits.chunk(2), views.mixes, strict=True)
+    both = zip(strong.chunk(2), views.mixes, strict=True)
     return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
 
 
@@ -153,27 +170,23 @@ def _from_vessa(
     """
     if all(answer is None for answer in answers):
         return None
-    labels, weights = [], []
+    shape = (len(answers), *batch.image_B1HW.shape[-2:])
+    told_BHW, sure_BHW = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
+    iou_B11 = torch.zeros(len(answers), 1, 1)
     for index, answer in enumerate(answers):
-        if answer is None:
-            nothing = torch.zeros(batch.image_B1HW.shape[-2:])
-            labels.append(nothing.long())
-            weights.append(nothing)
-            continue
-        native = torch.tensor(answer.labels).float()[None]
-        told_HW = batch.warp(index, native, mode="nearest")[0].long()
-        confidence = torch.tensor(answer.confidence).float()[None] / 255
-        sure_HW = batch.warp(index, confidence, mode="bilinear")[0]
-        inside_HW = (sure_HW > 0).float()  # confidence is 0 outside of the slice only
-        pooled_HW, confidence_HW = pooled(told_HW, sure_HW, teacher_BCHW[index], share)
-        labels.append(pooled_HW)
-        weight_HW = losses.pixel_weight(confidence_HW) * answer.predicted_iou
-        weights.append(weight_HW * inside_HW if weighted else inside_HW)
-    return Target(torch.stack(labels), torch.stack(weights))
+        if answer is not None:
+            labels, confidence = torch.tensor(answer.labels), torch.tensor(answer.confidence)
+            told_BHW[index] = batch.warp(index, labels.float()[None], mode="nearest")[0]
+            sure_BHW[index] = batch.warp(index, confidence.float()[None] / 255, mode="bilinear")[0]
+            iou_B11[index] = answer.predicted_iou
+    inside_BHW = (sure_BHW > 0).float()  # confidence is 0 outside of the slice only
+    pooled_BHW, confidence_BHW = pooled(told_BHW, sure_BHW, teacher_BCHW, share)
+    weight_BHW = losses.pixel_weight(confidence_BHW) * iou_B11
+    return Target(pooled_BHW, weight_BHW * inside_BHW if weighted else inside_BHW)
 
 
 def pooled(
-    labels_HW: Tensor, confidence_HW: Tensor, teacher_CHW: Tensor, share: float
+    labels_BHW: Tensor, confidence_BHW: Tensor, teacher_BCHW: Tensor, share: float
 ) -> tuple[Tensor, Tensor]:
     """Labels of the mean of VESSA and teacher, and how sure that is.
 
@@ -181,13 +194,13 @@ def pooled(
     teacher's label, where that is another one: on ACDC as good as its real probabilities.
     """
     if share == 0:
-        return labels_HW, confidence_HW
-    sure_HW, other_HW = teacher_CHW.max(dim=0)
-    agreed_HW = teacher_CHW.gather(0, labels_HW[None])[0]
-    own_HW = (1 - share) * confidence_HW + share * agreed_HW
-    against_HW = (1 - share) * (1 - confidence_HW) + share * sure_HW
-    overruled_HW = (other_HW != labels_HW) & (against_HW > own_HW)
+        return labels_BHW, confidence_BHW
+    sure_BHW, other_BHW = teacher_BCHW.max(dim=1)
+    agreed_BHW = teacher_BCHW.gather(1, labels_BHW[:, None])[:, 0]
+    own_BHW = (1 - share) * confidence_BHW + share * agreed_BHW
+    against_BHW = (1 - share) * (1 - confidence_BHW) + share * sure_BHW
+    overruled_BHW = (other_BHW != labels_BHW) & (against_BHW > own_BHW)
     return (
-        torch.where(overruled_HW, other_HW, labels_HW),
-        torch.where(overruled_HW, against_HW, own_HW),
+        torch.where(overruled_BHW, other_BHW, labels_BHW),
+        torch.where(overruled_BHW, against_BHW, own_BHW),
     )

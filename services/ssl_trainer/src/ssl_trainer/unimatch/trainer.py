@@ -160,7 +160,7 @@ class UniMatchTrainer:
             scalars |= _server_stages(answers)
             scalars |= {"seconds/wait": collected - started, "seconds/ask": asked - collected}
         scalars["seconds/update"] = time.perf_counter() - asked
-        if self.step % config.validate_every == 0 or self.step == config.steps:
+        if self._validates(self.step):
             scalars |= self.validate() | self._compare()
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save()
@@ -179,7 +179,14 @@ class UniMatchTrainer:
             unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
             channels = self.student.encoder_channels
             views, scalars = strong_views(
-                unlabelled, answers, self.teacher.model, channels, config, self.step, rng
+                unlabelled,
+                answers,
+                self.teacher.model,
+                channels,
+                config,
+                self.step,
+                rng,
+                logged=self._logged(self.step + 1),
             )
         weight = self._assistant_weight(self.step)
         loss, parts = batch_loss(self.passes, labelled, views, config, self.step, weight)
@@ -331,8 +338,14 @@ class UniMatchTrainer:
         writer.add_text("config", f"```\n{text}\n```")
         return writer
 
+    def _validates(self, step: int) -> bool:
+        return step % self.config.validate_every == 0 or step == self.config.steps
+
+    def _logged(self, step: int) -> bool:
+        return step % LOG_EVERY == 0 or self._validates(step)
+
     def _log(self, writer: SummaryWriter, scalars: dict[str, float]) -> None:
-        if self.step % LOG_EVERY == 0 or any(name.startswith("val/") for name in scalars):
+        if self._logged(self.step):
             for name, value in scalars.items():
                 writer.add_scalar(name, value, self.step)
             with (self.out / "log.jsonl").open("a") as stream:
