@@ -11,8 +11,8 @@ scored on test patients too, and tables show those scores with ``--test`` only. 
 are files of ``benchmarks/tasks``. ``table`` adds the cells to ``benchmarks/results/ssl_TASK.json``;
 it shows those of the task's present settings, and with ``--all`` all of them, in Markdown.
 
-Scores are of all that a student finds, and, in newer cells, also of what ``ssl-trainer predict``
-writes, without the small pieces that are dropped (``--as-predicted``).
+Scores are of all that a student finds in one view of each slice, and, in newer cells, also of what
+``ssl-trainer predict`` writes: of several views, without small pieces (``--as-predicted``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vessa_client.console import console
 # What of a training's log is kept with its results.
 CURVES = ("val/", "quality/", "seconds/", "assistant/weight")
 EQUAL_TIME = "-equal-time"
-# Of scores with the pieces that a run keeps; without it, all of them.
+# Of scores of several views and the pieces that a run keeps; without it, one view and all pieces.
 AS_PREDICTED = "_as_predicted"
 
 
@@ -146,10 +146,10 @@ def _train(
 
 
 def _score(folder: Path, task: Task, arguments: argparse.Namespace) -> Facts:
-    """Add the scores that a trained cell lacks: with all pieces, and as it predicts."""
+    """Add the scores that a trained cell lacks: of one view with all pieces, and as it predicts."""
     facts: Facts = json.loads((folder / CELL).read_text())
     for split in ("val", "test") if arguments.test else ("val",):
-        for suffix, options in (("", ("--all-pieces",)), (AS_PREDICTED, ())):
+        for suffix, options in (("", ("--plain",)), (AS_PREDICTED, ())):
             if split + suffix not in facts and (task.root / split).is_dir():
                 command = ("evaluate", str(folder), "--split", split, *options)
                 run_trainer(*command, log=folder / "cell.log")

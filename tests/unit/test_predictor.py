@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,12 +16,19 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from ssl_trainer.cli import app
+from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig
 from ssl_trainer.data.cases import find
 from ssl_trainer.evaluation.evaluate import choose_one_piece
-from ssl_trainer.evaluation.predictor import PREDICTION, Predictor, largest_pieces, write_choice
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.evaluation.predictor import (
+    PREDICTION,
+    Predictor,
+    largest_pieces,
+    turns,
+    write_choice,
+)
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
 from trainer_support import AFFINE, small_config, write_dataset
-from vessa_client import UInt8Array
+from vessa_client import UInt8Array, files
 
 
 def _pieces(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:
@@ -116,18 +124,68 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:
 
 def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
-    run, config = tmp_path / "run", small_config(root)
+    run, config = tmp_path / "run", small_config(root, steps=60)
     UniMatchTrainer(config, run).run()
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
     assert set(json.loads((run / PREDICTION).read_text())) == {"one_piece"}
     write_choice(run, config, (1, 2))
+    best = load_best(run, config)
+    assert len(best.turns) == 5
     found = {}
-    for options in ((), ("--all-pieces",)):
+    for options in ((), ("--plain",)):
         out = tmp_path / f"out{len(options)}"
         command = ["predict", str(run), str(root / "val"), "--out", str(out), *options]
         assert CliRunner().invoke(app, command).exit_code == 0
         file = next(out.glob("p3_frame01_seg*"))
         found[options] = np.moveaxis(np.asarray(nib.load(file).dataobj), -1, 0)
-    whole = found["--all-pieces",].astype(np.uint8)
+    image = files.read(root / "val" / "p3_frame01.nii.gz")
+    assert np.array_equal(found["--plain",], np.stack(best.plain()(image)))
+    whole = np.stack(best(image))
     assert np.array_equal(found[()], largest_pieces(whole, (1, 2)))
     assert whole.any()
+    assert not np.array_equal(whole, found["--plain",])
+
+
+class _UpperHalf(nn.Module):
+    """Takes the upper half of a view for a structure, more so the farther up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, image_B1HW: Tensor) -> Tensor:
+        height = torch.linspace(-8, 8, image_B1HW.shape[2])[:, None].expand(image_B1HW.shape)
+        return torch.cat([height, -height], dim=1) * self.scale
+
+
+@pytest.mark.parametrize("angles", [(0.0,), (30.0,), (-30.0,), (0.0, 30.0), (24.0, -24.0, 10.0)])
+def test_views_are_turned_back_before_they_are_added(
+    tmp_path: Path, angles: tuple[float, ...]
+) -> None:
+    file = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((60, 60, 2), np.float32), AFFINE), file)
+    labels = Predictor(_UpperHalf(), 64, angles)(files.read(file))
+    rows, columns = np.mgrid[:60, :60] + 0.5 - 30
+    above = np.zeros((60, 60))
+    for angle in np.radians(angles):
+        # A view turned by an angle shows a point as far up as this, where its corners are in it.
+        up = rows * np.cos(angle) - columns * np.sin(angle)
+        aside = rows * np.sin(angle) + columns * np.cos(angle)
+        seen = (np.abs(up) <= 30) & (np.abs(aside) <= 30)
+        above += seen * np.tanh(-8 * up / 30)
+    sure = np.abs(above) > 0.2
+    for slice_HW in labels:
+        assert np.array_equal(slice_HW[sure] == 1, above[sure] > 0)
+
+
+def test_views_are_like_those_of_the_training(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    weak = AugmentationConfig(rotation_degrees=10.0)
+    rich = RichAugmentationConfig(geometry=AugmentationConfig(rotation_degrees=180.0))
+    for augmented, most in ((None, 8.0), (rich, 24.0), (RichAugmentationConfig(), 24.0)):
+        own = replace(config, augmentation=weak, labelled_augmentation=augmented)
+        angles = turns(own)
+        assert angles[0] == 0
+        assert max(angles) == -min(angles) == pytest.approx(most)
+    still = replace(weak, rotation_degrees=0.0)
+    assert turns(replace(config, augmentation=still, labelled_augmentation=None)) == (0.0,)

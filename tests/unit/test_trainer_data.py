@@ -104,6 +104,27 @@ def test_the_canonical_frame_can_be_left_again(height: int, width: int) -> None:
     assert float((back[inner] - image[inner]).abs().max()) < 0.05
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(30, 90), st.integers(30, 90), st.floats(-1.5, 1.5), st.integers(0, 1))
+def test_a_turned_view_can_be_left_again(
+    height: int, width: int, angle: float, mirror: int
+) -> None:
+    transform = frame.WeakTransform(angle=angle, mirror_x=bool(mirror))
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = torch.from_numpy((1 + rows / height + 2 * columns / width).astype(np.float32))[None]
+    view = frame.resample(image, frame.theta((height, width), transform), 256, mode="bilinear")
+    back = frame.restore(view, (height, width), transform)[0].numpy()
+    # Distance of each pixel from the middle along the sides of the view, half of its side being 1.
+    y, x = (rows + 0.5 - height / 2), (columns + 0.5 - width / 2)
+    sides = np.abs([np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x])
+    far = sides.max(axis=0) / (max(height, width) / 2)
+    assert not back[far > 1.001].any()
+    inner = np.zeros((height, width), bool)
+    inner[2:-2, 2:-2] = True
+    seen = inner & (far < 0.95)
+    assert np.abs(back - image[0].numpy())[seen].max() < 0.1
+
+
 TURNED = AugmentationConfig(rotation_degrees=180, mirror=True, zoom_min=0.6)
 
 

@@ -19,11 +19,11 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
-AllPieces = Annotated[
+Plain = Annotated[
     bool,
     typer.Option(
-        "--all-pieces",
-        help="Keep all pieces, also of structures of which the run keeps the largest only.",
+        "--plain",
+        help="One view of each slice in place of five, and all pieces of what is found in it.",
     ),
 ]
 
@@ -139,7 +139,7 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
-    all_pieces: AllPieces = False,
+    plain: Plain = False,
 ) -> None:
     """Score the best student in 3D: Dice, HD95, ASD; writes scores_SPLIT.json into the run."""
     import dataclasses
@@ -160,9 +160,8 @@ def evaluate(
     chosen = [c for c in getattr(found, split) if c.labels is not None]
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
-    predictor = load_best(run, config)
-    if not all_pieces:
-        predictor = predictor.as_chosen(run, config)
+    best = load_best(run, config)
+    predictor = best.plain() if plain else best.as_chosen(run, config)
     with progress_bar() as progress:
         task = progress.add_task("Evaluating", total=len(chosen), note="")
         scores = evaluation.evaluate(
@@ -180,7 +179,7 @@ def predict(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
-    all_pieces: AllPieces = False,
+    plain: Plain = False,
 ) -> None:
     """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
     from ssl_trainer.config import load
@@ -188,9 +187,8 @@ def predict(
     from vessa_client import files
 
     config = load(run / "config.yaml")
-    predictor = load_best(run, config)
-    if not all_pieces:
-        predictor = predictor.as_chosen(run, config)
+    best = load_best(run, config)
+    predictor = best.plain() if plain else best.as_chosen(run, config)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")

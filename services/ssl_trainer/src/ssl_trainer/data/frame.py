@@ -105,12 +105,15 @@ def resample(maps_CHW: Tensor, matrix: Theta, size: int, *, mode: str) -> Tensor
     return sample(maps_CHW, grid(matrix, size), mode=mode)
 
 
-def restore(maps_CHW: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Maps of the canonical canvas back in the slice's frame, (C, H, W)."""
+def restore(
+    maps_CHW: Tensor, shape: tuple[int, ...], transform: WeakTransform = IDENTITY
+) -> Tensor:
+    """Maps of a view back in the slice's frame, (C, H, W); 0 where the view does not show it."""
     height, width = shape[:2]
-    longer = max(height, width)
-    inverse = torch.tensor([[width / longer, 0.0, 0.0], [0.0, height / longer, 0.0]])
-    grid = F.affine_grid(inverse[None], [1, 1, height, width], align_corners=False)
-    return F.grid_sample(
-        maps_CHW[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+    inverse = np.linalg.inv(np.concatenate([theta(shape, transform), [[0.0, 0.0, 1.0]]]))[:2]
+    theta_123 = torch.from_numpy(inverse).float()[None]
+    back = F.affine_grid(theta_123, [1, 1, height, width], align_corners=False)
+    maps = F.grid_sample(
+        maps_CHW[None], back, mode="bilinear", padding_mode="border", align_corners=False
     )[0]
+    return maps * (back[0].abs().amax(dim=-1) <= 1)

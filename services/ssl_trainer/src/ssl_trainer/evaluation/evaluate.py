@@ -80,14 +80,15 @@ def table(scores: Sequence[CaseScores], classes: Sequence[str], title: str) -> T
     """Mean ± standard deviation over cases, for each structure."""
     out = Table("Structure", "Dice", "HD95", "ASD", title=title)
     for index, name in enumerate(classes):
-        out.add_row(name, *(_mean_sd([getattr(s, m)[index] for s in scores]) for m in METRICS))
-    out.add_row(
-        "[bold]mean[/]",
-        *(_mean_sd([float(np.mean(getattr(s, m))) for s in scores]) for m in METRICS),
-    )
+        cells = [mean_sd([getattr(s, m)[index] for s in scores], n) for m, n in METRICS.items()]
+        out.add_row(name, *cells)
+    means = [
+        mean_sd([float(np.mean(getattr(s, m))) for s in scores], n) for m, n in METRICS.items()
+    ]
+    out.add_row("[bold]mean[/]", *means)
     return out
 
 
-def _mean_sd(values: list[float]) -> str:
-    digits = 3 if max(values) <= 1 else 1
+def mean_sd(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation, as text."""
     return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from vessa_client import UInt8Array
 
-METRICS = ("dice", "hd95", "asd")
+# With the digits after the point that they are shown with.
+METRICS = {"dice": 3, "hd95": 1, "asd": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

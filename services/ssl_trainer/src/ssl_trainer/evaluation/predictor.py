@@ -1,4 +1,4 @@
-"""From images to label maps: a student, and what is done to what it found.
+"""From images to label maps: a student, how it is asked, and what is done to what it found.
 
 Axes: H W space, Z slices.
 """
@@ -21,6 +21,9 @@ from vessa_client import UInt8Array, files
 # Of a run: the names of the structures that come in one piece.
 PREDICTION = "prediction.json"
 ONE_PIECE = "one_piece"
+# Parts of the largest rotation in training by which a slice is turned, and the most degrees of it.
+TURNS = (0.0, 0.4, -0.4, 0.8, -0.8)
+MOST_DEGREES = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,23 @@ class Predictor:
     Attributes:
         student: in evaluation mode.
         size: side of its canvas, in pixels.
+        turns: degrees by which a slice is turned, in views whose probabilities are added up.
         one_piece: values of the structures of which only the largest piece of a volume is kept.
     """
 
     student: nn.Module
     size: int
+    turns: tuple[float, ...] = (0.0,)
     one_piece: tuple[int, ...] = ()
 
     def __call__(self, image: files.ImageFile) -> list[UInt8Array]:
         """Label map of each slice, (H, W)."""
-        labels = volumes.predict_slices(self.student, image, self.size)
+        labels = volumes.predict_slices(self.student, image, self.size, self.turns)
         return list(largest_pieces(np.stack(labels), self.one_piece))
+
+    def plain(self) -> Predictor:
+        """What the student finds in one view of each slice, with all pieces."""
+        return Predictor(self.student, self.size)
 
     def as_chosen(self, run: Path, config: TrainConfig) -> Predictor:
         """With the structures that :func:`write_choice` wrote into a run; without them as it is.
@@ -60,6 +69,14 @@ class Predictor:
                 f"`ssl-trainer report {run}` writes it again"
             ) from error
         return replace(self, one_piece=values)
+
+
+def turns(config: TrainConfig) -> tuple[float, ...]:
+    """Degrees of views like those that the student was trained with."""
+    rich = config.labelled_augmentation
+    geometry = config.augmentation if rich is None else rich.geometry
+    largest = min(geometry.rotation_degrees, MOST_DEGREES)
+    return tuple(largest * part for part in TURNS) if largest else (0.0,)
 
 
 def write_choice(run: Path, config: TrainConfig, one_piece: Sequence[int]) -> None:

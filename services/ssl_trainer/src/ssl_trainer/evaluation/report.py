@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.cases import Case, Split
+from ssl_trainer.evaluation.evaluate import mean_sd
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
 from vessa_client import AnyArray, UInt8Array, files, pictures
@@ -234,11 +235,7 @@ def _markdown(
             "|---|---|---|---|",
         ]
         for index, name in enumerate(config.data.classes):
-            cells = []
-            for metric in METRICS:
-                values = [getattr(s, metric)[index] for s in scores]
-                digits = 3 if metric == "dice" else 1
-                cells.append(f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}")
+            cells = [mean_sd([getattr(s, m)[index] for s in scores], n) for m, n in METRICS.items()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     for title, name in shown:

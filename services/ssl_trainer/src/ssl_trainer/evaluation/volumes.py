@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,20 +13,34 @@ from ssl_trainer.data import frame
 from ssl_trainer.models import predict_probabilities
 from vessa_client import UInt8Array, files
 
+# Slices that are predicted at once.
+BATCH = 16
 
-def predict_slices(student: nn.Module, image: files.ImageFile, size: int) -> list[UInt8Array]:
-    """Label map of each slice, (H, W)."""
+
+def predict_slices(
+    student: nn.Module, image: files.ImageFile, size: int, turns: Sequence[float] = (0.0,)
+) -> list[UInt8Array]:
+    """Label map of each slice, (H, W): of the sum of its probabilities in views.
+
+    ``turns`` are the degrees by which the views are turned.
+    """
     slices = list(image.slices())
-    views = [
-        frame.resample(frame.to_unit_range(s), frame.theta(s.shape), size, mode="bilinear")
-        for s in slices
-    ]
+    units = [frame.to_unit_range(s) for s in slices]
+    transforms = [frame.WeakTransform(angle=math.radians(turn)) for turn in turns]
     labels = []
-    for start in range(0, len(views), 16):
-        probabilities = predict_probabilities(student, torch.stack(views[start : start + 16]))
-        for offset, maps in enumerate(probabilities):
-            native = frame.restore(maps, slices[start + offset].shape)
-            labels.append(native.max(dim=0).indices.to(torch.uint8).numpy())
+    for start in range(0, len(slices), BATCH):
+        shapes = [s.shape for s in slices[start : start + BATCH]]
+        sums = [torch.zeros(())] * len(shapes)
+        for transform in transforms:
+            views_B1HW = torch.stack(
+                [
+                    frame.resample(unit, frame.theta(shape, transform), size, mode="bilinear")
+                    for unit, shape in zip(units[start:], shapes, strict=False)
+                ]
+            )
+            for index, maps in enumerate(predict_probabilities(student, views_B1HW)):
+                sums[index] = sums[index] + frame.restore(maps, shapes[index], transform)
+        labels += [total.max(dim=0).indices.to(torch.uint8).numpy() for total in sums]
     return labels
 
 

@@ -31,7 +31,7 @@ from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
-from ssl_trainer.evaluation.predictor import Predictor
+from ssl_trainer.evaluation.predictor import Predictor, turns
 from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
@@ -366,11 +366,11 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
 
 
 def load_best(folder: Path, config: TrainConfig) -> Predictor:
-    """The best student of a run, with all pieces of what it finds.
+    """The best student of a run, with several views of each slice and all pieces that it finds.
 
     Raises:
         StateError: missing or damaged.
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return Predictor(student.eval(), config.data.size)
+    return Predictor(student.eval(), config.data.size, turns(config))
