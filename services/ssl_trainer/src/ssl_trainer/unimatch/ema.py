@@ -19,9 +19,11 @@ class EmaTeacher:
     def update(self, student: nn.Module, step: int) -> None:
         """Average parameters and floating-point buffers; copy the others."""
         decay = min(1 - 1 / (step + 1), self.decay)
-        current = student.state_dict()
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                value.mul_(decay).add_(current[name], alpha=1 - decay)
-            else:
-                value.copy_(current[name])
+        own, current = self.model.state_dict(), student.state_dict()
+        averaged = [name for name, value in own.items() if value.is_floating_point()]
+        # All at once: there are many small ones.
+        means = [own.pop(name) for name in averaged]
+        torch._foreach_mul_(means, decay)
+        torch._foreach_add_(means, [current[name] for name in averaged], alpha=1 - decay)
+        for name, value in own.items():
+            value.copy_(current[name])

@@ -43,8 +43,7 @@ class Prompter:
         """
         if self._last is not None:
             self._last.result()  # it still needs the copy
-        for own, value in zip(self._own, model.state_dict().values(), strict=True):
-            own.copy_(value)
+        torch._foreach_copy_(self._own, list(model.state_dict().values()))
         self._last = self._worker.submit(self._predict, canvases, count)
         return self._last
 
