@@ -12,6 +12,7 @@ import torch
 
 from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
+from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
 from trainer_support import DPT, UNET
 
@@ -26,7 +27,8 @@ def test_an_exported_student_answers_like_the_student(
     for _ in range(3):  # batch statistics that are not those of the start
         student(torch.rand(4, 1, 32, 32))
     file = tmp_path / f"student{suffix}"
-    assert export(student, file, size=32, classes=("disc", "bar")) <= 1e-4
+    predictor = Predictor(student, 32, turns=(0.0, 10.0), one_piece=(2,))
+    assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     image = torch.rand(5, 1, 32, 32)
     with torch.no_grad():
@@ -40,7 +42,13 @@ def test_an_exported_student_answers_like_the_student(
         found = torch.export.load(file, extra_files=extra).module()(image)
         facts = json.loads(extra["vessa.json"])
     assert torch.allclose(found, expected, atol=1e-4)
-    assert facts == {"classes": ["disc", "bar"], "size": 32, "percentiles": [0.5, 99.5]}
+    assert facts == {
+        "classes": ["disc", "bar"],
+        "size": 32,
+        "percentiles": [0.5, 99.5],
+        "turns": [0.0, 10.0],
+        "one_piece": ["bar"],
+    }
 
 
 def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) -> None:
@@ -54,10 +62,10 @@ def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) ->
             return torch.cat([image, image * self.calls], dim=1)
 
     with pytest.raises(ExportError, match="differ"):
-        export(Moody(), tmp_path / "student.pt2", size=16, classes=("disc",))
+        export(Predictor(Moody(), 16), tmp_path / "student.pt2", ("disc",))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_format_is_an_error_that_names_the_choice(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"\.onnx or \.pt2"):
-        export(models.build(UNET, 1), tmp_path / "student.pt", size=32, classes=("disc",))
+        export(Predictor(models.build(UNET, 1), 32), tmp_path / "student.pt", ("disc",))

@@ -214,13 +214,14 @@ def export(
     """Write the best student for use without this package, and check that it answers alike.
 
     Its input is a square canvas in [0, 1], (B, 1, size, size); its output the probabilities of
-    background and classes. Class names, size and percentiles are stored with it.
+    background and classes. Class names, size, percentiles of the window, degrees of the views that
+    `predict` adds up, and structures of which it keeps the largest piece are stored with it.
     """
     from ssl_trainer import export as exporting
     from ssl_trainer.config import load
     from ssl_trainer.unimatch.trainer import load_best
 
     config = load(run / "config.yaml")
-    student = load_best(run, config).student
-    difference = exporting.export(student, out, size=config.data.size, classes=config.data.classes)
+    predictor = load_best(run, config).as_chosen(run, config)
+    difference = exporting.export(predictor, out, config.data.classes)
     console.print(f"{out}: largest difference {difference:.1g}", highlight=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
+from ssl_trainer.evaluation.predictor import ONE_PIECE, Predictor
 
 # Largest difference of probabilities that rounding in another runtime may cause.
 TOLERANCE = 1e-4
@@ -35,14 +36,14 @@ class Deployed(nn.Module):
         return torch.softmax(self.student(image), dim=1)
 
 
-def export(student: nn.Module, file: Path, *, size: int, classes: Sequence[str]) -> float:
-    """Write ``student`` to ``file`` and compare the two on random canvases of two batch sizes.
+def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
+    """Write a student to ``file`` and compare the two on random canvases of two batch sizes.
 
     Args:
-        student: in any mode; it is exported in evaluation mode.
+        predictor: whose student is exported, in evaluation mode. How it is asked is stored beside
+            its weights: what is left to whoever runs the file.
         file: ``.onnx`` or ``.pt2``.
-        size: side of the canvases.
-        classes: names of channels 1, 2, ...; stored beside the weights.
+        classes: names of channels 1, 2, ...; stored too.
 
     Returns:
         The largest difference of probabilities.
@@ -52,11 +53,13 @@ def export(student: nn.Module, file: Path, *, size: int, classes: Sequence[str])
     """
     if file.suffix not in FORMATS:
         raise ExportError(f"--out: {file}, expected a name that ends in {' or '.join(FORMATS)}")
-    model = Deployed(student).eval()
+    model, size = Deployed(predictor.student).eval(), predictor.size
     facts = {
         "classes": list(classes),
         "size": size,
         "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE],
+        "turns": list(predictor.turns),
+        ONE_PIECE: [classes[value - 1] for value in predictor.one_piece],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"partial.{file.name}")
