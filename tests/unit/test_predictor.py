@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ssl_trainer.cli import app
 from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig
 from ssl_trainer.data.cases import find
-from ssl_trainer.evaluation.evaluate import choose_one_piece
+from ssl_trainer.evaluation.evaluate import choose_one_piece, evaluate
 from ssl_trainer.evaluation.predictor import (
     PREDICTION,
     Predictor,
@@ -104,9 +104,11 @@ def test_pieces_are_dropped_where_that_is_better_on_validation_cases(tmp_path: P
     for speck in (True, False):
         _write(tmp_path / "val", speck=speck)
         val = find(config.data).val
-        chosen[speck] = choose_one_piece(predictor, val, config.data.classes)
+        chosen[speck], scores = choose_one_piece(predictor, val, config.data.classes)
+        own = replace(predictor, one_piece=chosen[speck])
+        assert scores == evaluate(own, val, config.data.classes)
     assert chosen == {True: (1,), False: ()}
-    assert choose_one_piece(predictor, (), config.data.classes) == ()
+    assert choose_one_piece(predictor, (), config.data.classes) == ((), [])
 
 
 def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:

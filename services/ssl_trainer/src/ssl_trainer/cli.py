@@ -124,12 +124,11 @@ def _report(run: Path) -> Path:
     split, classes = find(config.data), config.data.classes
     predictor = load_best(run, config)
     with progress_bar() as progress:
-        task = progress.add_task("Report", total=2 * len(split.val), note="")
+        task = progress.add_task("Report", total=len(split.val), note="")
         advance = partial(progress.advance, task)
-        chosen = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
-        write_choice(run, config, chosen)
-        predictor = dataclasses.replace(predictor, one_piece=chosen)
-        scores = evaluation.evaluate(predictor, split.val, classes, advance=advance)
+        chosen, scores = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
+    write_choice(run, config, chosen)
+    predictor = dataclasses.replace(predictor, one_piece=chosen)
     return reporting.write(run, config, split, predictor, scores)
 
 

@@ -29,10 +29,7 @@ def evaluate(
     """Scores of each case that has labels."""
     scores = []
     for image, truth in _annotated(cases, len(classes)):
-        predicted, spacing = volumes.stack(predict(image), image), volumes.spacing(image)
-        scores.append(
-            score(image.stem, predicted, truth, len(classes), spacing, distances=distances)
-        )
+        scores.append(_score(image, predict(image), truth, len(classes), distances=distances))
         advance()
     return scores
 
@@ -43,28 +40,47 @@ def choose_one_piece(
     classes: Sequence[str],
     *,
     advance: Advance = lambda: None,
-) -> tuple[int, ...]:
+) -> tuple[tuple[int, ...], list[CaseScores]]:
     """Values of the structures whose mean Dice over the cases rises with their largest piece alone.
 
-    As nnU-Net decides it; on cases that are not for testing.
+    As nnU-Net decides it; on cases that are not for testing. With the scores of that choice, which
+    for a structure do not depend on the pieces of the others.
     """
-    values, gains = tuple(range(1, 1 + len(classes))), []
+    values, pairs = tuple(range(1, 1 + len(classes))), []
     for image, truth in _annotated(cases, len(classes)):
         labels = predict(image)
-        every, largest = (
-            score(
-                image.stem,
-                volumes.stack(kept, image),
-                truth,
-                len(classes),
-                volumes.spacing(image),
-                distances=False,
-            )
-            for kept in (labels, list(largest_pieces(np.stack(labels), values)))
-        )
-        gains.append(np.subtract(largest.dice, every.dice))
+        largest = list(largest_pieces(np.stack(labels), values))
+        pairs.append([_score(image, kept, truth, len(classes)) for kept in (labels, largest)])
         advance()
-    return tuple(v for v in values if gains and np.mean(gains, axis=0)[v - 1] > 0)
+    if not pairs:
+        return (), []
+    gains = np.mean([np.subtract(one.dice, every.dice) for every, one in pairs], axis=0)
+    chosen = tuple(value for value, gain in zip(values, gains, strict=True) if gain > 0)
+    return chosen, [
+        _mixed(every, one, [value in chosen for value in values]) for every, one in pairs
+    ]
+
+
+def _mixed(every: CaseScores, one: CaseScores, chosen: Sequence[bool]) -> CaseScores:
+    """Scores of a case: of one piece for the chosen structures, of every piece for the others."""
+
+    def pick(metric: str) -> tuple[float, ...]:
+        pairs = zip(getattr(every, metric), getattr(one, metric), strict=True)
+        return tuple(pair[choice] for pair, choice in zip(pairs, chosen, strict=True))
+
+    return CaseScores(name=every.name, dice=pick("dice"), hd95=pick("hd95"), asd=pick("asd"))
+
+
+def _score(
+    image: files.ImageFile,
+    labels: list[UInt8Array],
+    truth: UInt8Array,
+    count: int,
+    *,
+    distances: bool = True,
+) -> CaseScores:
+    predicted, spacing = volumes.stack(labels, image), volumes.spacing(image)
+    return score(image.stem, predicted, truth, count, spacing, distances=distances)
 
 
 def _annotated(cases: Sequence[Case], count: int) -> Iterator[tuple[files.ImageFile, UInt8Array]]:
