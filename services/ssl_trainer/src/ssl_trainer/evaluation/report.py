@@ -186,15 +186,21 @@ def _gallery(rows: list[_Row]) -> UInt8Array:
     return pictures.rows(out)
 
 
-def _pieces(config: TrainConfig, predictor: Predictor) -> str:
-    """What is done to the student's label maps."""
+def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
+    """How the student is asked, and what is done to its label maps."""
+    lines = []
+    if len(predictor.turns) > 1:
+        lines.append(
+            f"Each slice is shown {len(predictor.turns)} times, turned by up to "
+            f"{max(predictor.turns):g} degrees to either side, and the answers are added up."
+        )
     names = [config.data.classes[value - 1] for value in predictor.one_piece]
-    if not names:
-        return "Its label maps are as it predicts them."
-    return (
-        f"Only the largest piece of a volume is kept of: {', '.join(names)}. "
-        f"That was better on these cases (`{PREDICTION}`)."
-    )
+    if names:
+        lines.append(
+            f"Only the largest piece of a volume is kept of: {', '.join(names)}. "
+            f"That was better on these cases (`{PREDICTION}`)."
+        )
+    return lines
 
 
 def _markdown(
@@ -229,7 +235,8 @@ def _markdown(
             "## Validation, best student",
             "",
             "The student was chosen on these cases, so their scores are a little too kind.",
-            _pieces(config, predictor),
+            *_prediction(config, predictor),
+            "Distances are in the unit of the voxel spacing, in pixels where there is none.",
             "",
             "| | Dice | HD95 | ASD |",
             "|---|---|---|---|",
