@@ -164,3 +164,15 @@ def test_a_sample_of_a_file_is_slices_of_it(depth: int) -> None:
     assert sample == files.spread(depth, MAX_VOLUME_SLICES)
     assert file.sample(0) == ()
     assert files.ImageFile(Path("picture.png"), pixels[0], None, None).sample() == ()
+
+
+@given(count=st.integers(2, 30), depth=st.integers(1, 20), most=st.integers(1, 12))
+def test_frames_of_a_film_are_sampled_at_the_same_heights(
+    count: int, depth: int, most: int
+) -> None:
+    pixels = np.arange(depth)[:, None, None] * np.ones((1, 2, 3), np.int16)
+    film = [files.ImageFile(Path(f"{t}.nii.gz"), 100 * t + pixels, 0, None) for t in range(count)]
+    sample = [divmod(int(slice_[0, 0]), 100) for slice_ in files.sample(film, most)]
+    assert len(sample) <= most
+    heights = files.spread(depth, most // 2)
+    assert sample == [(t, z) for t in files.spread(count, 2) for z in heights]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,7 @@ class ImageFile:
 
         More than six find the structures hardly better, and take longer. Empty for a picture.
         """
-        if self.axis is None:
-            return ()
-        return tuple(self.slice(index) for index in spread(self.depth, most))
+        return sample((self,), most)
 
     def same_geometry(self, other: ImageFile) -> bool:
         """Whether both are volumes whose voxels are in the same places: frames of one film."""
@@ -79,6 +77,18 @@ class ImageFile:
             return False
         same_place = np.allclose(self.nifti.affine, other.nifti.affine)
         return same_place and self.axis == other.axis and self.pixels.shape == other.pixels.shape
+
+
+def sample(frames: Sequence[ImageFile], most: int = 6) -> tuple[AnyArray, ...]:
+    """At most ``most`` slices, evenly spread; of volumes with the same geometry two have as many.
+
+    Those two at the same heights: more heights, of which some are near the ends, serve worse.
+    """
+    if frames[0].axis is None:
+        return ()
+    shown = [frames[index] for index in spread(len(frames), 2)]
+    heights = spread(frames[0].depth, most // len(shown))
+    return tuple(frame.slice(height) for frame in shown for height in heights)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -137,7 +137,7 @@ class Slice:
         labels: of an unlabelled slice None, or to watch pseudo-labels with, never to train.
         series: what it is a slice of: the picture, or the first of a patient's volumes with the
             same geometry, which count as one.
-        volume: some slices of the first volume of the series.
+        volume: some slices of the series.
     """
 
     key: str
@@ -159,11 +159,7 @@ class Slice:
 def read_slices(
     cases: tuple[Case, ...], num_classes: int, *, labelled: bool, sample: int = 0
 ) -> list[Slice]:
-    """All slices of the cases, in memory, each with at most ``sample`` slices of its series.
-
-    Those are of one volume. As many in all of two frames of a film are too few heights: then whole
-    series may be searched in the wrong place.
-    """
+    """All slices of the cases, in memory, each with at most ``sample`` slices of its series."""
     slices = []
     for _, group in itertools.groupby(cases, key=lambda case: case.patient):
         own = [(case, case.read()) for case in group]
@@ -173,7 +169,7 @@ def read_slices(
             frames = [other for _, other in own if other is image or other.same_geometry(image)]
             series = frames[0].stem
             if series not in volumes:
-                volumes[series] = frames[0].sample(sample)
+                volumes[series] = files.sample(frames, sample)
             for index in range(image.depth):
                 label = None if labels is None else labels.slice(index).astype(np.uint8)
                 key = f"{image.stem}/{index}"
