@@ -204,6 +204,9 @@ class AssistantConfig:
         teacher_share: share of the teacher's prediction in VESSA's labels, which grows to that from
             0. Two that err in different places are better together, once the teacher is any good.
         teacher_share_at: fraction of the run at which that share is reached.
+        overrule: whether the teacher's labels of an image count less the less of its structures
+            VESSA sees, as far as VESSA is sure of the image. A teacher confirms its mistakes where
+            a patient lies unlike the annotated ones.
         feedback_start: fraction of the run from which student masks are sent as prompts.
         feedback_from: whose masks those are, the student's or its moving average's.
         every: VESSA is asked about every so many-th slice only. Neighbours in a volume look alike,
@@ -229,6 +232,7 @@ class AssistantConfig:
     confidence_weighting: bool = True
     teacher_share: float = 0.5
     teacher_share_at: float = 0.5
+    overrule: bool = True
     feedback_start: float = 0.1
     feedback_from: Literal["student", "teacher"] = "teacher"
     every: int = 1

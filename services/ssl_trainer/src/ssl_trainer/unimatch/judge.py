@@ -14,7 +14,7 @@ from ssl_trainer.data import batches, frame
 from ssl_trainer.data.cases import Case, read_slices
 from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch.objective import pooled
+from ssl_trainer.unimatch import pooling
 from ssl_trainer.unimatch.precision import precision
 from vessa_client import files
 
@@ -71,8 +71,13 @@ class Judge:
                 native_1CHW = frame.restore(map_CHW, item.image.shape)[None]
                 labels_1HW = torch.tensor(answer.labels).long()[None]
                 confidence_1HW = torch.tensor(answer.confidence).float()[None] / 255
-                told.append(native_1CHW.argmax(1).flatten())
-                vessa.append(pooled(labels_1HW, confidence_1HW, native_1CHW, share)[0].flatten())
+                teacher_1HW, share_1 = native_1CHW.argmax(1), torch.tensor([share])
+                if self.config.assistant.overrule:
+                    iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
+                    share_1 = share_1 * pooling.belief(teacher_1HW, labels_1HW, iou_1, classes)
+                both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)
+                told.append(teacher_1HW.flatten())
+                vessa.append(both[0].flatten())
                 truth.append(torch.tensor(item.labels).flatten())
         known = torch.cat(truth)
         scores = [foreground_dice(torch.cat(labels), known) for labels in (told, vessa)]

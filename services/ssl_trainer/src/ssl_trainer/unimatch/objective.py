@@ -15,7 +15,7 @@ from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import Precision, TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.models import Student, predict_probabilities
-from ssl_trainer.unimatch import losses, quality, schedule
+from ssl_trainer.unimatch import losses, pooling, quality, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.views import CutMix, jitter
@@ -85,9 +85,15 @@ def strong_views(
         teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
     confidence, labels = teacher_BCHW.max(dim=1)
     sure = losses.confident(confidence, config.unimatch.confidence_threshold)
-    share = schedule.teacher_share(step, config.steps, config.assistant)
-    weighted = config.assistant.confidence_weighting
-    from_vessa = _from_vessa(batch, answers, teacher_BCHW, share, weighted=weighted)
+    told, from_vessa = _told(batch, answers), None
+    if told is not None:
+        share_B = torch.full((count,), schedule.teacher_share(step, config.steps, config.assistant))
+        if config.assistant.overrule:
+            num_classes = teacher_BCHW.shape[1] - 1
+            belief_B = pooling.belief(labels, told.labels_BHW, told.iou_B, num_classes)
+            share_B, sure = share_B * belief_B, sure * belief_B[:, None, None]
+        weighted = config.assistant.confidence_weighting
+        from_vessa = _from_vessa(told, teacher_BCHW, share_B, weighted=weighted)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     dropout = config.unimatch.dropout_probability
     masks = complementary_masks(count, channels, dropout, generator)
@@ -156,51 +162,43 @@ def _mixed(target: Target, views: StrongViews, strong: Tensor, kind: UnlabelledL
     return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
 
 
-def _from_vessa(
-    batch: UnlabelledBatch,
-    answers: list[PseudoLabel | None],
-    teacher_BCHW: Tensor,
-    share: float,
-    *,
-    weighted: bool,
-) -> Target | None:
-    """VESSA's answers in the views of a batch, with a share of the teacher's; None without any.
+class _Told(NamedTuple):
+    """VESSA's answers in the views of a batch; all is 0 where there is none.
 
-    ``weighted`` by confidence and predicted IoU; else all that is in the slice counts fully.
+    ``confidence_BHW`` is 0 outside of the slice, too, and nowhere in it.
     """
+
+    labels_BHW: Tensor
+    confidence_BHW: Tensor
+    iou_B: Tensor
+
+
+def _told(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Told | None:
+    """None without any answer."""
     if all(answer is None for answer in answers):
         return None
     shape = (len(answers), *batch.image_B1HW.shape[-2:])
-    told_BHW, sure_BHW = torch.zeros(shape, dtype=torch.long), torch.zeros(shape)
-    iou_B11 = torch.zeros(len(answers), 1, 1)
+    told = _Told(
+        torch.zeros(shape, dtype=torch.long), torch.zeros(shape), torch.zeros(len(answers))
+    )
     for index, answer in enumerate(answers):
         if answer is not None:
-            labels, confidence = torch.tensor(answer.labels), torch.tensor(answer.confidence)
-            told_BHW[index] = batch.warp(index, labels.float()[None], mode="nearest")[0]
-            sure_BHW[index] = batch.warp(index, confidence.float()[None] / 255, mode="bilinear")[0]
-            iou_B11[index] = answer.predicted_iou
-    inside_BHW = (sure_BHW > 0).float()  # confidence is 0 outside of the slice only
-    pooled_BHW, confidence_BHW = pooled(told_BHW, sure_BHW, teacher_BCHW, share)
-    weight_BHW = losses.pixel_weight(confidence_BHW) * iou_B11
-    return Target(pooled_BHW, weight_BHW * inside_BHW if weighted else inside_BHW)
+            labels, sure = torch.tensor(answer.labels).float(), torch.tensor(answer.confidence)
+            told.labels_BHW[index] = batch.warp(index, labels[None], mode="nearest")[0]
+            warped_HW = batch.warp(index, sure.float()[None] / 255, mode="bilinear")[0]
+            told.confidence_BHW[index] = warped_HW
+            told.iou_B[index] = answer.predicted_iou
+    return told
 
 
-def pooled(
-    labels_BHW: Tensor, confidence_BHW: Tensor, teacher_BCHW: Tensor, share: float
-) -> tuple[Tensor, Tensor]:
-    """Labels of the mean of VESSA and teacher, and how sure that is.
+def _from_vessa(told: _Told, teacher_BCHW: Tensor, share_B: Tensor, *, weighted: bool) -> Target:
+    """VESSA's labels with the teacher's share in them.
 
-    VESSA tells its label and how sure it is; the rest of its probability is taken to be on the
-    teacher's label, where that is another one: on ACDC as good as its real probabilities.
+    ``weighted`` by confidence and predicted IoU; else all that is in the slice counts fully.
     """
-    if share == 0:
-        return labels_BHW, confidence_BHW
-    sure_BHW, other_BHW = teacher_BCHW.max(dim=1)
-    agreed_BHW = teacher_BCHW.gather(1, labels_BHW[:, None])[:, 0]
-    own_BHW = (1 - share) * confidence_BHW + share * agreed_BHW
-    against_BHW = (1 - share) * (1 - confidence_BHW) + share * sure_BHW
-    overruled_BHW = (other_BHW != labels_BHW) & (against_BHW > own_BHW)
-    return (
-        torch.where(overruled_BHW, other_BHW, labels_BHW),
-        torch.where(overruled_BHW, against_BHW, own_BHW),
+    inside_BHW = (told.confidence_BHW > 0).float()
+    labels_BHW, confidence_BHW = pooling.pooled(
+        told.labels_BHW, told.confidence_BHW, teacher_BCHW, share_B
     )
+    weight_BHW = losses.pixel_weight(confidence_BHW) * told.iou_B[:, None, None]
+    return Target(labels_BHW, weight_BHW * inside_BHW if weighted else inside_BHW)
