@@ -47,17 +47,20 @@ class Judge:
         if rest == 0 and index < len(self.slices):
             self.feedback.look(self.slices[index])
 
-    def compare(self, teacher: nn.Module, share: float) -> tuple[float, float] | None:
-        """Dice of the teacher's labels and of VESSA's, as they are trained on.
+    def compare(self, teacher: nn.Module) -> tuple[float, float] | None:
+        """Dice of the teacher's labels and of VESSA's, as they will be trained on.
+
+        With all of the teacher's share, which it has in the end: that is what VESSA's labels are
+        worth, and what of them is better than the teacher's is in it.
 
         Args:
             teacher: whose probabilities VESSA is told.
-            share: the teacher's in VESSA's labels.
 
         Returns:
             None if the server does not answer, or no structure is to be seen.
         """
         told, vessa, truth = list[Tensor](), list[Tensor](), list[Tensor]()
+        assistant = self.config.assistant
         size, batch = self.config.data.size, self.config.unlabelled_batch
         for start in range(0, len(self.slices), batch):
             items = self.slices[start : start + batch]
@@ -71,8 +74,9 @@ class Judge:
                 native_1CHW = frame.restore(map_CHW, item.image.shape)[None]
                 labels_1HW = torch.tensor(answer.labels).long()[None]
                 confidence_1HW = torch.tensor(answer.confidence).float()[None] / 255
-                teacher_1HW, share_1 = native_1CHW.argmax(1), torch.tensor([share])
-                if self.config.assistant.overrule:
+                teacher_1HW = native_1CHW.argmax(1)
+                share_1 = torch.tensor([assistant.teacher_share])
+                if assistant.overrule:
                     iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
                     share_1 = share_1 * pooling.belief(teacher_1HW, labels_1HW, iou_1, classes)
                 both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)

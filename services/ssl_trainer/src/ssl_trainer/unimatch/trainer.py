@@ -224,8 +224,7 @@ class UniMatchTrainer:
             return {}
         started, found = time.perf_counter(), None
         if self.judge is not None:
-            share = schedule.teacher_share(self.step, config.steps, config.assistant)
-            found = self.judge.compare(self.teacher.model, share)
+            found = self.judge.compare(self.teacher.model)
         if found is not None:
             self.trust = self.trust.after(self.step, teacher=found[0], vessa=found[1])
         falls_from = self.processes.agree(self.trust.falls_from or 0)
