@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_trainer.unimatch.pooling import AGREEMENT_RANGE, SURE_RANGE, agreement, belief, pooled
+from ssl_trainer.unimatch.pooling import AGREEMENT_RANGE, SURE_RANGE, agreement, doubt, pooled
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(1, 4), sparse=st.booleans())
@@ -28,7 +28,7 @@ def test_agreement_is_the_mean_dice_of_what_either_shows(
         assert float(found[index]) == pytest.approx(np.mean(scores) if scores else 1)
 
 
-def test_the_teacher_is_believed_less_where_a_sure_vessa_sees_something_else() -> None:
+def test_the_teacher_is_doubted_where_a_sure_vessa_sees_something_else() -> None:
     empty, left, right = (torch.zeros(1, 4, 8, dtype=torch.long) for _ in range(3))
     left[..., :4], right[..., 4:] = 1, 1
     half = left.clone()
@@ -37,15 +37,15 @@ def test_the_teacher_is_believed_less_where_a_sure_vessa_sees_something_else() -
     between = torch.tensor([sum(SURE_RANGE) / 2])
     low, high = AGREEMENT_RANGE
     for teacher, vessa, iou, expected in (
-        (left, left, sure, 1.0),
-        (empty, empty, sure, 1.0),
-        (left, right, sure, 0.0),
-        (empty, left, sure, 0.0),
-        (left, right, unsure, 1.0),
+        (left, left, sure, 0.0),
+        (empty, empty, sure, 0.0),
+        (left, right, sure, 1.0),
+        (empty, left, sure, 1.0),
+        (left, right, unsure, 0.0),
         (left, right, between, 0.5),
-        (left, half, sure, 1 - (high - 0.5) / (high - low)),
+        (left, half, sure, (high - 0.5) / (high - low)),
     ):
-        assert float(belief(teacher, vessa, iou, 1)) == pytest.approx(expected, abs=1e-6)
+        assert float(doubt(teacher, vessa, iou, 1)) == pytest.approx(expected, abs=1e-6)
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0.01, 1))

@@ -222,15 +222,17 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float, 
     batch = UnlabelledBatch((item, item), grids, torch.zeros(2, 1, 16, 16))
     rng = np.random.default_rng(0)
     step = config.steps  # the share has grown to its end
-    views, scalars = strong_views(
-        batch, [answer, None], _HalfSure(), (4,), config, step, rng, logged=True
-    )
+    inputs = batch, [answer, None], _HalfSure(), (4,), config, step, rng
+    views, scalars = strong_views(*inputs, assistant_weight=1.0, logged=True)
     assert views.from_vessa is not None
     sure_half = torch.zeros(16, 16)
     sure_half[:, :8] = 1
     overruled = iou == 1
     assert torch.equal(views.from_teacher.weight_BHW[0], 0 * sure_half if overruled else sure_half)
     assert torch.equal(views.from_teacher.weight_BHW[1], sure_half), "no answer"
+    less, _ = strong_views(*inputs, assistant_weight=0.25, logged=False)
+    expected_half = (0.75 if overruled else 1.0) * sure_half
+    assert torch.equal(less.from_teacher.weight_BHW[0], expected_half), "as far as VESSA counts"
     share = 0 if overruled else share
     # The teacher says class 1 everywhere; what was not answered does not count.
     assert scalars["assistant/agreement"] == (0.75 if share else 0.5)

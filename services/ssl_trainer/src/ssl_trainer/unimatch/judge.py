@@ -78,7 +78,8 @@ class Judge:
                 share_1 = torch.tensor([assistant.teacher_share])
                 if assistant.overrule:
                     iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
-                    share_1 = share_1 * pooling.belief(teacher_1HW, labels_1HW, iou_1, classes)
+                    doubt_1 = pooling.doubt(teacher_1HW, labels_1HW, iou_1, classes)
+                    share_1 = share_1 * (1 - doubt_1)
                 both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)
                 told.append(teacher_1HW.flatten())
                 vessa.append(both[0].flatten())

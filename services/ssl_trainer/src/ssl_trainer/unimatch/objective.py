@@ -77,30 +77,21 @@ def strong_views(
     step: int,
     rng: np.random.Generator,
     *,
+    assistant_weight: float,
     logged: bool,
 ) -> tuple[StrongViews, dict[str, float]]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log if it is."""
     size, count = config.data.size, len(batch.slices)
     with precision(next(teacher.parameters()).device, config.precision):
         teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
-    confidence, labels = teacher_BCHW.max(dim=1)
-    sure = losses.confident(confidence, config.unimatch.confidence_threshold)
-    told, from_vessa = _told(batch, answers), None
-    if told is not None:
-        share_B = torch.full((count,), schedule.teacher_share(step, config.steps, config.assistant))
-        if config.assistant.overrule:
-            num_classes = teacher_BCHW.shape[1] - 1
-            belief_B = pooling.belief(labels, told.labels_BHW, told.iou_B, num_classes)
-            share_B, sure = share_B * belief_B, sure * belief_B[:, None, None]
-        weighted = config.assistant.confidence_weighting
-        from_vessa = _from_vessa(told, teacher_BCHW, share_B, weighted=weighted)
+    targets = _targets(batch, answers, teacher_BCHW, config, step, assistant_weight)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     dropout = config.unimatch.dropout_probability
     masks = complementary_masks(count, channels, dropout, generator)
     mixes = [CutMix.draw(count, size, config.unimatch.cutmix_probability, rng) for _ in range(2)]
     images = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
     both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
-    views = StrongViews(images, both, mixes, Target(labels, sure), from_vessa)
+    views = StrongViews(images, both, mixes, *targets)
     return views, _scalars(batch, answers, views, config) if logged else {}
 
 
@@ -160,6 +151,30 @@ def _mixed(target: Target, views: StrongViews, strong: Tensor, kind: UnlabelledL
     loss = losses.UNLABELLED[kind]
     both = zip(strong.chunk(2), views.mixes, strict=True)
     return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
+
+
+def _targets(
+    batch: UnlabelledBatch,
+    answers: list[PseudoLabel | None],
+    teacher_BCHW: Tensor,
+    config: TrainConfig,
+    step: int,
+    assistant_weight: float,
+) -> tuple[Target, Target | None]:
+    """What teacher and VESSA say; the teacher's counts less where VESSA makes it doubtful."""
+    confidence, labels = teacher_BCHW.max(dim=1)
+    sure = losses.confident(confidence, config.unimatch.confidence_threshold)
+    told = _told(batch, answers)
+    if told is None:
+        return Target(labels, sure), None
+    share_B = schedule.teacher_share(step, config.steps, config.assistant) * torch.ones(len(labels))
+    if config.assistant.overrule:
+        num_classes = teacher_BCHW.shape[1] - 1
+        doubt_B = pooling.doubt(labels, told.labels_BHW, told.iou_B, num_classes)
+        believed_B = 1 - min(assistant_weight, 1.0) * doubt_B
+        share_B, sure = share_B * believed_B, sure * believed_B[:, None, None]
+    weighted = config.assistant.confidence_weighting
+    return Target(labels, sure), _from_vessa(told, teacher_BCHW, share_B, weighted=weighted)
 
 
 class _Told(NamedTuple):

@@ -15,11 +15,11 @@ from torch import Tensor
 AGREEMENT_RANGE, SURE_RANGE = (0.4, 0.7), (0.5, 0.65)
 
 
-def belief(teacher_BHW: Tensor, vessa_BHW: Tensor, iou_B: Tensor, num_classes: int) -> Tensor:
-    """How far the teacher's labels of each image are believed, in [0, 1], (B,).
+def doubt(teacher_BHW: Tensor, vessa_BHW: Tensor, iou_B: Tensor, num_classes: int) -> Tensor:
+    """How far the teacher's labels of each image are doubted, in [0, 1], (B,).
 
     A teacher is sure of its mistakes, too: where a patient lies unlike the annotated ones, it
-    confirms them. It is believed less the less of its structures VESSA sees, as far as VESSA is
+    confirms them. It is doubted more the less of its structures VESSA sees, as far as VESSA is
     sure of the image.
 
     Args:
@@ -31,7 +31,7 @@ def belief(teacher_BHW: Tensor, vessa_BHW: Tensor, iou_B: Tensor, num_classes: i
     low, high = AGREEMENT_RANGE
     other_B = ((high - agreement(teacher_BHW, vessa_BHW, num_classes)) / (high - low)).clamp(0, 1)
     low, high = SURE_RANGE
-    return 1 - other_B * ((iou_B - low) / (high - low)).clamp(0, 1)
+    return other_B * ((iou_B - low) / (high - low)).clamp(0, 1)
 
 
 def agreement(one_BHW: Tensor, other_BHW: Tensor, num_classes: int) -> Tensor:

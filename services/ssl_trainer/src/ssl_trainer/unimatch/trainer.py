@@ -174,6 +174,7 @@ class UniMatchTrainer:
             self.labelled, self.labelled_sampler.indices(number), config, rng
         )
         views, scalars = None, dict[str, float]()
+        weight = self._assistant_weight(self.step)
         if self.unlabelled_sampler is not None:
             indices = self.unlabelled_sampler.indices(number)
             unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
@@ -186,9 +187,9 @@ class UniMatchTrainer:
                 config,
                 self.step,
                 rng,
+                assistant_weight=weight,
                 logged=self._logged(self.step + 1),
             )
-        weight = self._assistant_weight(self.step)
         loss, parts = batch_loss(self.passes, labelled, views, config, self.step, weight)
         scalars |= parts | {"loss/total": float(loss.detach())}
         if not bool(torch.isfinite(loss)):
