@@ -118,7 +118,7 @@ class Assistant:
             for item in stream:
                 if isinstance(item, VessaError):
                     raise item
-                answers[int(item.request_id)] = _pseudo_label(item)
+                answers[int(item.request_id)] = pseudo_label(item)
         except VessaError as error:
             self._failed(error)
         else:
@@ -141,7 +141,8 @@ class Assistant:
             )
 
 
-def _pseudo_label(result: SegmentationResult) -> PseudoLabel:
+def pseudo_label(result: SegmentationResult) -> PseudoLabel:
+    """What of an answer is trained on."""
     ious = np.array([c.predicted_iou for c in result.classes])
     found = np.array([bool((result.labels == i + 1).any()) for i in range(len(ious))])
     return PseudoLabel(
