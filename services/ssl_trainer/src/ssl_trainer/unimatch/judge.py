@@ -75,12 +75,13 @@ class Judge:
                 labels_1HW = torch.tensor(answer.labels).long()[None]
                 confidence_1HW = torch.tensor(answer.confidence).float()[None] / 255
                 teacher_1HW = native_1CHW.argmax(1)
-                share_1 = torch.tensor([assistant.teacher_share])
+                believed_1 = torch.ones(1)
                 if assistant.overrule:
                     iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
-                    doubt_1 = pooling.doubt(teacher_1HW, labels_1HW, iou_1, classes)
-                    share_1 = share_1 * (1 - doubt_1)
-                both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)
+                    believed_1 -= pooling.doubt(teacher_1HW, labels_1HW, iou_1, classes)
+                both = pooling.pooled(
+                    labels_1HW, confidence_1HW, native_1CHW, assistant.shares, believed_1
+                )
                 told.append(teacher_1HW.flatten())
                 vessa.append(both[0].flatten())
                 truth.append(torch.tensor(item.labels).flatten())

@@ -161,20 +161,29 @@ def _targets(
     step: int,
     assistant_weight: float,
 ) -> tuple[Target, Target | None]:
-    """What teacher and VESSA say; the teacher's counts less where VESSA makes it doubtful."""
+    """What teacher and VESSA say; the teacher counts less where VESSA makes it doubtful.
+
+    VESSA's labels, with the teacher's share in them, are weighted by confidence and predicted IoU,
+    or all that is in the slice counts fully.
+    """
     confidence, labels = teacher_BCHW.max(dim=1)
     sure = losses.confident(confidence, config.unimatch.confidence_threshold)
     told = _told(batch, answers)
     if told is None:
         return Target(labels, sure), None
-    share_B = schedule.teacher_share(step, config.steps, config.assistant) * torch.ones(len(labels))
+    believed_B = torch.ones(len(labels))
     if config.assistant.overrule:
         num_classes = teacher_BCHW.shape[1] - 1
         doubt_B = pooling.doubt(labels, told.labels_BHW, told.iou_B, num_classes)
         believed_B = 1 - min(assistant_weight, 1.0) * doubt_B
-        share_B, sure = share_B * believed_B, sure * believed_B[:, None, None]
-    weighted = config.assistant.confidence_weighting
-    return Target(labels, sure), _from_vessa(told, teacher_BCHW, share_B, weighted=weighted)
+        sure = sure * believed_B[:, None, None]
+    shares = schedule.teacher_shares(step, config.steps, config.assistant)
+    pooled = pooling.pooled(told.labels_BHW, told.confidence_BHW, teacher_BCHW, shares, believed_B)
+    inside_BHW = (told.confidence_BHW > 0).float()
+    weight_BHW = inside_BHW
+    if config.assistant.confidence_weighting:
+        weight_BHW = inside_BHW * losses.pixel_weight(pooled[1]) * told.iou_B[:, None, None]
+    return Target(labels, sure), Target(pooled[0], weight_BHW)
 
 
 class _Told(NamedTuple):
@@ -204,16 +213,3 @@ def _told(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Told | 
             told.confidence_BHW[index] = warped_HW
             told.iou_B[index] = answer.predicted_iou
     return told
-
-
-def _from_vessa(told: _Told, teacher_BCHW: Tensor, share_B: Tensor, *, weighted: bool) -> Target:
-    """VESSA's labels with the teacher's share in them.
-
-    ``weighted`` by confidence and predicted IoU; else all that is in the slice counts fully.
-    """
-    inside_BHW = (told.confidence_BHW > 0).float()
-    labels_BHW, confidence_BHW = pooling.pooled(
-        told.labels_BHW, told.confidence_BHW, teacher_BCHW, share_B
-    )
-    weight_BHW = losses.pixel_weight(confidence_BHW) * told.iou_B[:, None, None]
-    return Target(labels_BHW, weight_BHW * inside_BHW if weighted else inside_BHW)

@@ -6,10 +6,11 @@ Axes: P image-class pairs, K templates, C classes, H W space.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vessa_client import TemplateInfo, TemplateUse
 from vessa_server.engine import pieces, retrieval, volumes
@@ -30,8 +31,19 @@ SAME_WINDOW = 0.5
 # Of the map of <SEG> where a request has no text of its own: a template has a mask for each
 # structure, so that their names say nothing new. Chosen on ACDC's validation patients.
 MAP_SHARE_WITHOUT_TEXT = 0.25
-# Of what is kept of a volume beside its slices.
-CANVAS_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a volume's structures are.
+
+    Attributes:
+        canvas: on which its slices are seen.
+        core_CHW: where most of them show each class.
+    """
+
+    canvas: Canvas
+    core_CHW: Tensor
 
 
 class Pipeline:
@@ -50,7 +62,7 @@ class Pipeline:
         self.turn = turn
         self.templates = templates
         self.focus = focus
-        self.features: ByteLru[View | Prepared | Canvas] = ByteLru(feature_bytes)
+        self.features: ByteLru[View | Prepared | Place] = ByteLru(feature_bytes)
 
     def run(self, works: list[Work]) -> None:
         """Fill ``prepared`` and ``decoded`` of every work."""
@@ -93,17 +105,19 @@ class Pipeline:
 
     def _prepare_of_volume(self, work: Work) -> None:
         """Look where the slices of its volume agree that the structures are."""
-        key = ("canvas", *work.volume_key())
-        canvas = self.features.get(key)
-        if not isinstance(canvas, Canvas):
+        key = ("place", *work.volume_key())
+        place = self.features.get(key)
+        if not isinstance(place, Place):
             slices = [work.neighbour(image) for image in work.volume]
             whole = Canvas(work.height, work.width, self.model.config.image_size)
             found = volumes.find(slices, whole, self._look, turn=self.turn, focus=self.focus)
-            canvas = found.canvas
-            self.features.put(key, canvas, CANVAS_BYTES)
+            place = Place(found.canvas, volumes.cores(found.works))
+            self.features.put(key, place, place.core_CHW.nbytes)
             for slice_ in found.works:
+                slice_.of_volume(place.core_CHW)
                 self._keep_own(slice_)
-        work.take(self._look([work], canvas)[0])
+        work.take(self._look([work], place.canvas)[0])
+        work.of_volume(place.core_CHW)
 
     def _look(self, works: Sequence[Work], canvas: Canvas) -> list[Work]:
         """Steps 1 to 5 on one canvas."""
@@ -185,6 +199,8 @@ class Pipeline:
             other = replace(work, prepared=held if isinstance(held, Prepared) else None)
             if not isinstance(held, Prepared):
                 self._prepare(other, self._encode([other], [there])[0])
+                if work.prepared.core_CHW is not None:
+                    other.of_volume(work.prepared.core_CHW)
                 self._keep(key, other)
             elsewhere.append((work, other))
         return elsewhere

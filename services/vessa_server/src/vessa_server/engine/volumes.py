@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from vessa_client import files
 from vessa_server.engine.work import Work
@@ -29,6 +31,8 @@ Floats = npt.NDArray[np.float64]
 ROUNDS = 2
 # Pixels by which votes are blurred, and the share of the most votes above which a pixel counts.
 BLUR, ENOUGH_VOTES = 3.0, 0.5
+# Share of the slices' votes up to which a class is hardly shown anywhere.
+HARDLY = 0.05
 # Mean estimated IoU below which turned views are tried, of an image alone, too.
 TURN_BELOW = 0.4
 # How many slices of a volume are turned, and how much more it must be worth then.
@@ -89,6 +93,17 @@ def window(works: Sequence[Work]) -> Crop | None:
     labelled, _ = ndimage.label(votes_HW >= ENOUGH_VOTES * votes_HW.max())
     peak = np.unravel_index(int(votes_HW.argmax()), votes_HW.shape)
     return preprocess.focus(labelled == labelled[peak])
+
+
+def cores(works: Sequence[Work]) -> Tensor:
+    """Where most slices show each class, (C, H, W); everywhere for one that hardly any shows."""
+    quality_Z = _qualities(works)
+    shown_ZCHW = np.stack([w.own_answer().probability_CHW[1:].double().numpy() for w in works])
+    votes_CHW = np.einsum("z,zchw->chw", quality_Z, shown_ZCHW)
+    votes_CHW = ndimage.gaussian_filter(votes_CHW, (0, BLUR, BLUR))
+    most_C11 = votes_CHW.max(axis=(1, 2), keepdims=True)
+    hardly_C11 = most_C11 <= HARDLY * quality_Z.sum()
+    return torch.from_numpy(hardly_C11 | (votes_CHW >= ENOUGH_VOTES * most_C11))
 
 
 def _whole(works: Sequence[Work], canvas: Canvas, look: Look) -> Found:

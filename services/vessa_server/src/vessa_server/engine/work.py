@@ -62,6 +62,8 @@ class Prepared:
     pieces: Pieces
     # The template of each class that the VLM reads. Its prompt is kept once, with the template.
     read: tuple[TemplateInfo, ...]
+    # Where most slices of its volume show each class, (C, H, W); None of an image alone.
+    core_CHW: Tensor | None = None
     # VESSA's own answer: probabilities of the classes, 255 for 1, (C, H, W).
     own_CHW: Tensor | None = None
 
@@ -136,7 +138,8 @@ class Work:
         assert self.prepared is not None
         assert self.decoded is not None
         if self.own is None or self.own[0] is not self.decoded:
-            answer = Answer.of(self.prepared.pieces.doubt(self._logits()))
+            pieces, core_CHW = self.prepared.pieces, self.prepared.core_CHW
+            answer = Answer.of(pieces.doubt(self._logits(), core_CHW))
             self.own = self.decoded, answer
         return self.own[1]
 
@@ -145,15 +148,17 @@ class Work:
         if self.prompt_CHW is None:
             return self.own_answer()
         assert self.decoded is not None
-        # A student tells itself in how many pieces a structure comes.
+        assert self.prepared is not None
+        assert self.student_CHW is not None
         logits_CHW = self._logits()
         iou_C = Answer.of(logits_CHW).iou_C
         unsure_C = self.decoded.iou_P < KEEP_BELOW
         kept_CHW = torch.logit(self.prompt_CHW, eps=1e-6).clamp(-KEPT_LOGIT, KEPT_LOGIT)
         logits_CHW[unsure_C] = kept_CHW[unsure_C]
         if self.told_how_sure:
-            return Answer(with_background(logits_CHW), iou_C)
-        assert self.student_CHW is not None
+            core_CHW = self.prepared.core_CHW
+            sure_CHW = self.prepared.pieces.doubt(logits_CHW, core_CHW, self.student_CHW)
+            return Answer(with_background(sure_CHW), iou_C)
         return Answer(label_maps.heard(logits_CHW, kept_CHW, self.student_CHW), iou_C)
 
     @property
@@ -161,6 +166,11 @@ class Work:
         """Whether there is a student's mask of probabilities."""
         mask = self.request.student_mask
         return mask is not None and mask.ndim == 3
+
+    def of_volume(self, core_CHW: Tensor) -> None:
+        """Say where most slices of its volume show each class."""
+        assert self.prepared is not None
+        self.prepared, self.own = replace(self.prepared, core_CHW=core_CHW), None
 
     def keep_own(self) -> None:
         """Keep VESSA's own answer, which was decoded without a student's mask."""
