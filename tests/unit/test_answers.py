@@ -63,6 +63,45 @@ def test_what_is_left_out_is_background_but_not_surely() -> None:
     assert torch.equal(out[0, :7], logits[0, :7])
 
 
+def _islands(shape: tuple[int, int], *rows: slice) -> torch.Tensor:
+    """A class with pieces in the same columns, one below the other."""
+    logits = torch.full((1, *shape), -9.0)
+    for piece in rows:
+        logits[0, piece, 2:6] = 3.0
+    return logits
+
+
+LARGE, SMALL, LAST = slice(0, 6), slice(8, 10), slice(12, 14)
+
+
+@pytest.mark.parametrize(
+    ("core", "seen", "most", "left"),
+    [
+        (None, None, 1, [LARGE]),
+        (SMALL, None, 1, [SMALL]),  # the other lies beside the core
+        (LARGE, SMALL, 3, [LARGE, SMALL]),  # the student sees one that lies beside it
+        (None, SMALL, 1, [SMALL]),  # what the student sees weighs more
+        (None, slice(8, 14), 1, [SMALL, LAST]),  # a student says itself how many there are
+        (SMALL, None, 0, [LARGE, SMALL, LAST]),  # no template shows it
+    ],
+    ids=["heaviest", "core", "seen-beside-the-core", "seen", "seen-pieces", "not-in-templates"],
+)
+def test_pieces_beside_the_core_or_that_a_student_does_not_see_are_doubted(
+    core: slice | None, seen: slice | None, most: int, left: list[slice]
+) -> None:
+    logits = _islands((15, 8), LARGE, SMALL, LAST)
+    core_CHW = student_CHW = None
+    if core is not None:
+        core_CHW = torch.zeros(logits.shape, dtype=torch.bool)
+        core_CHW[0, core] = True
+    if seen is not None:
+        student_CHW = torch.zeros_like(logits)
+        student_CHW[0, seen] = 0.9
+    out = Pieces((most,), most).doubt(logits, core_CHW, student_CHW)
+    assert [piece for piece in (LARGE, SMALL, LAST) if bool((out[0, piece, 2:6] > 0).all())] == left
+    assert int((out > 0).sum()) == sum(4 * (piece.stop - piece.start) for piece in left)
+
+
 def test_structures_that_touch_in_the_templates_do_not_lie_apart() -> None:
     labels = np.zeros((2, 10, 10), bool)
     labels[0, 2:5, 2:5], labels[1, 5:8, 2:5] = True, True

@@ -69,6 +69,19 @@ def test_a_slice_is_looked_at_where_the_others_have_the_structure(tmp_path: Path
     assert _iou(together, TRUTH) > 0.9
 
 
+def test_what_lies_beside_the_structure_of_the_other_slices_is_left_out(tmp_path: Path) -> None:
+    images = _slices(4)
+    images[0] = np.where(ELSEWHERE, 255, images[0]).astype(np.uint8)
+    engine = _engine(tmp_path, Painting, turn=False, focus=False)
+    request = _request(images[0], tuple(images))
+    alone = engine.segment(_request(images[0], ())).labels
+    assert not alone[TRUTH].any(), "the heaviest piece stays"
+    assert _iou(engine.segment(request).labels, TRUTH) > 0.7
+    student = 0.9 * ELSEWHERE[None].astype(np.float32)
+    told = engine.segment(dataclasses.replace(request, student_mask=student)).labels
+    assert (told[ELSEWHERE] > 0).mean() > 0.8, "a student sees it"
+
+
 def test_the_volume_is_looked_at_once_whoever_asks_first(tmp_path: Path) -> None:
     images = _slices(3)
     extra = np.where(TRUTH, 90, 0).astype(np.uint8)
