@@ -1,9 +1,11 @@
 """Curves of the arms of ``ssl_arms.py``: validation Dice, and the quality of the pseudo-labels.
 
     python benchmarks/ssl_pictures.py acdc
+    python benchmarks/ssl_pictures.py acdc --by-patient
     python benchmarks/ssl_pictures.py acdc acdc_patient038 acdc_patient050
 
-One task: a panel for each number of labelled cases, ``docs/images/ssl_TASK.png``. Several, which
+One task: a panel for each number of labelled cases, ``docs/images/ssl_TASK.png``; by patient, what
+VESSA changes for each of them, ``docs/images/ssl_TASK_by_patient.png``. Several tasks, which
 differ in who is annotated: a panel for each, ``docs/images/ssl_patients.png``. Reads
 ``benchmarks/results/ssl_TASK.json``.
 """
@@ -37,8 +39,12 @@ def main() -> None:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", choices=TASK_NAMES, nargs="+", metavar="task")
-    tasks = parser.parse_args().tasks
-    if len(tasks) == 1:
+    parser.add_argument("--by-patient", action="store_true", help="Dice of each patient, one task")
+    arguments = parser.parse_args()
+    tasks = arguments.tasks
+    if arguments.by_patient:
+        file, figure = f"ssl_{tasks[0]}_by_patient.png", by_patient(_cells(tasks[0]))
+    elif len(tasks) == 1:
         file, figure = f"ssl_{tasks[0]}.png", numbers_of_cases(_cells(tasks[0]))
     else:
         file, figure = "ssl_patients.png", annotated_patients(tasks)
@@ -69,6 +75,44 @@ def annotated_patients(tasks: list[str]) -> Figure:
         _arms(axes, [c for c in _cells(task) if c["cases"] == 1])
         axes.set_title(f"Validation Dice, {read_task(task)['labelled'][1][0]} labelled")
     return _finished(figure, panels)
+
+
+def by_patient(cells: list[Facts]) -> Figure:
+    """A row for each number of labelled cases: Dice without and with VESSA of each patient."""
+    counts = sorted({c["cases"] for c in cells if c["arm"] == "mutual"})
+    figure = Figure(figsize=(10, 2.6 * len(counts)), layout="constrained")
+    for axes, count in zip(
+        figure.subplots(len(counts), 1, squeeze=False).flat, counts, strict=True
+    ):
+        without, with_vessa = (
+            _patients([c for c in cells if c["cases"] == count and c["arm"] == arm])
+            for arm in ("unimatch", "mutual")
+        )
+        ordered = sorted(without, key=lambda name: (name[0] != "test", name[1]))
+        for x, name in enumerate(ordered):
+            before, after = without[name], with_vessa[name]
+            better = after >= before
+            axes.plot([x, x], [before, after], color="C2" if better else "C3", linewidth=3)
+        axes.plot([without[n] for n in ordered], "o", color="C1", label=ARMS["unimatch"])
+        axes.plot([with_vessa[n] for n in ordered], "D", color="C0", label=ARMS["mutual"])
+        axes.axvline(sum(name[0] == "test" for name in ordered) - 0.5, color="grey")
+        labels = [f"{patient}\n{split}" for split, patient in ordered]
+        axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
+        axes.set(title=f"Dice of each patient, {count} labelled", ylim=(0.2, 1))
+        axes.legend(fontsize="small", loc="lower right")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _patients(cells: list[Facts]) -> dict[tuple[str, str], float]:
+    """Mean Dice of each patient of a split over structures, frames and seeds."""
+    dice: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        for split in ("test", "val"):
+            for case in cell[split]:
+                patient = case["name"].split("_")[0].removeprefix("patient")
+                dice.setdefault((split, patient), []).extend(case["dice"])
+    return {key: float(np.mean(values)) for key, values in dice.items()}
 
 
 def _cells(task: str) -> list[Facts]:
