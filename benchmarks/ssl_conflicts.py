@@ -4,7 +4,8 @@
 
 Students of finished cells of ``ssl_arms.py`` segment unlabelled slices, VESSA is told their
 probabilities, and both are compared with the truth: pixel by pixel, where the student is sure
-(its probability reaches the threshold of UniMatch V2) and where not; and slice by slice, by how far
+(its probability reaches the threshold of UniMatch V2) and where not, and where VESSA sees a
+structure which the student does not, or background where the student sees one; and slice by slice, by how far
 both agree about it and whether VESSA is sure of it, which is what ``assistant.overrule`` goes by.
 The labels of unlabelled patients serve to look, never to train. Writes
 ``benchmarks/results/ssl_conflicts_TASK.json``.
@@ -108,7 +109,7 @@ def compare(engine: VessaEngine, student: nn.Module, config: TrainConfig, count:
             "student_right": pixels[f"{kind}, student"] / max(1, pixels[kind]),
             "vessa_right": pixels[f"{kind}, vessa"] / max(1, pixels[kind]),
         }
-        for kind in ("sure", "unsure")
+        for kind in ("sure", "unsure", "added", "taken away")
     }
     by_slice = {kind: _means(scores) for kind, scores in whole.items()}
     return {**by_pixel, "slices": by_slice}
@@ -140,8 +141,14 @@ def _pixels(
     """Who is right in the pixels of which both say something else."""
     confidence, labels = native_CHW.max(dim=0)
     student_HW, sure_HW = labels.numpy(), confidence.numpy() >= config.unimatch.confidence_threshold
+    kinds = {
+        "sure": sure_HW,
+        "unsure": ~sure_HW,
+        "added": answer.labels > 0,
+        "taken away": answer.labels == 0,
+    }
     pixels: Counter[str] = Counter()
-    for kind, where in (("sure", sure_HW), ("unsure", ~sure_HW)):
+    for kind, where in kinds.items():
         apart = where & (student_HW != answer.labels)
         pixels[kind] += int(apart.sum())
         pixels[f"{kind}, student"] += int((apart & (student_HW == item.labels)).sum())
