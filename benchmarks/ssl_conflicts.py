@@ -3,9 +3,9 @@
     python benchmarks/ssl_conflicts.py acdc --data DATA --out CELLS --cases 1 3 7
 
 Students of finished cells of ``ssl_arms.py`` segment unlabelled slices, VESSA is told their
-probabilities, and both are compared with the truth: pixel by pixel, where the student is sure
-(its probability reaches the threshold of UniMatch V2) and where not, and where VESSA sees a
-structure which the student does not, or background where the student sees one; and slice by slice, by how far
+probabilities, and both are compared with the truth. Pixel by pixel: where the student is sure (its
+probability reaches the threshold of UniMatch V2) and where not, and where VESSA sees a structure
+which the student does not, or background where the student sees one. Slice by slice: by how far
 both agree about it and whether VESSA is sure of it, which is what ``assistant.overrule`` goes by.
 The labels of unlabelled patients serve to look, never to train. Writes
 ``benchmarks/results/ssl_conflicts_TASK.json``.
