@@ -32,27 +32,12 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-falling": ("plain", {"assistant": {"weight_end": 0.0}}),
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
-    "mutual-unpooled": ("plain", {"assistant": {"teacher_share": 0.0, "teacher_share_added": 0.0}}),
-    "mutual-shares-alike": (
-        "plain",
-        {"assistant": {"teacher_share": 0.5, "teacher_share_added": 0.5}},
-    ),
-    # As it was before teacher and VESSA judged each other.
-    "mutual-unjudged": (
-        "plain",
-        {"assistant": {"teacher_share": 0.5, "teacher_share_added": 0.5, "overrule": False}},
-    ),
+    "mutual-unpooled": ("plain", {"assistant": {"teacher_share": 0.0}}),
+    "mutual-not-overruling": ("plain", {"assistant": {"overrule": False}}),
     # As it was before slices were looked at together and labels pooled.
     "mutual-alone": (
         "plain",
-        {
-            "assistant": {
-                "volume_slices": 0,
-                "teacher_share": 0.0,
-                "teacher_share_added": 0.0,
-                "ahead": 1,
-            }
-        },
+        {"assistant": {"volume_slices": 0, "teacher_share": 0.0, "ahead": 1}},
     ),
 }
 

@@ -99,7 +99,7 @@ def by_patient(cells: list[Facts]) -> Figure:
         labels = [f"{patient}\n{split}" for split, patient in ordered]
         axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
         axes.set(title=f"Dice of each patient, {count} labelled", ylim=(0.2, 1))
-        axes.legend(fontsize="small", loc="lower right")
+        axes.legend(fontsize="small", loc="lower left")
         axes.grid(alpha=0.3)
     return figure
 

@@ -99,9 +99,7 @@ def test_labels_are_compared_on_validation_slices(tmp_path: Path, server: Runnin
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
     compared = []
     for share in (0.0, 1.0):
-        told_with = AssistantConfig(
-            server=server.grpc, teacher_share=share, teacher_share_added=share, overrule=False
-        )
+        told_with = AssistantConfig(server=server.grpc, teacher_share=share, overrule=False)
         trainer = UniMatchTrainer(
             dataclasses.replace(config, assistant=told_with), tmp_path / "run"
         )

@@ -203,9 +203,7 @@ class AssistantConfig:
             predicted IoU for each image; else all count fully.
         teacher_share: share of the teacher's prediction in VESSA's labels, which grows to that from
             0. Two that err in different places are better together, once the teacher is any good.
-        teacher_share_added: the same where VESSA sees a structure which the teacher does not see.
-            VESSA adds to structures wrongly more often than it takes away from them wrongly.
-        teacher_share_at: fraction of the run at which those shares are reached.
+        teacher_share_at: fraction of the run at which that share is reached.
         overrule: whether the teacher's labels of an image count less the less of its structures
             VESSA sees, as far as VESSA is sure of the image. A teacher confirms its mistakes where
             a patient lies unlike the annotated ones.
@@ -232,8 +230,7 @@ class AssistantConfig:
     loss: UnlabelledLoss = "both"
     decay_end: float = 0.8
     confidence_weighting: bool = True
-    teacher_share: float = 0.3
-    teacher_share_added: float = 0.75
+    teacher_share: float = 0.5
     teacher_share_at: float = 0.5
     overrule: bool = True
     feedback_start: float = 0.1
@@ -253,15 +250,9 @@ class AssistantConfig:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        shares = ("teacher_share", "teacher_share_added", "teacher_share_at")
-        for name in ("decay_end", "feedback_start", *shares):
+        for name in ("decay_end", "feedback_start", "teacher_share", "teacher_share_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """The teacher's in VESSA's labels, and that in what VESSA adds, in the end."""
-        return self.teacher_share, self.teacher_share_added
 
     def settled(self, patients: int, *, validated: bool) -> AssistantConfig:
         """With a number for ``weight_end``, unless validation cases are to tell.

@@ -79,9 +79,8 @@ class Judge:
                 if assistant.overrule:
                     iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
                     believed_1 -= pooling.doubt(teacher_1HW, labels_1HW, iou_1, classes)
-                both = pooling.pooled(
-                    labels_1HW, confidence_1HW, native_1CHW, assistant.shares, believed_1
-                )
+                share_1 = assistant.teacher_share * believed_1
+                both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)
                 told.append(teacher_1HW.flatten())
                 vessa.append(both[0].flatten())
                 truth.append(torch.tensor(item.labels).flatten())

@@ -177,8 +177,8 @@ def _targets(
         doubt_B = pooling.doubt(labels, told.labels_BHW, told.iou_B, num_classes)
         believed_B = 1 - min(assistant_weight, 1.0) * doubt_B
         sure = sure * believed_B[:, None, None]
-    shares = schedule.teacher_shares(step, config.steps, config.assistant)
-    pooled = pooling.pooled(told.labels_BHW, told.confidence_BHW, teacher_BCHW, shares, believed_B)
+    share_B = schedule.teacher_share(step, config.steps, config.assistant) * believed_B
+    pooled = pooling.pooled(told.labels_BHW, told.confidence_BHW, teacher_BCHW, share_B)
     inside_BHW = (told.confidence_BHW > 0).float()
     weight_BHW = inside_BHW
     if config.assistant.confidence_weighting:

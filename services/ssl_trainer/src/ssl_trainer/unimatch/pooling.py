@@ -51,29 +51,20 @@ def pooled(
     labels_BHW: Tensor,
     confidence_BHW: Tensor,
     teacher_BCHW: Tensor,
-    shares: tuple[float, float],
-    believed_B: Tensor,
+    share_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Labels of the weighted mean of VESSA and teacher, and how sure that is.
+    """Labels of the mean of VESSA and teacher, and how sure that is.
 
     VESSA tells its label and how sure it is; the rest of its probability is taken to be on the
     teacher's label, where that is another one: on ACDC as good as its real probabilities.
-
-    Args:
-        labels_BHW: of VESSA.
-        confidence_BHW: of VESSA.
-        teacher_BCHW: the teacher's probabilities.
-        shares: the teacher's, and that where VESSA sees a structure which the teacher does not.
-        believed_B: how much of those counts in each image.
+    ``share_B`` is the teacher's.
     """
+    share_B11 = share_B[:, None, None]
     sure_BHW, other_BHW = teacher_BCHW.max(dim=1)
-    apart_BHW = other_BHW != labels_BHW
-    added_BHW = apart_BHW & (labels_BHW > 0)
-    share_BHW = torch.where(added_BHW, shares[1], shares[0]) * believed_B[:, None, None]
     agreed_BHW = teacher_BCHW.gather(1, labels_BHW[:, None])[:, 0]
-    own_BHW = (1 - share_BHW) * confidence_BHW + share_BHW * agreed_BHW
-    against_BHW = (1 - share_BHW) * (1 - confidence_BHW) + share_BHW * sure_BHW
-    overruled_BHW = (share_BHW > 0) & apart_BHW & (against_BHW > own_BHW)
+    own_BHW = (1 - share_B11) * confidence_BHW + share_B11 * agreed_BHW
+    against_BHW = (1 - share_B11) * (1 - confidence_BHW) + share_B11 * sure_BHW
+    overruled_BHW = (share_B11 > 0) & (other_BHW != labels_BHW) & (against_BHW > own_BHW)
     return (
         torch.where(overruled_BHW, other_BHW, labels_BHW),
         torch.where(overruled_BHW, against_BHW, own_BHW),

@@ -41,12 +41,11 @@ def assistant_weight(
     return end + (config.weight_start - end) * blend
 
 
-def teacher_shares(step: int, steps: int, config: AssistantConfig) -> tuple[float, float]:
-    """Shares of the teacher in VESSA's labels: rise evenly from 0, then stay."""
-    end = config.teacher_share_at * steps
-    risen = 1.0 if step >= end else step / end
-    share, added = config.shares
-    return risen * share, risen * added
+def teacher_share(step: int, steps: int, config: AssistantConfig) -> float:
+    """Share of the teacher in VESSA's labels: rises evenly from 0, then stays."""
+    if step >= steps * config.teacher_share_at:
+        return config.teacher_share
+    return config.teacher_share * step / (steps * config.teacher_share_at)
 
 
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:
