@@ -75,11 +75,10 @@ class Judge:
                 labels_1HW = torch.tensor(answer.labels).long()[None]
                 confidence_1HW = torch.tensor(answer.confidence).float()[None] / 255
                 teacher_1HW = native_1CHW.argmax(1)
-                believed_1 = torch.ones(1)
-                if assistant.overrule:
-                    iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
-                    believed_1 -= pooling.doubt(teacher_1HW, labels_1HW, iou_1, classes)
-                share_1 = assistant.teacher_share * believed_1
+                iou_1, classes = torch.tensor([answer.predicted_iou]), len(map_CHW) - 1
+                share_1 = assistant.teacher_share * pooling.believed(
+                    teacher_1HW, labels_1HW, iou_1, classes, assistant
+                )
                 both = pooling.pooled(labels_1HW, confidence_1HW, native_1CHW, share_1)
                 told.append(teacher_1HW.flatten())
                 vessa.append(both[0].flatten())

@@ -171,12 +171,15 @@ def _targets(
     told = _told(batch, answers)
     if told is None:
         return Target(labels, sure), None
-    believed_B = torch.ones(len(labels))
-    if config.assistant.overrule:
-        num_classes = teacher_BCHW.shape[1] - 1
-        doubt_B = pooling.doubt(labels, told.labels_BHW, told.iou_B, num_classes)
-        believed_B = 1 - min(assistant_weight, 1.0) * doubt_B
-        sure = sure * believed_B[:, None, None]
+    believed_B = pooling.believed(
+        labels,
+        told.labels_BHW,
+        told.iou_B,
+        teacher_BCHW.shape[1] - 1,
+        config.assistant,
+        assistant_weight,
+    )
+    sure = sure * believed_B[:, None, None]
     share_B = schedule.teacher_share(step, config.steps, config.assistant) * believed_B
     pooled = pooling.pooled(told.labels_BHW, told.confidence_BHW, teacher_BCHW, share_B)
     inside_BHW = (told.confidence_BHW > 0).float()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_trainer.config import AssistantConfig
+
 # Agreement (Dice of the structures) from which teacher and VESSA see the same, and below which
 # they do not; VESSA's IoU up to which it is unsure of the image, and from which it is sure.
 # On ACDC with three annotated patients, after 800 updates: where they agree by less than 0.6,
@@ -32,6 +34,23 @@ def doubt(teacher_BHW: Tensor, vessa_BHW: Tensor, iou_B: Tensor, num_classes: in
     other_B = ((high - agreement(teacher_BHW, vessa_BHW, num_classes)) / (high - low)).clamp(0, 1)
     low, high = SURE_RANGE
     return other_B * ((iou_B - low) / (high - low)).clamp(0, 1)
+
+
+def believed(
+    teacher_BHW: Tensor,
+    vessa_BHW: Tensor,
+    iou_B: Tensor,
+    num_classes: int,
+    config: AssistantConfig,
+    assistant_weight: float = 1.0,
+) -> Tensor:
+    """How much the teacher counts in each image, (B,): all of it, less what VESSA overrules.
+
+    That is as much of :func:`doubt` as VESSA's labels count.
+    """
+    if not config.overrule:
+        return torch.ones(len(iou_B))
+    return 1 - min(assistant_weight, 1.0) * doubt(teacher_BHW, vessa_BHW, iou_B, num_classes)
 
 
 def agreement(one_BHW: Tensor, other_BHW: Tensor, num_classes: int) -> Tensor:

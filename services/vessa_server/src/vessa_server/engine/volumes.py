@@ -88,8 +88,7 @@ def find(works: Sequence[Work], canvas: Canvas, look: Look, *, turn: bool, focus
 
 def window(works: Sequence[Work]) -> Crop | None:
     """The window around what most slices show; None where it would be nearly the whole image."""
-    shown_ZHW = np.stack([1 - w.own_answer().probability_CHW[0].double().numpy() for w in works])
-    votes_HW = ndimage.gaussian_filter(np.einsum("z,zhw->hw", _qualities(works), shown_ZHW), BLUR)
+    votes_HW = _votes(works, [1 - w.own_answer().probability_CHW[:1].double() for w in works])[0]
     labelled, _ = ndimage.label(votes_HW >= ENOUGH_VOTES * votes_HW.max())
     peak = np.unravel_index(int(votes_HW.argmax()), votes_HW.shape)
     return preprocess.focus(labelled == labelled[peak])
@@ -97,13 +96,18 @@ def window(works: Sequence[Work]) -> Crop | None:
 
 def cores(works: Sequence[Work]) -> Tensor:
     """Where most slices show each class, (C, H, W); everywhere for one that hardly any shows."""
-    quality_Z = _qualities(works)
-    shown_ZCHW = np.stack([w.own_answer().probability_CHW[1:].double().numpy() for w in works])
-    votes_CHW = np.einsum("z,zchw->chw", quality_Z, shown_ZCHW)
-    votes_CHW = ndimage.gaussian_filter(votes_CHW, (0, BLUR, BLUR))
+    votes_CHW = _votes(works, [w.own_answer().probability_CHW[1:] for w in works])
     most_C11 = votes_CHW.max(axis=(1, 2), keepdims=True)
-    hardly_C11 = most_C11 <= HARDLY * quality_Z.sum()
+    hardly_C11 = most_C11 <= HARDLY * _qualities(works).sum()
     return torch.from_numpy(hardly_C11 | (votes_CHW >= ENOUGH_VOTES * most_C11))
+
+
+def _votes(works: Sequence[Work], shown_ZCHW: Sequence[Tensor]) -> Floats:
+    """What the slices show, weighted by how good they are, added up and blurred, (C, H, W)."""
+    shown = np.stack([shown_CHW.double().numpy() for shown_CHW in shown_ZCHW])
+    votes_CHW = np.einsum("z,zchw->chw", _qualities(works), shown)
+    blurred: Floats = ndimage.gaussian_filter(votes_CHW, (0, BLUR, BLUR))
+    return blurred
 
 
 def _whole(works: Sequence[Work], canvas: Canvas, look: Look) -> Found:
