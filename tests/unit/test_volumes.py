@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from finders import Corner, Painting
 from support import engine_of, picture
@@ -23,7 +26,8 @@ from vessa_client import (
 )
 from vessa_client._types import ImageInput, ImageReference
 from vessa_client.wire import MAX_VOLUME_SLICES
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import EngineSettings, VessaEngine, volumes
+from vessa_server.engine.work import Work
 
 SIDE = 200
 
@@ -80,6 +84,28 @@ def test_what_lies_beside_the_structure_of_the_other_slices_is_left_out(tmp_path
     student = 0.9 * ELSEWHERE[None].astype(np.float32)
     told = engine.segment(dataclasses.replace(request, student_mask=student)).labels
     assert (told[ELSEWHERE] > 0).mean() > 0.8, "a student sees it"
+
+
+def test_a_volume_whose_place_was_forgotten_is_found_as_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = _slices(4)
+    images[0] = np.where(ELSEWHERE, 255, images[0]).astype(np.uint8)
+    engine = _engine(tmp_path, Painting, turn=False, focus=False)
+    seen, keys, original = list[Tensor](), list[tuple[Hashable, ...]](), volumes.cores
+
+    def cores(works: Sequence[Work]) -> Tensor:
+        seen.append(torch.stack([work.own_answer().probability_CHW for work in works]))
+        keys.append(("place", *works[0].volume_key()))
+        return original(works)
+
+    monkeypatch.setattr(volumes, "cores", cores)
+    for shade in (90, 80):
+        engine.segment(_request(np.where(TRUTH, shade, 0).astype(np.uint8), tuple(images)))
+        forgotten = engine.pipeline.features.get(keys[-1])
+        assert forgotten is not None
+        engine.pipeline.features.put(keys[-1], forgotten, engine.pipeline.features.max_bytes + 1)
+    assert torch.equal(*seen)
 
 
 def test_the_volume_is_looked_at_once_whoever_asks_first(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ class Pipeline:
         for work in seen:
             held = self.features.get(("prepared", *work.key()))
             if isinstance(held, Prepared) and held.view.canvas == canvas:
-                work.prepared = held
+                # Found anew, a volume must not depend on where it was found before.
+                work.prepared = replace(held, core_CHW=None)
             else:
                 self._prepare(work, self._encode([work], [canvas])[0])
             self._decode([work])
