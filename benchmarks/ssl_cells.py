@@ -33,6 +33,7 @@ ARMS: dict[str, tuple[str, Facts]] = {
     "mutual-unweighted": ("plain", {"assistant": {"confidence_weighting": False}}),
     "mutual-every-second": ("plain", {"assistant": {"every": 2, "spread_epochs": 2}}),
     "mutual-unpooled": ("plain", {"assistant": {"teacher_share": 0.0}}),
+    "mutual-pooled-early": ("plain", {"assistant": {"teacher_share_at": 0.2}}),
     "mutual-not-overruling": ("plain", {"assistant": {"overrule": False}}),
     # As it was before slices were looked at together and labels pooled.
     "mutual-alone": (
