@@ -32,11 +32,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASK_NAMES, Cell, Facts, Task, settings
+from ssl_tables import AS_PREDICTED, Row, columns, markdown, mean_sd, unlabelled
 from ssl_trainer.evaluation.report import read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
@@ -44,8 +44,6 @@ from vessa_client.console import console
 # What of a training's log is kept with its results.
 CURVES = ("val/", "quality/", "seconds/", "assistant/weight")
 EQUAL_TIME = "-equal-time"
-# Of scores of several views and the pieces that a run keeps; without it, one view and all pieces.
-AS_PREDICTED = "_as_predicted"
 
 
 def main() -> None:
@@ -227,20 +225,14 @@ def show(task: Task, arguments: argparse.Namespace) -> None:
     shown = [facts for name, facts in done.items() if arguments.all or name in present | timed]
     for split in ("val", "test") if arguments.test else ("val",):
         suffix = AS_PREDICTED if arguments.as_predicted else ""
-        head, rows = _rows(shown, split + suffix, names)
-        lines = [head, ["---"] * len(head), *rows]
-        print(f"\nDice, {split}\n", *(f"| {' | '.join(line)} |" for line in lines), sep="\n")
+        print(f"\nDice, {split}\n\n{markdown(list(_rows(shown, split + suffix, names)))}")
     console.print(f"Results {task.results}", highlight=False)
 
 
-def _rows(
-    cells: Sequence[Facts], split: str, names: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
-    """Scores over the volumes of a split, mean ± deviation over seeds; distances in voxels.
-
-    ``unlabelled`` is the Dice of the teacher's labels in the last fifth of the run, of all
-    structures together in the batches that were logged.
-    """
+def _rows(cells: Sequence[Facts], split: str, names: Sequence[str]) -> Iterator[Row]:
+    """A row for each arm and number of labelled cases."""
+    scores = ["mean", "HD95", "ASD", "unlabelled", "min"]
+    yield ["cases", "arm", "updates", "seeds", *names, *scores]
     groups: dict[tuple[int, str], list[Facts]] = {}
     for cell in cells:
         if split in cell:
@@ -248,34 +240,11 @@ def _rows(
             timed = cell["arm"].endswith(EQUAL_TIME)
             arm = cell["arm"] if timed else cell["name"].split("/")[1]
             groups.setdefault((cell["cases"], arm), []).append(cell)
-    rows = []
     for (cases, _), runs in sorted(groups.items()):
-        dice = np.array([np.mean([v["dice"] for v in r[split]], axis=0) for r in runs])
-        far, near = (
-            np.array([np.mean([v[name] for v in r[split]]) for r in runs])
-            for name in ("hd95", "asd")
-        )
-        minutes = np.array([r["seconds"] / 60 for r in runs])
-        late = np.array([_late(r["curves"].get("quality/teacher", [])) for r in runs])
-        columns = [_mean_sd(c, 3) for c in (*dice.T, dice.mean(axis=1))]
-        distances = [_mean_sd(far, 1), _mean_sd(near, 2)]
-        updates = f"{np.mean([r['steps'] for r in runs]):.0f}"
-        row = [str(cases), runs[0]["arm"], updates, str(len(runs)), *columns, *distances]
-        rows.append([*row, _mean_sd(late, 3), f"{minutes.mean():.0f}"])
-    scores = ["mean", "HD95", "ASD", "unlabelled", "min"]
-    return ["cases", "arm", "updates", "seeds", *names, *scores], rows
-
-
-def _late(values: Sequence[float]) -> float:
-    """Mean over the last fifth of a curve; NaN without one."""
-    return float(np.mean(values[-max(1, len(values) // 5) :])) if values else float("nan")
-
-
-def _mean_sd(values: npt.NDArray[np.float64], digits: int) -> str:
-    if np.isnan(values).any():
-        return "–"
-    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+        minutes = np.mean([run["seconds"] / 60 for run in runs])
+        updates = f"{np.mean([run['steps'] for run in runs]):.0f}"
+        row = [str(cases), runs[0]["arm"], updates, str(len(runs)), *columns(runs, split)]
+        yield [*row, mean_sd(unlabelled(runs), 3), f"{minutes:.0f}"]
 
 
 def run_trainer(*command: str, log: Path) -> None:

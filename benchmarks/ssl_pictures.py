@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--by-patient", action="store_true", help="Dice of each patient, one task")
     arguments = parser.parse_args()
     tasks = arguments.tasks
+    if arguments.by_patient and len(tasks) > 1:
+        parser.error("--by-patient: one task at a time")
     if arguments.by_patient:
         file, figure = f"ssl_{tasks[0]}_by_patient.png", by_patient(_cells(tasks[0]))
     elif len(tasks) == 1:

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import ssl_tables
 from support import ROOT, RunningServer
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,3 +75,10 @@ def test_all_settings_are_documented() -> None:
     for name, field in ServerSettings.model_fields.items():
         assert f"| `VESSA_{name.upper()}` |" in text
         assert str(field.description) in text
+
+
+def test_tables_are_those_of_the_results_files() -> None:
+    for document in ssl_tables.DOCUMENTS:
+        text = document.read_text()
+        assert "<!-- table " in text
+        assert ssl_tables.filled(text) == text, "run python benchmarks/ssl_tables.py"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vessa_client.console import HELP_OPTIONS, console, explained, progress_bar
+
+if TYPE_CHECKING:
+    from ssl_trainer.config import TrainConfig
+    from ssl_trainer.evaluation.predictor import Predictor
 
 app = typer.Typer(
     help="Semi-supervised training (UniMatch V2) with a VESSA server as assistant.",
@@ -132,6 +136,14 @@ def _report(run: Path) -> Path:
     return reporting.write(run, config, split, predictor, scores)
 
 
+def _predictor(run: Path, config: TrainConfig, plain: bool = False) -> Predictor:
+    """The best student, with what was chosen for its predictions, or plain."""
+    from ssl_trainer.unimatch.trainer import load_best
+
+    best = load_best(run, config)
+    return best.plain() if plain else best.as_chosen(run, config)
+
+
 @app.command()
 @_explained
 def evaluate(
@@ -148,7 +160,6 @@ def evaluate(
     from ssl_trainer.config import load
     from ssl_trainer.data.cases import find
     from ssl_trainer.evaluation import evaluate as evaluation
-    from ssl_trainer.unimatch.trainer import load_best
 
     if threads:
         torch.set_num_threads(threads)
@@ -159,8 +170,7 @@ def evaluate(
     chosen = [c for c in getattr(found, split) if c.labels is not None]
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
-    best = load_best(run, config)
-    predictor = best.plain() if plain else best.as_chosen(run, config)
+    predictor = _predictor(run, config, plain)
     with progress_bar() as progress:
         task = progress.add_task("Evaluating", total=len(chosen), note="")
         scores = evaluation.evaluate(
@@ -182,12 +192,9 @@ def predict(
 ) -> None:
     """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch.trainer import load_best
     from vessa_client import files
 
-    config = load(run / "config.yaml")
-    best = load_best(run, config)
-    predictor = best.plain() if plain else best.as_chosen(run, config)
+    predictor = _predictor(run, load(run / "config.yaml"), plain)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
@@ -218,9 +225,7 @@ def export(
     """
     from ssl_trainer import export as exporting
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch.trainer import load_best
 
     config = load(run / "config.yaml")
-    predictor = load_best(run, config).as_chosen(run, config)
-    difference = exporting.export(predictor, out, config.data.classes)
+    difference = exporting.export(_predictor(run, config), out, config.data.classes)
     console.print(f"{out}: largest difference {difference:.1g}", highlight=False)
