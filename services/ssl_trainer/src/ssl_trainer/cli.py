@@ -206,7 +206,7 @@ def predict(
             target = files.output_path(out / path.parent.relative_to(folder), image, "_seg")
             files.write_labels(target, labels, image)
             progress.advance(task)
-    console.print(f"{len(images)} label maps in {out}", highlight=False)
+    console.print(f"Label maps: {len(images)} in {out}", highlight=False)
 
 
 @app.command()

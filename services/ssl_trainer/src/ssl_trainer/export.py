@@ -6,6 +6,7 @@ Axes: B batch, C classes with background, H W space.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,7 +114,10 @@ def _program(
     program = torch.export.export(
         model, (_example(size),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
-    torch.export.save(program, file, extra_files={"vessa.json": json.dumps(facts)})
+    with warnings.catch_warnings():
+        # Weights may be views of a file. That they are stored whole, the check of answers shows.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+        torch.export.save(program, file, extra_files={"vessa.json": json.dumps(facts)})
     loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
     return loaded
 

@@ -331,7 +331,7 @@ class Reasoner(nn.Module):
             inputs_embeds=embeddings,
             position_ids=position_3PT,
             attention_mask=mask_PT,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             **extra,
         )
