@@ -121,7 +121,7 @@ class Task:
     @property
     def results(self) -> Path:
         """The committed results."""
-        return RESULTS / f"ssl_{self.name}.json"
+        return results_of(self.name)
 
     def cells(self, out: Path) -> Path:
         """The folder of the task's cells: names are unique within a task only."""
@@ -129,10 +129,21 @@ class Task:
 
     def done(self, folder: Path) -> dict[str, Facts]:
         """Finished cells by name: the committed ones and those of ``folder``."""
-        committed = json.loads(self.results.read_text())["cells"] if self.results.is_file() else []
+        committed = committed_cells(self.name) if self.results.is_file() else []
         trained = [json.loads(file.read_text()) for file in folder.glob(f"*/*/*/{CELL}")]
         found = {facts["name"]: facts for facts in [*committed, *trained]}
         return {name: found[name] for name in sorted(found)}
+
+
+def results_of(task: str) -> Path:
+    """The committed results of a task."""
+    return RESULTS / f"ssl_{task}.json"
+
+
+def committed_cells(task: str) -> list[Facts]:
+    """All cells of the committed results of a task."""
+    cells: list[Facts] = json.loads(results_of(task).read_text())["cells"]
+    return cells
 
 
 def read_task(name: str) -> Facts:

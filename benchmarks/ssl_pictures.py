@@ -13,15 +13,15 @@ differ in who is annotated: a panel for each, ``docs/images/ssl_patients.png``. 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from acdc import RESULTS, ROOT
+from acdc import ROOT
 from ssl_cells import TASK_NAMES, Facts, read_task
+from ssl_tables import patient, usual
 from vessa_client.console import console
 
 # As the figure names them; the ablations of an arm are left to the table.
@@ -98,7 +98,7 @@ def by_patient(cells: list[Facts]) -> Figure:
         axes.plot([without[n] for n in ordered], "o", color="C1", label=ARMS["unimatch"])
         axes.plot([with_vessa[n] for n in ordered], "D", color="C0", label=ARMS["mutual"])
         axes.axvline(sum(name[0] == "test" for name in ordered) - 0.5, color="grey")
-        labels = [f"{patient}\n{split}" for split, patient in ordered]
+        labels = [f"{number}\n{split}" for split, number in ordered]
         axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
         axes.set(title=f"Dice of each patient, {count} labelled", ylim=(0.2, 1))
         axes.legend(fontsize="small", loc="lower left")
@@ -112,15 +112,13 @@ def _patients(cells: list[Facts]) -> dict[tuple[str, str], float]:
     for cell in cells:
         for split in ("test", "val"):
             for case in cell[split]:
-                patient = case["name"].split("_")[0].removeprefix("patient")
-                dice.setdefault((split, patient), []).extend(case["dice"])
+                dice.setdefault((split, patient(case)), []).extend(case["dice"])
     return {key: float(np.mean(values)) for key, values in dice.items()}
 
 
 def _cells(task: str) -> list[Facts]:
-    """Trainings of the usual length, which have the same axis."""
-    cells = json.loads((RESULTS / f"ssl_{task}.json").read_text())["cells"]
-    return [c for c in cells if c["arm"] in ARMS and "steps" not in c["settings"]]
+    """Trainings of the usual length of the arms that are drawn."""
+    return [c for c in usual(task) if c["arm"] in ARMS]
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

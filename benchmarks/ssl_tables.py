@@ -8,16 +8,15 @@ over the volumes of a split, mean ± standard deviation over seeds; distances in
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
 
-from acdc import RESULTS, ROOT
-from ssl_cells import Facts
+from acdc import ROOT
+from ssl_cells import Facts, committed_cells
 from vessa_client import files
 from vessa_client.console import console
 
@@ -25,6 +24,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 # Of scores of several views and the pieces that a run keeps; without it, one view and all pieces.
 AS_PREDICTED = "_as_predicted"
 ALONE, WITH_VESSA = "UniMatch V2", "UniMatch V2 + VESSA"
+PAIR = {"unimatch": ALONE, "mutual": WITH_VESSA}
 # Patients who are stored turned against the annotated ones.
 TURNED = {"val": ("082", "087"), "test": ("068",)}
 # Each patient that was annotated alone: task, and the arm with VESSA.
@@ -66,13 +66,21 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@cache
+def usual(task: str) -> list[Facts]:
+    """Trainings of the usual length, which have the same axis."""
+    return [cell for cell in committed_cells(task) if "steps" not in cell["settings"]]
+
+
 def runs(cases: int, arm: str, task: str = "acdc") -> list[Facts]:
     """Trainings of an arm of the usual length, by seed."""
-    cells = json.loads((RESULTS / f"ssl_{task}.json").read_text())["cells"]
-    found = [
-        c for c in cells if (c["cases"], c["arm"]) == (cases, arm) and "steps" not in c["settings"]
-    ]
+    found = [cell for cell in usual(task) if (cell["cases"], cell["arm"]) == (cases, arm)]
     return sorted(found, key=lambda cell: int(cell["seed"]))
+
+
+def patient(volume: Facts) -> str:
+    """The number of a scored volume's patient."""
+    return str(volume["name"]).split("_")[0].removeprefix("patient")
 
 
 def dice(cell: Facts, split: str, patients: Sequence[str] = (), *, others: bool = False) -> float:
@@ -83,9 +91,14 @@ def dice(cell: Facts, split: str, patients: Sequence[str] = (), *, others: bool 
     values = [
         volume["dice"]
         for volume in cell.get(split, ())
-        if not patients or (volume["name"][len("patient") :][:3] in patients) != others
+        if not patients or (patient(volume) in patients) != others
     ]
     return float(np.mean(values)) if values else float("nan")
+
+
+def mean_dice(cells: Sequence[Facts], split: str) -> str:
+    """Mean and deviation over trainings of the Dice of all patients and structures."""
+    return mean_sd(np.array([dice(cell, split) for cell in cells]), 3)
 
 
 def columns(cells: Sequence[Facts], split: str) -> Row:
@@ -120,16 +133,21 @@ def mean_sd(values: Values, digits: int) -> str:
     return f"{values.mean():.{digits}f}{spread}"
 
 
+def by_arm(arms: Mapping[str, str] = PAIR) -> Iterator[tuple[Row, list[Facts]]]:
+    """How a row begins, and its trainings: one, three and seven annotated patients, each arm."""
+    for cases in (1, 3, 7):
+        for arm, name in arms.items():
+            yield [str(cases), name], runs(cases, arm)
+
+
 def scores(split: str) -> list[Row]:
     """All structures with one, three and seven annotated patients."""
     head = ["annotated", "trained with", "seeds", "right ventricle", "myocardium"]
     rows = [[*head, "left ventricle", "mean", "HD95", "ASD"]]
-    arms = {"supervised": "labelled slices only", "unimatch": ALONE, "mutual": WITH_VESSA}
-    for cases in (1, 3, 7):
-        for arm, name in arms.items():
-            cells = [cell for cell in runs(cases, arm) if split in cell]
-            if cells:
-                rows.append([str(cases), name, str(len(cells)), *columns(cells, split)])
+    for row, trained in by_arm({"supervised": "labelled slices only", **PAIR}):
+        cells = [cell for cell in trained if split in cell]
+        if cells:
+            rows.append([*row, str(len(cells)), *columns(cells, split)])
     return rows
 
 
@@ -138,21 +156,18 @@ def summary() -> list[Row]:
     head = ["annotated", f"{ALONE}, as predicted", "with VESSA", f"{ALONE}, one view"]
     rows = [[*head, "with VESSA"]]
     for cases in (1, 3, 7):
-        row = [str(cases)]
-        for split in ("test" + AS_PREDICTED, "test"):
-            for arm in ("unimatch", "mutual"):
-                row.append(mean_sd(np.array([dice(c, split) for c in runs(cases, arm)]), 3))
-        rows.append(row)
+        splits = ("test" + AS_PREDICTED, "test")
+        means = [mean_dice(runs(cases, arm), split) for split in splits for arm in PAIR]
+        rows.append([str(cases), *means])
     return rows
 
 
 def seeds(split: str) -> list[Row]:
     """Mean Dice of each seed."""
     rows = [["annotated", "trained with", "seed 0", "seed 1", "seed 2", "mean"]]
-    for cases in (1, 3, 7):
-        for arm, name in (("unimatch", ALONE), ("mutual", WITH_VESSA)):
-            values = np.array([dice(cell, split) for cell in runs(cases, arm)])
-            rows.append([str(cases), name, *(f"{v:.3f}" for v in values), mean_sd(values, 3)])
+    for row, cells in by_arm():
+        values = [f"{dice(cell, split):.3f}" for cell in cells]
+        rows.append([*row, *values, mean_dice(cells, split)])
     return rows
 
 
@@ -160,15 +175,13 @@ def turned() -> list[Row]:
     """Patients who lie unlike the annotated ones, and the others."""
     head = ["annotated", "trained with", "82 and 87", "other validation patients", "68"]
     rows = [[*head, "other test patients"]]
-    for cases in (1, 3, 7):
-        for arm, name in (("unimatch", ALONE), ("mutual", WITH_VESSA)):
-            cells = runs(cases, arm)
-            means = [
-                np.mean([dice(cell, split, TURNED[split], others=others) for cell in cells])
-                for split in ("val", "test")
-                for others in (False, True)
-            ]
-            rows.append([str(cases), name, *(f"{mean:.3f}" for mean in means)])
+    for row, cells in by_arm():
+        means = [
+            np.mean([dice(cell, split, patients, others=others) for cell in cells])
+            for split, patients in TURNED.items()
+            for others in (False, True)
+        ]
+        rows.append([*row, *(f"{mean:.3f}" for mean in means)])
     return rows
 
 
@@ -176,11 +189,11 @@ def annotated() -> list[Row]:
     """Validation and unlabelled patients by who is annotated."""
     head = ["annotated patient", f"{ALONE}, validation", "with VESSA", f"{ALONE}, unlabelled"]
     rows = [[*head, "with VESSA", f"{ALONE}, HD95 on validation", "with VESSA"]]
-    for patient, (task, arm) in ANNOTATED.items():
+    for name, (task, arm) in ANNOTATED.items():
         both = runs(1, "unimatch", task), runs(1, arm, task)
         found = [
             (
-                mean_sd(np.array([dice(cell, "val") for cell in cells]), 3),
+                mean_dice(cells, "val"),
                 mean_sd(unlabelled(cells), 3),
                 f"{np.mean([v['hd95'] for cell in cells for v in cell['val']]):.1f}",
             )
@@ -191,7 +204,7 @@ def annotated() -> list[Row]:
             for without, with_vessa in zip(*found, strict=True)
             for value in (without, with_vessa)
         ]
-        rows.append([patient, row[0], f"**{row[1]}**", row[2], f"**{row[3]}**", *row[4:]])
+        rows.append([name, row[0], f"**{row[1]}**", row[2], f"**{row[3]}**", *row[4:]])
     return rows
 
 
@@ -200,11 +213,9 @@ def compared(arms: Sequence[tuple[int, str, str]]) -> list[Row]:
     rows = [["", "seeds", "validation", "test", "unlabelled"]]
     for cases, arm, name in arms:
         cells = runs(cases, arm)
-        means = [
-            mean_sd(np.array([dice(cell, split) for cell in cells]), 3) for split in ("val", "test")
-        ]
-        means.append(mean_sd(unlabelled(cells), 3))
-        rows.append([f"{cases}: {name}", str(len(cells)), *means])
+        means = [mean_dice(cells, split) for split in ("val", "test")]
+        late_dice = mean_sd(unlabelled(cells), 3)
+        rows.append([f"{cases}: {name}", str(len(cells)), *means, late_dice])
     return rows
 
 
