@@ -23,14 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
-from safetensors.torch import load_file
 
 import acdc
 from ablations import without
 from acdc import NAMES, Segment
-from baselines import SupervisedUNet, copy_mask, matched_template, register
+from baselines import copy_mask, matched_template, register
 from ssl_trainer.data.cases import Case
 from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console
@@ -43,7 +41,7 @@ from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import adaptation
 
 Result = dict[str, object]
-PARTS = ["rivals", "ablations", "fitted", "unet"]
+PARTS = ["rivals", "ablations", "fitted"]
 
 
 def main() -> None:
@@ -59,8 +57,8 @@ def main() -> None:
             results[name] = acdc.evaluate(name, segment, cases)
         if "ablations" in arguments.parts:
             results |= runner.ablations(cases)
-        if {"fitted", "unet"} & set(arguments.parts):
-            results |= runner.trained(cases)
+        if "fitted" in arguments.parts:
+            results |= runner.fitted(cases)
     commit = acdc.circumstances()["commit"]
     file = acdc.results_file("acdc_one_shot", arguments)
     known = json.loads(file.read_text())["results"] if file.is_file() else {}
@@ -180,23 +178,14 @@ class Runner:
         name = "without retrieval (random templates)"
         return results | {name: acdc.evaluate(name, random_templates, cases)}
 
-    def trained(self, cases: tuple[Case, ...]) -> dict[str, Result]:
-        """VESSA fitted to the bank, and the U-Net of the same wall-clock, for each seed."""
-        found: dict[str, list[Result]] = {}
+    def fitted(self, cases: tuple[Case, ...]) -> dict[str, Result]:
+        """VESSA fitted to the bank, for each seed."""
+        name, found = "VESSA fitted to the bank", []
         for seed in self.arguments.seeds:
             adapted, seconds = self.adapted(seed)
-            if "fitted" in self.arguments.parts:
-                name = "VESSA fitted to the bank"
-                score = acdc.evaluate(f"{name}, seed {seed}", self.one_shot(adapted), cases)
-                found.setdefault(name, []).append({**score, "training_seconds": seconds})
-            if "unet" not in self.arguments.parts:
-                continue
-            student = self.unet(seed, seconds)
-            name = "U-Net on the labelled case, same wall-clock"
-            rival = acdc.each_slice(student.segment)
-            score = acdc.evaluate(f"{name}, seed {seed}", rival, cases)
-            found.setdefault(name, []).append({**score, "updates": student.updates})
-        return {name: over_seeds(scores) for name, scores in found.items()}
+            score = acdc.evaluate(f"{name}, seed {seed}", self.one_shot(adapted), cases)
+            found.append({**score, "training_seconds": seconds})
+        return {name: over_seeds(found)} if found else {}
 
     def adapted(self, seed: int) -> tuple[Vessa, float]:
         """The fitted model, and the seconds that fitting took."""
@@ -215,22 +204,6 @@ class Runner:
         model = self.model()
         checkpoint.apply_delta(model, out / checkpoint.DELTA_FILE, self.digest)
         return model, float(json.loads(note.read_text()))
-
-    def unet(self, seed: int, seconds: float) -> SupervisedUNet:
-        """The trained rival."""
-        student = SupervisedUNet(self.bank, size=preset("nano").image_size, seed=seed)
-        file = self.folder / f"unet_{self.arguments.cases}_{seed}.safetensors"
-        if file.is_file():
-            tensors = load_file(file)
-            student.updates = int(tensors.pop("updates"))
-            student.student.load_state_dict(tensors)
-        else:
-            student.train(seconds=seconds)
-            tensors = {n: t.clone() for n, t in student.student.state_dict().items()}
-            checkpoint.write_safetensors(
-                file, tensors | {"updates": torch.tensor(student.updates)}, {}
-            )
-        return student
 
 
 def over_seeds(scores: list[Result]) -> Result:

@@ -5,11 +5,11 @@ Axes: H W space.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 
-import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,8 @@ from vessa_client import AnyArray, SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
-from vessa_server.training.adaptation import BankSource, adaptation_config
-from vessa_server.training.augment import (
-    SpatialTransform,
-    apply_intensity,
-    apply_spatial,
-    focus_point,
-    shift_structures,
-)
+from vessa_server.training.adaptation import adaptation_config, bank_pack
+from vessa_server.training.episodes import EpisodeGenerator
 
 REGISTRATION_SIZE = 128
 
@@ -120,9 +114,16 @@ class SupervisedUNet:
 
     def __init__(self, bank: TemplateBank, *, size: int, seed: int) -> None:
         torch.manual_seed(seed)
-        self.source = BankSource(bank, mirror=True)
+        config = dataclasses.replace(
+            adaptation_config(1, seed),
+            groups=2,
+            repeats=1,
+            volume_share=0.0,
+            zoom_range=(0.65, 1.45),
+            view_shares=(0.5, 0.5, 0.0),
+        )
+        self.generator = EpisodeGenerator(bank_pack(bank, 2 * size), config, size)
         self.size = size
-        self.rng = np.random.default_rng(seed)
         self.student = models.build(UNetConfig(), len(CLASSES))
         self.updates = 0
 
@@ -163,19 +164,6 @@ class SupervisedUNet:
         out: UInt8Array = frame.restore(probabilities, shape).argmax(0).to(torch.uint8).numpy()
         return out
 
-    def _batch(self, count: int = 8) -> tuple[Tensor, Tensor]:
-        config = adaptation_config(1, 0)
-        images, labels = [], []
-        for _ in range(count):
-            item = self.source.images[int(self.rng.integers(len(self.source.images)))]
-            transform = SpatialTransform.group(
-                self.rng,
-                mirror=True,
-                zoom_range=(0.65, 1.45),
-                focus=focus_point(item.labels, self.rng),
-            )
-            image, label = apply_spatial(item, transform, self.size, self.rng)
-            image = shift_structures(image, label, config.structure_shift, self.rng)
-            images.append(apply_intensity(image, self.rng).mean(dim=0, keepdim=True))
-            labels.append(label.long())
-        return torch.stack(images), torch.stack(labels)
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        images_N3HW, labels_NHW = self.generator.pictures(self.updates)
+        return images_N3HW.mean(dim=1, keepdim=True), labels_NHW

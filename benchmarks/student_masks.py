@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage, stats
 
 from acdc import CLASSES, AnnotatedSlice
@@ -18,6 +19,7 @@ from vessa_client import SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
+from vessa_server.training.draws import Draws
 from vessa_server.training.noise import smooth_noise
 
 LEVELS = (0.3, 0.5, 0.7, 0.8, 0.9)
@@ -102,10 +104,10 @@ def by_bin(masks: Sequence[StudentMask]) -> dict[str, list[StudentMask]]:
 def _corrupt(labels: UInt8Array, severity: float, rng: np.random.Generator) -> UInt8Array:
     side = max(labels.shape)
     extent = float(np.sqrt((labels > 0).sum()))
-    fields = [
-        smooth_noise(rng, side, rng.uniform(4, 14))[: labels.shape[0], : labels.shape[1]]
-        for _ in range(4)
-    ]
+    cells = torch.from_numpy(rng.uniform(4, 14, 4))
+    draws = Draws(int(rng.integers(2**31)), 0, cells.device)
+    smooth = smooth_noise(draws, cells, side, 14).numpy()
+    fields = smooth[:, : labels.shape[0], : labels.shape[1]]
     shift = rng.normal(0, 0.12 * severity * extent, 2)
     rows, columns = np.mgrid[: labels.shape[0], : labels.shape[1]]
     amplitude = 0.2 * severity * extent

@@ -32,8 +32,8 @@ from vessa_server.model.vessa import Conditioned, ImageFeatures, Vessa
 from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training.config import SourceConfig, load
 from vessa_server.training.losses import hard_dice
-from vessa_server.training.sources import FolderSource
-from vessa_server.training.tasks import ClassText, LabelledImage
+from vessa_server.training.sources import read
+from vessa_server.training.tasks import ClassText, PackedSlice
 
 TASKS = {"chest_xray": (1, 2), "blood_cells": (1, 2), "hippocampus": (1, 2)}
 ARMS = ("right text", "swapped text", "no <SEG>")
@@ -81,9 +81,10 @@ def main() -> None:
 def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> dict[str, float]:
     """Mean Dice of both structures over the queries."""
     rng = np.random.default_rng(arguments.seed)
-    held_out = FolderSource(source, arguments.data, held_out=True)
-    annotated = FolderSource(source, arguments.data)
-    texts = annotated.texts
+    packed, slices = read(source, arguments.data)
+    texts = list(packed.texts)
+    held_out = [item for item in slices if item.held_out]
+    annotated = [item for item in slices if not item.held_out]
     asked = TASKS[source.folder.split("/", maxsplit=1)[0]]
     scores: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(arguments.queries):
@@ -102,15 +103,15 @@ def run(model: Vessa, source: SourceConfig, arguments: argparse.Namespace) -> di
     return {arm: float(np.mean(values)) for arm, values in scores.items()}
 
 
-def _draw(source: FolderSource, asked: tuple[int, ...], rng: np.random.Generator) -> LabelledImage:
+def _draw(
+    slices: list[PackedSlice], asked: tuple[int, ...], rng: np.random.Generator
+) -> PackedSlice:
     """An image that shows all that is asked."""
-    while True:
-        (item,), _ = source.sample(rng, 1)
-        if set(asked) <= set(np.unique(item.labels)):
-            return item
+    showing = [item for item in slices if set(asked) <= set(np.unique(item.labels))]
+    return showing[int(rng.integers(len(showing)))]
 
 
-def _prepare(model: Vessa, item: LabelledImage) -> Prepared:
+def _prepare(model: Vessa, item: PackedSlice) -> Prepared:
     height, width = item.labels.shape
     canvas = Canvas(height, width, model.config.image_size)
     unit = canvas.place(preprocess.to_unit_range(item.image))[None]

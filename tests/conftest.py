@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from support import RunningServer, engine_of, free_port, redis_server, running, tiny_model
 from vessa_client import VessaClient
@@ -15,6 +16,9 @@ from vessa_server.engine import VessaEngine
 from vessa_server.model.vessa import Vessa
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# How long an example takes says more of what else runs on the machine than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,6 +75,7 @@ def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> Tr
         steps=steps,
         labelled_batch=2,
         unlabelled_batch=2,
+        precision="fp32",
         validate_every=3,
         checkpoint_every=2,
     )

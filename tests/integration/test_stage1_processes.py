@@ -17,7 +17,8 @@ TRAINING = {
     "groups": 1,
     "images_per_group": 2,
     "max_templates": 1,
-    "pairs_per_group": 2,
+    "asked": 1,
+    "text_share": 0.5,
     "warmup_steps": 1,
     # Adam makes steps of one size of gradients that are rounding errors: few, small steps.
     "learning_rate": 1e-4,
@@ -42,21 +43,23 @@ from vessa_server.training import config, processes, run
 torch.set_num_threads(1)
 file, out = Path(sys.argv[1]), Path(sys.argv[2])
 with processes.joined() as group:
-    trainer = run.build(config.load(file), out, out, processes=group)
+    trainer = run.build(config.load(file), None, out, processes=group)
     out.mkdir(exist_ok=True)
     for step in range(2):
-        trainer.train_step([trainer.dataset[n] for n in trainer._numbers_of(step)])
+        trainer.train_step([trainer.generator[n] for n in trainer._numbers_of(step)])
     if group.first:
         trainer.save()
 """
 
 
 def _train(config: Path, out: Path) -> list[str]:
-    return ["train", str(config), "--data", str(out), "--out", str(out), "--threads", "1"]
+    return ["train", str(config), "--out", str(out), "--threads", "1"]
 
 
 def _state(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / STATE_FILE)
+    state = load_file(out / STATE_FILE)
+    del state["seconds"]  # the clock is not the same
+    return state
 
 
 def test_two_processes_are_one_with_twice_the_batches(tmp_path: Path) -> None:

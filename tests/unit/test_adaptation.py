@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,18 @@ from support import CLASSES, picture, tiny_config, tiny_model
 from vessa_server.bank import TemplateBank
 from vessa_server.model import checkpoint
 from vessa_server.training import adaptation
-from vessa_server.training.augment import SpatialTransform, shift_structures
 from vessa_server.training.config import TrainingConfig
+from vessa_server.training.episodes import EpisodeGenerator
 
 CONFIG = TrainingConfig(
-    steps=3, images_per_group=3, max_templates=2, log_every=1, structure_shift=0.1
+    steps=3,
+    images_per_group=3,
+    max_templates=2,
+    log_every=1,
+    structure_shift=0.1,
+    synthetic_share=0.0,
+    text_share=0.0,
+    repeats=2,
 )
 
 
@@ -66,37 +74,47 @@ def test_an_adaptation_belongs_to_its_weights(
 
 
 def test_labels_of_all_templates_follow_the_banks_classes(bank: TemplateBank) -> None:
-    source = adaptation.BankSource(bank, mirror=True)
-    assert [text.name for text in source.texts] == ["disc", "bar"]
-    images, _ = source.sample(np.random.default_rng(0), 4)
-    for item, info in zip(source.images, bank.snapshot().templates, strict=True):
+    pack = adaptation.bank_pack(bank, 64)
+    assert [text.name for text in pack.sources[0].texts] == ["disc", "bar"]
+    assert not pack.held_out_R.any()
+    for row, info in enumerate(bank.snapshot().templates):
         template = bank.load(info)
         for value, name in enumerate(("disc", "bar"), start=1):
             if name in info.class_names:
-                assert np.array_equal(item.labels == value, template.mask(name) > 0)
-    assert len(images) == 4
+                assert np.array_equal(pack.label(row) == value, template.mask(name) > 0)
+
+
+def test_a_task_shows_few_pictures_in_several_looks_each(bank: TemplateBank) -> None:
+    config = adaptation.adaptation_config(3, 0)
+    generator = EpisodeGenerator(adaptation.bank_pack(bank, 64), config, 64)
+    for number in range(5):
+        plan = generator.planner.plan(number)
+        for rows in plan.rows_N.view(3, 4).numpy():
+            assert [list(rows).count(row) for row in set(rows)] == [2, 2]
+        episode = generator[number]
+        assert not episode.reads
+        assert len({float(image.sum()) for image in episode.image_N3HW}) == 12
+    one = TemplateBank(bank.folder.parent / "one")
+    image, labels = picture(1)
+    one.add(image, labels, CLASSES)
+    assert float(EpisodeGenerator(adaptation.bank_pack(one, 64), config, 64)[0].weight_P.sum()) > 0
 
 
 def test_an_empty_bank_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vessa templates add"):
-        adaptation.BankSource(TemplateBank(tmp_path), mirror=True)
+        adaptation.bank_pack(TemplateBank(tmp_path), 64)
 
 
-def test_structures_change_their_intensity_each_on_its_own() -> None:
-    image, labels = torch.full((3, 20, 20), 0.5), torch.zeros(20, 20, dtype=torch.uint8)
-    labels[3:9, 3:9], labels[12:18, 12:18] = 1, 2
-    shifted = shift_structures(image, labels, 0.2, np.random.default_rng(0))
-    inner = [float(shifted[0, 5, 5]), float(shifted[0, 15, 15]), float(shifted[0, 1, 18])]
-    assert inner[2] == 0.5
-    assert len(set(inner)) == 3
-
-
-def test_variation_is_stronger_where_it_is_asked_for() -> None:
-    shared = SpatialTransform(angle=0.0, zoom=1.0, mirror=False, centre=(0.0, 0.0), elastic=0.01)
-    rng = np.random.default_rng(0)
-    angles = [
-        np.std([shared.vary(rng, strength=strength).angle for _ in range(300)])
-        for strength in (1.0, 2.0)
-    ]
-    assert 0.17 < angles[0] < 0.23
-    assert 0.34 < angles[1] < 0.46
+def test_structures_change_their_intensity_each_on_its_own(bank: TemplateBank) -> None:
+    pictures = []
+    for shift in (0.0, 0.3):
+        config = dataclasses.replace(CONFIG, structure_shift=shift)
+        generator = EpisodeGenerator(adaptation.bank_pack(bank, 64), config, 64)
+        pictures.append(generator.pictures(0))
+    (plain, labels), (shifted, _) = pictures
+    changed = (plain - shifted).abs().mean(dim=1) > 1e-6
+    near = torch.nn.functional.max_pool2d((labels > 0).float()[:, None], 3, 1, 1)[:, 0] > 0
+    assert float((changed & near).float().mean()) > 0.02
+    # A blur of the whole image may carry it one pixel further.
+    near = torch.nn.functional.max_pool2d(near.float()[:, None], 3, 1, 1)[:, 0] > 0
+    assert not bool((changed & ~near).any())

@@ -40,7 +40,7 @@ def _flood(mask: npt.NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(maps, st.integers(1, 3))
 def test_only_the_largest_pieces_of_a_structure_are_left(
     masks: npt.NDArray[np.bool_], allowed: int
@@ -130,7 +130,7 @@ def test_a_structure_that_no_template_shows_is_left_as_it_is() -> None:
     assert torch.equal(Pieces((0,), 0).doubt(logits), logits)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31))
 def test_expected_iou_is_that_of_certain_masks_and_falls_with_doubt(seed: int) -> None:
     labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (12, 12)))
@@ -145,7 +145,7 @@ def test_expected_iou_is_that_of_certain_masks_and_falls_with_doubt(seed: int) -
 probabilities = arrays.arrays(np.float32, (2, 9, 9), elements=st.floats(0, 0.5, width=32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(probabilities, probabilities)
 def test_a_prompt_lies_between_the_student_and_vessa(
     student: npt.NDArray[np.float32], own: npt.NDArray[np.float32]

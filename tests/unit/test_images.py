@@ -9,7 +9,7 @@ import io
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,7 +55,6 @@ def test_palette_pictures_are_labels_only_where_labels_are_meant() -> None:
     assert decode(stream.getvalue(), LIMITS)[0].shape == (*LABELS.shape, 3)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["PNG", "TIFF", "NIfTI"]), st.floats(0, 0.99))
 def test_truncated_files_are_refused(kind: str, part: float) -> None:
     whole = _nifti(PIXELS[..., None]) if kind == "NIfTI" else _encoded(kind)
@@ -65,7 +64,6 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
     assert caught.value.field == "image.encoded"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
     with contextlib.suppress(VessaError):

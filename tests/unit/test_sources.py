@@ -13,7 +13,7 @@ from PIL import Image
 from vessa_server.training import layouts
 from vessa_server.training.config import ConfigError, SourceConfig, load
 from vessa_server.training.layouts import DataError
-from vessa_server.training.sources import FolderSource
+from vessa_server.training.sources import read
 from vessa_server.training.tasks import ClassText
 
 RNG = np.random.default_rng
@@ -63,9 +63,9 @@ def test_both_layouts_give_the_same_images_labels_and_names(
 ) -> None:
     (_msd if layout == "msd" else _nnunet)(tmp_path / "set")
     config = SourceConfig(folder="set", layout=layout, window=(-160, 240), channel=channel)
-    source = FolderSource(config, tmp_path)
-    items, texts = source.sample(RNG(0), 2)
-    assert [t.name for t in texts] == ["liver", "spleen"]
+    source, items = read(config, tmp_path)
+    assert [t.name for t in source.texts] == ["liver", "spleen"]
+    assert len(items) == 3 * 6
     for item in items:
         assert item.image.dtype == np.uint8
         assert set(np.unique(item.labels)) == {0, 1, 2}
@@ -80,11 +80,23 @@ def test_slices_across_thick_ones_get_square_pixels(tmp_path: Path) -> None:
     _msd(tmp_path / "set")
     for axis, shape in ((2, (20, 24)), (0, (24, 15)), (1, (20, 15))):
         config = SourceConfig(folder="set", layout="msd", axes=(axis,))
-        items, _ = FolderSource(config, tmp_path).sample(RNG(1), 2)
-        assert [i.image.shape for i in items] == [shape] * 2
-        assert [i.labels.shape for i in items] == [shape] * 2
+        _, items = read(config, tmp_path)
+        assert {i.image.shape for i in items} == {shape}
+        assert {i.labels.shape for i in items} == {shape}
+        assert {i.axis for i in items} == {axis}
     flat = SourceConfig(folder="set", layout="msd", axes=(0,), spacing=(1, 1, 1))
-    assert FolderSource(flat, tmp_path).sample(RNG(1), 1)[0][0].image.shape == (24, 6)
+    assert read(flat, tmp_path)[1][0].image.shape == (24, 6)
+
+
+def test_volumes_are_cut_beyond_their_ends_and_as_often_as_asked(tmp_path: Path) -> None:
+    _msd(tmp_path / "set")
+    _, every = read(SourceConfig(folder="set", layout="msd", axes=(0,)), tmp_path)
+    of_one = [i for i in every if i.subject == "case_0"]
+    # Annotated are rows 4 to 17 of 20; the ends are shown, too, where nothing is.
+    assert next(i.position for i in of_one if i.labels.any()) == 0.0
+    assert next(i.position for i in of_one if not i.labels.any()) < 0
+    few = SourceConfig(folder="set", layout="msd", axes=(0,), slices_per_volume=5)
+    assert len(read(few, tmp_path)[1]) == 3 * 5
 
 
 def test_pictures_lie_beside_their_labels(tmp_path: Path) -> None:
@@ -94,64 +106,75 @@ def test_pictures_lie_beside_their_labels(tmp_path: Path) -> None:
         label[5:12, 4:20] = 255
         Image.fromarray(label // 2).save(tmp_path / "p" / f"{index}.png")
         Image.fromarray(label).save(tmp_path / "p" / f"{index}_gt.png")
-    source = FolderSource(SourceConfig(folder="p", classes=TEXTS, binary=True), tmp_path)
-    items, _ = source.sample(RNG(0), 3)
+    _, items = read(SourceConfig(folder="p", classes=TEXTS, binary=True), tmp_path)
+    assert [i.subject for i in items] == ["0", "1", "2"]
     assert all(i.image.shape == i.labels.shape == (20, 30) for i in items)
     assert all(set(np.unique(i.labels)) == {0, 1} for i in items)
 
 
-def test_held_out_subjects_are_never_trained_on(tmp_path: Path) -> None:
-    (tmp_path / "p").mkdir()
-    for index in range(23):
+def _numbered(folder: Path, names: list[str]) -> None:
+    folder.mkdir()
+    for index, name in enumerate(names):
         array = np.full((8, 8), index, np.uint8)
-        Image.fromarray(array).save(tmp_path / "p" / f"{index:02d}.png")
-        Image.fromarray(np.ones_like(array)).save(tmp_path / "p" / f"{index:02d}_gt.png")
-    config = SourceConfig(folder="p", classes=TEXTS)
-    seen = []
-    for held_out in (False, True):
-        items, _ = FolderSource(config, tmp_path, held_out=held_out).sample(RNG(0), 200)
-        seen.append({int(i.image[0, 0]) for i in items})
-    assert seen[1] == {9, 19}
-    assert seen[0] == set(range(23)) - seen[1]
+        Image.fromarray(array).save(folder / f"{name}.png")
+        Image.fromarray(np.ones_like(array)).save(folder / f"{name}_gt.png")
 
 
-def test_subjects_that_do_not_fit_into_memory_are_read_again(tmp_path: Path) -> None:
-    _msd(tmp_path / "set")
-    drawn = [
-        FolderSource(SourceConfig(folder="set", layout="msd", memory_gib=memory), tmp_path).sample(
-            RNG(5), 6
-        )[0]
-        for memory in (4.0, 0.0)
-    ]
-    for one, other in zip(*drawn, strict=True):
-        assert np.array_equal(one.image, other.image)
+@pytest.mark.parametrize(
+    ("count", "held"), [(23, {"09", "19"}), (5, {"04"}), (2, set())], ids=["many", "few", "two"]
+)
+def test_some_subjects_are_held_out_but_never_the_only_ones(
+    tmp_path: Path, count: int, held: set[str]
+) -> None:
+    _numbered(tmp_path / "p", [f"{index:02d}" for index in range(count)])
+    _, items = read(SourceConfig(folder="p", classes=TEXTS), tmp_path)
+    assert {i.subject for i in items if i.held_out} == held
+
+
+def test_slices_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
+    _numbered(tmp_path / "p", [f"{case}_{s}" for case in "abcdefghij" for s in range(3)])
+    config = SourceConfig(folder="p", classes=TEXTS, subject_pattern="([a-z])_")
+    _, items = read(config, tmp_path)
+    assert [i.subject for i in items if i.held_out] == ["j"] * 3
+    wrong = SourceConfig(folder="p", classes=TEXTS, subject_pattern="[0-9]+")
+    with pytest.raises(DataError, match=r"subject_pattern '\[0-9\]\+' does not match 'a_0'"):
+        read(wrong, tmp_path)
+
+
+def _with_pictures(root: Path, name: str) -> Path:
+    _numbered(root / name, ["a"])
+    return root
 
 
 def test_errors_name_the_folder_and_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*nothing"):
-        FolderSource(SourceConfig(folder="nothing", classes=TEXTS), tmp_path)
+        read(SourceConfig(folder="nothing", classes=TEXTS), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no labelled images of layout 'plain'"):
-        FolderSource(SourceConfig(folder="empty", classes=TEXTS), tmp_path)
+        read(SourceConfig(folder="empty", classes=TEXTS), tmp_path)
     root = _nnunet(tmp_path / "set")
     with pytest.raises(DataError, match="case_0_0007"):
-        FolderSource(SourceConfig(folder="set", layout="nnunet", channel=7), tmp_path)
+        read(SourceConfig(folder="set", layout="nnunet", channel=7), tmp_path)
     (root / "dataset.json").write_text(json.dumps({"labels": {"whole": [1, 2]}}))
     with pytest.raises(DataError, match="no regions"):
-        FolderSource(SourceConfig(folder="set", layout="nnunet"), tmp_path)
+        read(SourceConfig(folder="set", layout="nnunet"), tmp_path)
     (root / "dataset.json").unlink()
     with pytest.raises(DataError, match="set `classes`"):
-        FolderSource(SourceConfig(folder="set", layout="nnunet"), tmp_path)
+        read(SourceConfig(folder="set", layout="nnunet"), tmp_path)
     (root / "imagesTr" / "case_0_0000.nii.gz").write_bytes(b"broken")
-    source = FolderSource(SourceConfig(folder="set", layout="nnunet", classes=TEXTS), tmp_path)
     with pytest.raises(DataError, match=r"case_0_0000\.nii\.gz cannot be read"):
-        source.sample(RNG(0), 3)
+        read(SourceConfig(folder="set", layout="nnunet", classes=TEXTS), tmp_path)
+    nine = tuple(ClassText(name=str(n)) for n in range(9))
+    with pytest.raises(DataError, match="9 classes, expected at most 8"):
+        read(SourceConfig(folder="empty_too", classes=nine), _with_pictures(tmp_path, "empty_too"))
 
 
 def test_configurations_are_checked_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for text, words in (
-        ("training: {steps: 0}", "steps: 0, expected at least 1"),
+        ("training: {steps: 0}", "steps: 0, minutes: 0.0, expected one of them above 0"),
+        ("training: {steps: 1, view_shares: [1, 1, 1]}", "expected a sum of 1"),
+        ("training: {steps: 3}\ndata: {sources: [{folder: a, subject_pattern: '('}]}", "pattern"),
         ("training: {steps: 3, speed: 9}", "training.speed"),
         ("training: {steps: 3}\ndata: {sources: [{folder: a, axes: [3]}]}", "axes"),
         ("training: {steps: 3}\ndata: {sources: [{folder: a, layout: odd}]}", "layout"),

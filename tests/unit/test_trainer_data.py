@@ -93,7 +93,7 @@ def test_the_example_configuration_is_valid() -> None:
     assert all(c.labels for c in split.val)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(20, 90), st.integers(20, 90))
 def test_the_canonical_frame_can_be_left_again(height: int, width: int) -> None:
     rows, columns = np.mgrid[0:height, 0:width]
@@ -104,7 +104,7 @@ def test_the_canonical_frame_can_be_left_again(height: int, width: int) -> None:
     assert float((back[inner] - image[inner]).abs().max()) < 0.05
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(30, 90), st.integers(30, 90), st.floats(-1.5, 1.5), st.integers(0, 1))
 def test_a_turned_view_can_be_left_again(
     height: int, width: int, angle: float, mirror: int
@@ -128,7 +128,7 @@ def test_a_turned_view_can_be_left_again(
 TURNED = AugmentationConfig(rotation_degrees=180, mirror=True, zoom_min=0.6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_a_view_is_the_same_map_for_image_and_labels(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -273,8 +273,8 @@ class TrainConfig:
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
     null, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
     batches in each process.
-    ``precision`` of the networks while they train: ``fp32``, ``bf16`` (also fast on CPUs with
-    AVX-512 BF16 or AMX), or ``auto`` for bf16 on GPUs that have it.
+    ``precision`` of the networks while they train: ``fp32``, ``bf16``, or ``auto`` for bf16 where
+    it is fast: on GPUs that have it, and on CPUs with AVX-512 BF16 or AMX.
     """
 
     data: DataConfig

@@ -91,35 +91,94 @@ def serve(
 
 
 @app.command()
-def train(
+def pack(
     config: Annotated[str, typer.Argument(help="YAML file, or a recipe: nano or base.")],
     data: Annotated[Path, typer.Option(help="Folder with one folder for each data set.")],
+    out: Annotated[Path, typer.Option(help="File to write; its digest goes beside it.")],
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="Of the WebP pictures; 100 is without loss.")
+    ] = 80,
+) -> None:
+    """Pack the annotated slices of a recipe's data sets into one file, for `train --pack`.
+
+    For machines that the data sets are too large to bring to.
+    """
+    from vessa_server.training import config as configuration
+    from vessa_server.training import pack as packs
+    from vessa_server.training.run import make_pack
+
+    try:
+        slices = make_pack(configuration.load(config), data)
+        if slices is None:
+            raise ValueError(f"config: {config} names no data sets to pack")
+        digest = packs.write(slices, out, quality=quality)
+    except (ValueError, OSError) as error:
+        raise _fail(str(error)) from None
+    console.print(packs.describe(slices), highlight=False)
+    size = out.stat().st_size / 2**20
+    console.print(f"{out}: {size:.1f} MiB, sha256 {digest}", highlight=False)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file, or a recipe: nano or base.")],
     out: Annotated[Path, typer.Option(help="Folder for weights, state and TensorBoard.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with one folder for each data set.")
+    ] = None,
+    pack: Annotated[
+        Path | None, typer.Option(help="File that `vessa-server pack` made, in place of --data.")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates. Default: the file's.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End by the clock. Default: the file's.")
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(help="Last share of the run in which the learning rate falls; 0 to go on."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed. Default: the file's.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out this data set; may be repeated.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
 ) -> None:
-    """Train VESSA (Stage 1) on annotated data sets of your own and on synthetic tasks.
+    """Train VESSA (Stage 1) on annotated data sets of your own and on made-up tasks.
 
-    Runs until its last step; started again with the same --out it goes on where it stopped,
-    bit for bit. OUT/first_batch.png shows at once whether images and labels are as meant;
-    look at the rest with `tensorboard --logdir OUT`. On several GPUs:
-    `torchrun --nproc-per-node 4 -m vessa_server train ...`. docs/training.md has the keys.
+    Started again with the same --out it goes on where it stopped; a run that ends after a
+    number of updates is then the unbroken one, bit for bit. OUT/first_batch.png shows at once
+    whether images and labels are as meant; look at the rest with `tensorboard --logdir OUT`.
+    On several GPUs: `torchrun --nproc-per-node 4 -m vessa_server train ...`. docs/training.md
+    has the keys.
     """
     import torch
 
     from vessa_server.training import config as configuration
+    from vessa_server.training import pack as packs
     from vessa_server.training.processes import joined
+    from vessa_server.training.run import make_pack
     from vessa_server.training.run import train as run
 
     if threads:
         torch.set_num_threads(threads)
+    overrides = {"steps": steps, "minutes": minutes, "decay_share": decay, "seed": seed}
     try:
-        settings = configuration.load(config, {"steps": steps, "seed": seed})
+        settings = configuration.load(config, overrides)
+        if data is not None and pack is not None:
+            raise ValueError("--data and --pack: expected one of them")
+        if pack is None and data is None and settings.data.sources:
+            raise ValueError(f"config: {config} names data sets; give --data, or --pack")
+        slices = None
+        if pack is not None:
+            slices = packs.read(pack)
+        elif data is not None:
+            slices = make_pack(settings, data)
+        if without and slices is not None:
+            slices = packs.without(slices, without)
         with joined() as processes:
-            run(settings, data, out, init=init, processes=processes)
-    except (ValueError, OSError) as error:
+            run(settings, slices, out, init=init, processes=processes)
+    except (ValueError, ArithmeticError, OSError) as error:
         raise _fail(str(error)) from None
     console.print(f"Weights in {out}. Serve them: vessa-server serve --weights {out}")
 

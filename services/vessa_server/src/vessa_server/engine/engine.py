@@ -57,6 +57,7 @@ class EngineSettings:
     fuse: bool = False
     turn: bool = True
     focus: bool = True
+    pieces: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.default_top_k <= self.max_top_k:
@@ -94,6 +95,7 @@ class VessaEngine:
             feature_bytes=self.settings.feature_bytes,
             turn=self.settings.turn,
             focus=self.settings.focus,
+            pieces=self.settings.pieces,
         )
         self._lock = threading.Lock()
 

@@ -75,6 +75,11 @@ def most(counts: list[Pieces]) -> Pieces:
     return Pieces(of_class, max(c.together for c in counts))
 
 
+def any_number(classes: int) -> Pieces:
+    """Of which nothing is doubted."""
+    return Pieces((0,) * classes, 0)
+
+
 def _labels(logits_CHW: Tensor) -> Tensor:
     """The strongest class of each pixel, from 1; 0 where none is above 0."""
     strongest = logits_CHW.max(dim=0)

@@ -57,11 +57,13 @@ class Pipeline:
         feature_bytes: int,
         turn: bool,
         focus: bool,
+        pieces: bool,
     ) -> None:
         self.model = model
         self.turn = turn
         self.templates = templates
         self.focus = focus
+        self.pieces = pieces
         self.features: ByteLru[View | Prepared | Place] = ByteLru(feature_bytes)
 
     def run(self, works: list[Work]) -> None:
@@ -275,7 +277,11 @@ class Pipeline:
         )
         names = tuple(c.name for c in work.plan.classes)
         shown = {info.template_id: info for infos in chosen for info in infos}
-        counted = pieces.most([self.templates.pieces(info, names) for info in shown.values()])
+        counted = (
+            pieces.most([self.templates.pieces(info, names) for info in shown.values()])
+            if self.pieces
+            else pieces.any_number(len(names))
+        )
         work.prepared = Prepared(view, conditioned, used, counted, read)
 
     def _retrieve(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vessa_server.model.precision import in_full_precision
+
 # Labels of SAM's point prompts.
 NOT_A_POINT, NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 # Neighbourhood, in cells, in which only one positive point is placed.
@@ -46,6 +48,7 @@ class TemplateMatcher(nn.Module):
         self.stride = stride
 
     @staticmethod
+    @in_full_precision
     def describe(match_KDHW: Tensor, mask_K1HW: Tensor) -> Tensor:
         """Retrieval embedding of templates, (K, 2, D): image level and masked foreground."""
         return torch.stack(
@@ -57,6 +60,7 @@ class TemplateMatcher(nn.Module):
         )
 
     @staticmethod
+    @in_full_precision
     def retrieval_scores(query_match_BDHW: Tensor, template_K2D: Tensor) -> Tensor:
         """Similarity of each image to each template, in [-1, 1].
 
@@ -74,13 +78,25 @@ class TemplateMatcher(nn.Module):
         structure_BK = cells_BKQ.topk(top, dim=2).values.mean(dim=2)
         return (image_level_BK + structure_BK) / 2
 
+    @staticmethod
+    @in_full_precision
+    def retrieval_scores_of_pairs(query_PDHW: Tensor, template_PM2D: Tensor) -> Tensor:
+        """As :meth:`retrieval_scores`, of each pair to templates of its own, (P, M)."""
+        query_PD = F.normalize(query_PDHW.mean(dim=(2, 3)), dim=1)
+        image_level_PM = torch.einsum("pd,pmd->pm", query_PD, template_PM2D[:, :, 0])
+        cells_PMQ = torch.einsum("pdq,pmd->pmq", query_PDHW.flatten(2), template_PM2D[:, :, 1])
+        top = max(1, cells_PMQ.shape[2] // 64)
+        return (image_level_PM + cells_PMQ.topk(top, dim=2).values.mean(dim=2)) / 2
+
+    @in_full_precision
     def propagate(
         self, query_PDHW: Tensor, template_PKDHW: Tensor, template_mask_PK1HW: Tensor
     ) -> Tensor:
         """Dense matching: carry the templates' labels over to the image.
 
         Every cell of the image attends to all foreground and background cells of its
-        templates; the attention-weighted label is the similarity prior.
+        templates; the attention-weighted label is the similarity prior. In fp32 also under
+        autocast: bf16 rounds a prior near 1 to 1, whose logit is infinite.
 
         Returns:
             (P, 1, H, W) prior in [0, 1].
@@ -95,7 +111,7 @@ class TemplateMatcher(nn.Module):
 
     def prompts(self, prior_P1HW: Tensor) -> MatchPrompts:
         """Positive points at the peaks, one negative at the trough, and a box."""
-        prior = prior_P1HW.detach()
+        prior = prior_P1HW.detach().float()
         height, width = prior.shape[2:]
         flat_PQ = prior.flatten(1)
         best_P, where_P = flat_PQ.max(dim=1)
@@ -129,6 +145,7 @@ class TemplateMatcher(nn.Module):
         return (torch.stack((x, y), dim=1).float() + 0.5) * self.stride
 
 
+@in_full_precision
 def foreground_prototype(match_KDHW: Tensor, mask_K1HW: Tensor) -> Tensor:
     """Mask-pooled, unit-length foreground feature of each template, (K, D)."""
     weight = mask_K1HW / mask_K1HW.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
@@ -136,8 +153,8 @@ def foreground_prototype(match_KDHW: Tensor, mask_K1HW: Tensor) -> Tensor:
 
 
 def _suppress(flat_PQ: Tensor, cell_P: Tensor, height: int, width: int) -> Tensor:
-    rows = torch.arange(height).repeat_interleave(width).to(flat_PQ.device)
-    columns = torch.arange(width).repeat(height).to(flat_PQ.device)
+    rows = torch.arange(height, device=flat_PQ.device).repeat_interleave(width)
+    columns = torch.arange(width, device=flat_PQ.device).repeat(height)
     row_P = torch.div(cell_P, width, rounding_mode="floor")
     near = ((rows - row_P[:, None]).abs() <= SUPPRESSION_RADIUS) & (
         (columns - (cell_P % width)[:, None]).abs() <= SUPPRESSION_RADIUS

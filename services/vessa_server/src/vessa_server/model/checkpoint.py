@@ -40,8 +40,13 @@ class CheckpointError(ValueError):
     """A weights file does not fit the configuration, or cannot be read."""
 
 
-def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
-    """Write weights and tokenizer to ``folder`` atomically; return the weights file."""
+def save(
+    model: Vessa, folder: Path, *, half: bool = True, notes: dict[str, str] | None = None
+) -> Path:
+    """Write weights and tokenizer to ``folder`` atomically; return the weights file.
+
+    ``notes`` are kept in the file beside the configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     tensors = {
@@ -50,11 +55,19 @@ def save(model: Vessa, folder: Path, *, half: bool = True) -> Path:
         if name != "reasoner.vlm.lm_head.weight" or not _is_tied(model)
     }
     file = folder / WEIGHTS_FILE
-    write_safetensors(file, tensors, {"config": json.dumps(model.config.to_dict())})
+    described = {"config": json.dumps(model.config.to_dict()), **(notes or {})}
+    write_safetensors(file, tensors, described)
     backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
     backend.save(str(folder / TOKENIZER_FILE))
     model.reasoner.vlm.config.to_json_file(folder / VLM_FILE)
     return file
+
+
+def notes(folder: Path) -> dict[str, str]:
+    """What :func:`save` was told to keep beside the weights in ``folder``."""
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as stream:
+        found: dict[str, str] = stream.metadata() or {}
+    return found
 
 
 def load(config: VessaConfig, folder: Path, *, partly: bool = False) -> Vessa:

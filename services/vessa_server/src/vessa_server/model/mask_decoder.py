@@ -7,17 +7,20 @@ from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
 
 from vessa_server.model.config import VessaConfig
+from vessa_server.model.position_encoding import RandomFrequencies
 
 
 def build_prompt_encoder(config: VessaConfig) -> PromptEncoder:
     """Prompt encoder with the published layout."""
     side = config.embedding_size
-    return PromptEncoder(
+    encoder = PromptEncoder(
         embed_dim=config.d_model,
         image_embedding_size=(side, side),
         input_image_size=(config.image_size, config.image_size),
         mask_in_chans=config.decoder.mask_channels,
     )
+    encoder.pe_layer = RandomFrequencies(config.d_model // 2)
+    return encoder
 
 
 def build_mask_decoder(config: VessaConfig) -> MaskDecoder:

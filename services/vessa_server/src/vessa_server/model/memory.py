@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor
 
 from vessa_server.model.config import VessaConfig
+from vessa_server.model.position_encoding import PositionEncoding
 
 # SAM 2.1 maps mask probabilities to this range before the memory encoder.
 MASK_SCALE, MASK_BIAS = 20.0, -10.0
@@ -30,9 +30,7 @@ def build_memory_encoder(config: VessaConfig) -> MemoryEncoder:
     return MemoryEncoder(
         out_dim=memory.memory_dim,
         in_dim=config.d_model,
-        position_encoding=PositionEmbeddingSine(
-            num_pos_feats=memory.memory_dim, warmup_cache=False, image_size=config.image_size
-        ),
+        position_encoding=PositionEncoding(memory.memory_dim),
         mask_downsampler=MaskDownSampler(
             embed_dim=config.d_model, kernel_size=3, stride=2, padding=1
         ),

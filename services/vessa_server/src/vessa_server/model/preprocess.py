@@ -6,6 +6,7 @@ pixel (0, 0) stays where it was. Axes: B batch, C channels or classes, H W space
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,10 +171,8 @@ def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
 
 def normalise(unit_B3HW: Tensor, config: VessaConfig) -> Tensor:
     """Centre and scale canvases in [0, 1] for the image encoder."""
-    mean, std = (
-        unit_B3HW.new_tensor(v)[:, None, None] for v in (config.pixel_mean, config.pixel_std)
-    )
-    return (unit_B3HW - mean) / std
+    mean, std = (_constant((v,), unit_B3HW.device) for v in (config.pixel_mean, config.pixel_std))
+    return (unit_B3HW - mean[0, :, None, None]) / std[0, :, None, None]
 
 
 def vlm_view(unit_B3HW: Tensor, size: int) -> Tensor:
@@ -201,6 +200,8 @@ PALETTE = (
     Tint("yellow", (1.0, 0.9, 0.1)),
     Tint("purple", (0.7, 0.1, 0.9)),
     Tint("cyan", (0.1, 0.9, 1.0)),
+    Tint("orange", (1.0, 0.5, 0.1)),
+    Tint("pink", (1.0, 0.6, 0.8)),
 )
 TINT_WEIGHT = 0.6
 
@@ -212,8 +213,14 @@ def tint_of(value: int) -> Tint:
 
 def overlay(unit_B3HW: Tensor, labels_BHW: Tensor) -> Tensor:
     """Tint images with their label maps for the VLM."""
-    tints = unit_B3HW.new_tensor([tint.rgb for tint in PALETTE])
+    tints = _constant(tuple(tint.rgb for tint in PALETTE), unit_B3HW.device)
     labels = labels_BHW.long()
     colour_B3HW = tints[(labels - 1).clamp(min=0) % len(PALETTE)].permute(0, 3, 1, 2)
     weight = TINT_WEIGHT * (labels > 0)[:, None].to(unit_B3HW.dtype)
     return unit_B3HW * (1 - weight) + colour_B3HW * weight
+
+
+@functools.cache
+def _constant(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A small table, sent to each device once: sending it waits for what the device does."""
+    return torch.tensor(rows, device=device)

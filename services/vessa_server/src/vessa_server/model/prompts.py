@@ -1,9 +1,9 @@
-"""What is said to the VLM, and what it is taught to answer."""
+"""What is said to the VLM, and what it is taught to answer. Axes: P pairs, H W space."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
 PROMPT = "Segment {name}{shown}. {description}"
 SHOWN = ", the {colour} area of another image"
@@ -19,7 +19,7 @@ VOCABULARY = (
     "MRI CT X-ray ultrasound microscopy fundus photograph radiograph scan slice axial sagittal "
     "coronal short axis long view image bright dark thin thick round elongated small medium "
     "large inside outside around between cavity encloses enclosed leans from beside ring side "
-    "red green blue yellow purple cyan"
+    "red green blue yellow purple cyan orange pink"
 )
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SIZES = ((0.01, "tiny"), (0.04, "small"), (0.12, "medium"), (1.01, "large"))
@@ -35,21 +35,33 @@ def prompt(name: str, description: str = "", colour: str = "") -> str:
     return " ".join(text.split())
 
 
-def answer(mask: npt.NDArray[np.bool_]) -> str:
-    """The answer taught for a mask: presence, size and place on the canvas."""
-    area = float(mask.mean())
-    if area == 0.0:
-        return " absent"
-    size = next(word for limit, word in SIZES if area < limit)
-    rows, columns = np.nonzero(mask)
-    row = ROWS[int(3 * rows.mean() / mask.shape[0])]
-    column = COLUMNS[int(3 * columns.mean() / mask.shape[1])]
-    return f" {size} at {row} {column}"
+# What is taught: absent, or size and place on the canvas.
+ANSWERS = (
+    " absent",
+    *(f" {size} at {row} {column}" for _, size in SIZES for row in ROWS for column in COLUMNS),
+)
+
+
+def answer_row(mask_PHW: Tensor) -> Tensor:
+    """Which of :data:`ANSWERS` is right for each mask, (P,)."""
+    _, height, width = mask_PHW.shape
+    mask = mask_PHW.float()
+    pixels_P = mask.sum(dim=(1, 2))
+    share_P = pixels_P / (height * width)
+    size_P = torch.stack([share_P >= limit for limit, _ in SIZES[:-1]]).sum(dim=0)
+
+    def third(weight_PL: Tensor) -> Tensor:
+        """In which third of an axis the centre of mass lies."""
+        length = weight_PL.shape[1]
+        place_L = torch.arange(length, device=mask.device, dtype=mask.dtype)
+        centre_P = (weight_PL * place_L).sum(dim=1) / pixels_P.clamp(min=1)
+        return (3 * centre_P / length).long().clamp(max=2)
+
+    row_P, column_P = third(mask.sum(dim=2)), third(mask.sum(dim=1))
+    place_P = 1 + (size_P * len(ROWS) + row_P) * len(COLUMNS) + column_P
+    return torch.where(pixels_P > 0, place_P, torch.zeros_like(place_P))
 
 
 def corpus(texts: list[str]) -> list[str]:
     """Sentences from which the tokenizer is built."""
-    answers = [
-        f" {size} at {row} {column}" for _, size in SIZES for row in ROWS for column in COLUMNS
-    ]
-    return [PROMPT, SHOWN, VOCABULARY, " absent", *answers, *texts] * 4
+    return [PROMPT, SHOWN, VOCABULARY, *ANSWERS, *texts] * 4

@@ -9,6 +9,7 @@ Axes: P image-class pairs, T tokens, D features, L layers, G key/value heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.cache_utils import DynamicCache
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from vessa_server.model import vision_tower
 from vessa_server.model.config import VlmConfig
 from vessa_server.model.records import TensorRecord
 from vessa_server.model.tokenizer import SEG_TOKEN
@@ -110,7 +111,21 @@ def qwen_config(config: VlmConfig) -> Qwen3VLConfig:
 
 
 class Reasoner(nn.Module):
-    """Qwen3-VL with a prefix cache and the ``<SEG>`` read-out."""
+    """Qwen3-VL with a prefix cache and the ``<SEG>`` read-out.
+
+    An image is the same number of tokens at the same place of every prompt, so nothing is looked
+    for in ids: on a GPU no step of :meth:`see`, :meth:`prefix` and :meth:`read` waits for it.
+
+    Attributes:
+        opening_T, closing_T: ids around the template overlay, before the target.
+        tail_T: ids after the target, the last one ``<SEG>``.
+        cells_3T: M-RoPE positions of an image's tokens from its first, row by row.
+    """
+
+    opening_T: Tensor
+    closing_T: Tensor
+    tail_T: Tensor
+    cells_3T: Tensor
 
     def __init__(
         self,
@@ -127,7 +142,19 @@ class Reasoner(nn.Module):
         self.patch_size: int = vision.patch_size
         self.merge_size: int = vision.spatial_merge_size
         self.temporal_patch_size: int = vision.temporal_patch_size
-        self.seg_id = self._id(SEG_TOKEN)
+        self.patches = vision_tower.PatchGrid(
+            self.vlm.model.visual, config.image_size // self.patch_size
+        )
+        begin, end = self._id("<|vision_start|>"), self._id("<|vision_end|>")
+        cell = torch.arange(self.grid**2)
+        row, column = torch.div(cell, self.grid, rounding_mode="floor"), cell % self.grid
+        for name, value in (
+            ("opening_T", torch.tensor([begin])),
+            ("closing_T", torch.tensor([end, begin])),
+            ("tail_T", torch.tensor([*self._answer_ids, self._id(SEG_TOKEN)])),
+            ("cells_3T", torch.stack([torch.zeros_like(cell), row, column])),
+        ):
+            self.register_buffer(name, value, persistent=False)
 
     @property
     def hidden_size(self) -> int:
@@ -151,20 +178,21 @@ class Reasoner(nn.Module):
         for index, row in enumerate(rows):
             ids[index, limit - len(row) :] = torch.tensor(row)
             mask[index, limit - len(row) :] = 1
-        device = self.vlm.device
-        return ids.to(device), mask.to(device)
+        return self._sent(ids), self._sent(mask)
 
     def see(self, image_B3HW: Tensor) -> VisualTokens:
         """Run the vision tower on images in [0, 1] of ``image_size`` squared."""
+        patches = self.patchify(image_B3HW).unflatten(0, (image_B3HW.shape[0], -1))
+        return VisualTokens(*vision_tower.see(self.vlm.model.visual, self.patches, patches))
+
+    def unseen(self, image_B3HW: Tensor) -> VisualTokens:
+        """No tokens at all, for images that the VLM is not asked about."""
         batch = image_B3HW.shape[0]
-        side = self.config.image_size // self.patch_size
-        grid_thw = torch.tensor([[1, side, side]] * batch, device=image_B3HW.device)
-        out = self.vlm.model.visual(self.patchify(image_B3HW), grid_thw=grid_thw)
-        tokens = out.pooler_output.reshape(batch, self.grid**2, -1)
-        deepstack = torch.stack(
-            [feature.reshape(batch, self.grid**2, -1) for feature in out.deepstack_features]
+        layers = len(self.vlm.model.visual.deepstack_merger_list)
+        return VisualTokens(
+            image_B3HW.new_zeros(batch, 0, self.hidden_size),
+            image_B3HW.new_zeros(layers, batch, 0, self.hidden_size),
         )
-        return VisualTokens(tokens, deepstack)
 
     def patchify(self, image_B3HW: Tensor) -> Tensor:
         """Cut images into the flattened patches, in merge order, of Qwen's image processor."""
@@ -182,18 +210,8 @@ class Reasoner(nn.Module):
     def prefix(self, ids_PT: Tensor, mask_PT: Tensor, overlay: VisualTokens) -> PromptPrefix:
         """Encode text and template overlay into their key/value cache."""
         pairs = ids_PT.shape[0]
-        start, end = self._id("<|vision_start|>"), self._id("<|vision_end|>")
-        ids = torch.cat(
-            [
-                ids_PT,
-                self._column(start, pairs),
-                self._image_ids(pairs),
-                self._column(end, pairs),
-                self._column(start, pairs),
-            ],
-            dim=1,
-        )
-        tail = ids.shape[1] - mask_PT.shape[1]
+        opening, closing = (t.expand(pairs, -1) for t in (self.opening_T, self.closing_T))
+        tail = opening.shape[1] + self.grid**2 + closing.shape[1]
         mask = torch.cat([mask_PT, mask_PT.new_ones(pairs, tail)], dim=1)
         text_length_P = mask_PT.sum(dim=1)
         text_3PT = (mask_PT.cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
@@ -210,12 +228,12 @@ class Reasoner(nn.Module):
             ],
             dim=2,
         )
-        cache = DynamicCache(config=self._text_config)
-        self._run(ids, position_3PT, mask, overlay, cache)
-        layers: Any = cache.layers
+        cache = _Cache()
+        before = torch.cat([ids_PT, opening], dim=1)
+        self._run(before, overlay, closing, position_3PT, mask, cache)
         return PromptPrefix(
-            keys_PLGTD=torch.stack([layer.keys for layer in layers], dim=1),
-            values_PLGTD=torch.stack([layer.values for layer in layers], dim=1),
+            keys_PLGTD=torch.stack(cache.keys, dim=1),
+            values_PLGTD=torch.stack(cache.values, dim=1),
             mask_PT=mask,
             next_position_P=after_P + 2,
         )
@@ -230,15 +248,16 @@ class Reasoner(nn.Module):
             target: visual tokens of each pair's image.
             answer_PT: token ids that follow ``<SEG>``, padded with -100.
         """
-        hidden_PTD, ids_PT, _ = self._read(prefix, target, answer_PT)
+        hidden_PTD, text_PT, _ = self._read(prefix, target, answer_PT)
         at_seg = self._seg_index
         seg_PD, target_PTD = hidden_PTD[:, at_seg], hidden_PTD[:, : self.grid**2]
         if answer_PT is None:
             return Reading(seg_PD, target_PTD, seg_PD.new_zeros(()))
         logits_PTV = self.vlm.lm_head(hidden_PTD[:, at_seg - 1 : -1])
-        expected_PT = torch.cat([ids_PT[:, at_seg : at_seg + 1], answer_PT], dim=1)
+        at_text = len(self.tail_T) - 1
+        expected_PT = torch.cat([text_PT[:, at_text : at_text + 1], answer_PT], dim=1)
         loss = F.cross_entropy(
-            logits_PTV.flatten(0, 1), expected_PT.flatten(), ignore_index=IGNORED
+            logits_PTV.flatten(0, 1).float(), expected_PT.flatten(), ignore_index=IGNORED
         )
         return Reading(seg_PD, target_PTD, loss)
 
@@ -250,7 +269,7 @@ class Reasoner(nn.Module):
         mask = torch.cat(
             [prefix.mask_PT, prefix.mask_PT.new_ones(pairs, self._seg_index + 1)], dim=1
         )
-        position_P = prefix.next_position_P + self.grid + len(self._answer_ids) + 1
+        position_P = prefix.next_position_P + self.grid + len(self.tail_T)
         end = self._id("<|im_end|>")
         done = torch.zeros(pairs, dtype=torch.bool, device=mask.device)
         tokens: list[Tensor] = []
@@ -263,7 +282,7 @@ class Reasoner(nn.Module):
             tokens.append(token_P)
             mask = torch.cat([mask, mask.new_ones(pairs, 1)], dim=1)
             position = position_P[None, :, None].expand(3, -1, -1)
-            hidden = self._run(token_P[:, None], position, mask, None, cache)[:, -1]
+            hidden = self._run(token_P[:, None], None, None, position, mask, cache)[:, -1]
             position_P = position_P + 1
         if not tokens:
             return [""] * pairs
@@ -286,70 +305,85 @@ class Reasoner(nn.Module):
 
     @property
     def _seg_index(self) -> int:
-        return self.grid**2 + len(self._answer_ids)
+        return self.grid**2 + len(self.tail_T) - 1
 
     def _read(
         self, prefix: PromptPrefix, target: VisualTokens, answer_PT: Tensor | None
-    ) -> tuple[Tensor, Tensor, DynamicCache]:
+    ) -> tuple[Tensor, Tensor, _Cache]:
+        """Hidden states of target and text, ids of the text, and the cache that goes on."""
         pairs = prefix.mask_PT.shape[0]
-        text = torch.tensor([*self._answer_ids, self.seg_id], device=prefix.mask_PT.device)
-        ids = torch.cat([self._image_ids(pairs), text.expand(pairs, -1)], dim=1)
+        text_PT = self.tail_T.expand(pairs, -1)
         if answer_PT is not None:
-            ids = torch.cat([ids, answer_PT.masked_fill(answer_PT == IGNORED, self._pad_id)], 1)
-        mask = torch.cat([prefix.mask_PT, prefix.mask_PT.new_ones(ids.shape)], dim=1)
-        text_length = ids.shape[1] - self.grid**2
-        after_P = prefix.next_position_P + self.grid
-        text_PT = after_P[:, None] + torch.arange(text_length, device=ids.device)
-        position_3PT = torch.cat(
-            [self._image_positions(prefix.next_position_P), text_PT.expand(3, -1, -1)], dim=2
+            known = answer_PT.masked_fill(answer_PT == IGNORED, self._pad_id)
+            text_PT = torch.cat([text_PT, known], dim=1)
+        length = text_PT.shape[1]
+        mask = torch.cat(
+            [prefix.mask_PT, prefix.mask_PT.new_ones(pairs, self.grid**2 + length)], dim=1
         )
-        cache = DynamicCache(config=self._text_config)
-        for layer in range(prefix.keys_PLGTD.shape[1]):
-            cache.update(prefix.keys_PLGTD[:, layer], prefix.values_PLGTD[:, layer], layer)
-        return self._run(ids, position_3PT, mask, target, cache), ids, cache
+        after_P = prefix.next_position_P + self.grid
+        position_PT = after_P[:, None] + torch.arange(length, device=after_P.device)
+        position_3PT = torch.cat(
+            [self._image_positions(prefix.next_position_P), position_PT.expand(3, -1, -1)], dim=2
+        )
+        cache = _Cache(prefix.keys_PLGTD.unbind(1), prefix.values_PLGTD.unbind(1))
+        hidden_PTD = self._run(None, target, text_PT, position_3PT, mask, cache)
+        return hidden_PTD, text_PT, cache
 
     def _run(
         self,
-        ids_PT: Tensor,
+        before_PT: Tensor | None,
+        visual: VisualTokens | None,
+        after_PT: Tensor | None,
         position_3PT: Tensor,
         mask_PT: Tensor,
-        visual: VisualTokens | None,
-        cache: DynamicCache,
+        cache: _Cache,
     ) -> Tensor:
-        embeddings = self.vlm.get_input_embeddings()(ids_PT)
-        extra: dict[str, Any] = {}
+        """Run the language model on text, an image, and text; what is None is left out.
+
+        The library's own forward pass reads back where image tokens and padding are; the layers
+        are the same. ``mask_PT`` covers the cache too.
+
+        Returns:
+            Hidden states of the new tokens, (P, T, D).
+        """
+        language: Any = self.vlm.model.language_model
+        table = language.embed_tokens
+        parts: list[Tensor] = []
+        if before_PT is not None:
+            parts.append(table(before_PT))
+        start = parts[0].shape[1] if parts else 0
         if visual is not None:
-            is_image = ids_PT == self._id("<|image_pad|>")
-            embeddings = embeddings.masked_scatter(
-                is_image[..., None], visual.tokens_BTD.to(embeddings.dtype)
+            parts.append(visual.tokens_BTD.to(table.weight.dtype))
+        if after_PT is not None:
+            parts.append(table(after_PT))
+        hidden = torch.cat(parts, dim=1)
+        deepstack = () if visual is None else visual.deepstack_LBTD.to(table.weight.dtype)
+        position_embeddings = language.rotary_emb(hidden, position_3PT)
+        attended = _attended(mask_PT, hidden.shape[1])
+        for index, layer in enumerate(language.layers):
+            hidden = layer(
+                hidden,
+                attention_mask=attended,
+                cache=cache,
+                position_embeddings=position_embeddings,
             )
-            extra = {
-                "visual_pos_masks": is_image,
-                "deepstack_visual_embeds": [f.flatten(0, 1) for f in visual.deepstack_LBTD],
-            }
-        out = self.vlm.model.language_model(
-            inputs_embeds=embeddings,
-            position_ids=position_3PT,
-            attention_mask=mask_PT,
-            cache=cache,
-            use_cache=True,
-            **extra,
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
+            if index < len(deepstack):
+                end = start + self.grid**2
+                seen = hidden[:, start:end] + deepstack[index]
+                hidden = hidden.slice_scatter(seen, 1, start, end)
+        out: Tensor = language.norm(hidden)
+        return out
 
     def _image_positions(self, start_P: Tensor) -> Tensor:
         """M-RoPE positions (time, row, column) of an image that begins at ``start_P``."""
-        cell = torch.arange(self.grid**2, device=start_P.device)
-        row, column = torch.div(cell, self.grid, rounding_mode="floor"), cell % self.grid
-        offset_3T = torch.stack([torch.zeros_like(cell), row, column])
-        return start_P[None, :, None] + offset_3T[:, None]
+        return start_P[None, :, None] + self.cells_3T[:, None]
 
-    def _image_ids(self, pairs: int) -> Tensor:
-        return self._column(self._id("<|image_pad|>"), pairs).expand(-1, self.grid**2)
-
-    def _column(self, token: int, pairs: int) -> Tensor:
-        return torch.full((pairs, 1), token, dtype=torch.long, device=self.vlm.device)
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """``tensor`` on the model's device, which is not waited for."""
+        device = self.vlm.device
+        return (
+            tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+        )
 
     @property
     def _text_config(self) -> Any:
@@ -364,3 +398,34 @@ class Reasoner(nn.Module):
         if not isinstance(index, int):
             raise TypeError(f"tokenizer: expected one id for {token}, got {index}")
         return index
+
+
+class _Cache:
+    """Keys and values of each layer, (P, G, T, D), to which its attention appends."""
+
+    def __init__(self, keys: Sequence[Tensor] = (), values: Sequence[Tensor] = ()) -> None:
+        self.keys, self.values = list(keys), list(values)
+
+    def update(
+        self, key_PGTD: Tensor, value_PGTD: Tensor, layer: int, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        """What the library's layers call: all keys and values, with the new ones at the end."""
+        if layer == len(self.keys):
+            self.keys.append(key_PGTD)
+            self.values.append(value_PGTD)
+        else:
+            self.keys[layer] = torch.cat([self.keys[layer], key_PGTD], dim=2)
+            self.values[layer] = torch.cat([self.values[layer], value_PGTD], dim=2)
+        return self.keys[layer], self.values[layer]
+
+
+def _attended(mask_PT: Tensor, new: int) -> Tensor:
+    """Which tokens the ``new`` last ones attend to, (P, 1, new, T): real ones up to themselves.
+
+    Padding attends to itself, so that no row is empty: what attention makes of one depends on its
+    kernel.
+    """
+    place = torch.arange(mask_PT.shape[1], device=mask_PT.device)
+    query = place[-new:, None]
+    allowed_PQT = (place <= query) & mask_PT.bool()[:, None] | (place == query)
+    return allowed_PQT[:, None]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vessa_server.model.precision import in_full_precision
+
 # Logit of the map at the start of training: little of an image is foreground.
 MAP_BIAS = -2.0
 
@@ -53,10 +55,15 @@ class SegMap(nn.Module):
         """Return logits, (P, 1, H, W); the tokens are a square grid, row by row."""
         seg_PD, target_PTD = self.norm(seg_PD), self.norm(target_PTD)
         key_PTD = self.coarse_key(target_PTD)
-        coarse_PT = torch.einsum("pd,ptd->pt", self.coarse_query(seg_PD), key_PTD)
+        coarse_PT = _products("pd,ptd->pt", self.coarse_query(seg_PD), key_PTD)
         side = math.isqrt(coarse_PT.shape[1])
         coarse_P1HW = (coarse_PT / math.sqrt(key_PTD.shape[-1])).view(-1, 1, side, side)
         size = match_PDHW.shape[-2:]
         coarse_P1HW = F.interpolate(coarse_P1HW, size=size, mode="bilinear")
-        fine_PHW = torch.einsum("pd,pdhw->phw", self.fine_query(seg_PD), match_PDHW)
+        fine_PHW = _products("pd,pdhw->phw", self.fine_query(seg_PD), match_PDHW)
         return coarse_P1HW + fine_PHW[:, None] + self.bias
+
+
+@in_full_precision
+def _products(equation: str, one: Tensor, other: Tensor) -> Tensor:
+    return torch.einsum(equation, one, other)

@@ -79,7 +79,7 @@ class Reasoned:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Output of step 5, at stride 2: mask logits, predicted IoU and presence logit."""
+    """Output of step 5, at stride 2: mask logits, predicted IoU and presence logit; fp32."""
 
     logits_P1HW: Tensor
     iou_P: Tensor
@@ -127,10 +127,16 @@ class Vessa(nn.Module):
         self.student_weight = nn.Parameter(torch.tensor(residual))
         self.refinement = RefinementHead(d_model, config.decoder.refinement_widths)
 
-    def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor) -> ImageFeatures:
-        """Encode normalised canvases, and the same images in [0, 1] at the VLM's size."""
+    def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor | None) -> ImageFeatures:
+        """Encode normalised canvases, and the same images in [0, 1] at the VLM's size.
+
+        Without the latter the features have no visual tokens, and step 3 is left out.
+        """
         levels = pyramid(self.image_encoder, canvas_B3HW)
-        visual = self.reasoner.see(vlm_B3HW)
+        if vlm_B3HW is None:
+            visual = self.reasoner.unseen(canvas_B3HW)
+        else:
+            visual = self.reasoner.see(vlm_B3HW)
         return ImageFeatures(
             detail_BCHW=F.avg_pool2d(canvas_B3HW, 2),
             high_res_4_BCHW=self.sam_mask_decoder.conv_s0(levels.level_4_BCHW),
@@ -224,8 +230,8 @@ class Vessa(nn.Module):
         prompts = self.sam_prompt_encoder
         sparse = prompts._embed_points(conditioned.points_PN2, conditioned.labels_PN, pad=False)
         sparse = torch.cat([sparse, conditioned.seg_P1D], dim=1)
-        prior_logit = torch.logit(conditioned.prior_P1HW, eps=PRIOR_EPSILON)
-        seg_map = conditioned.seg_map_P1HW
+        prior_logit = torch.logit(conditioned.prior_P1HW.float(), eps=PRIOR_EPSILON)
+        seg_map = conditioned.seg_map_P1HW.float()
         # Two opinions of one pixel: their logits add up.
         guide_4 = _enlarge(prior_logit + self.seg_weight * seg_map, 2.0)
         prior_2 = _enlarge(prior_logit, 4.0)
@@ -235,7 +241,7 @@ class Vessa(nn.Module):
         if student_P1HW is not None and has_student_P is not None:
             has = has_student_P.to(prior_logit.dtype)[:, None, None, None]
             limit = STUDENT_LOGIT_LIMIT
-            student_logit = torch.logit(student_P1HW, eps=1e-4).clamp(-limit, limit)
+            student_logit = torch.logit(student_P1HW.float(), eps=1e-4).clamp(-limit, limit)
             student_2 = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
             student_4 = F.avg_pool2d(student_logit, 2)
             dense = dense + has * (prompts._embed_masks(student_4) + self.student_embedding)
@@ -251,7 +257,7 @@ class Vessa(nn.Module):
             repeat_image=False,
             high_res_features=[high_res_4, high_res_8],
         )
-        logits = _enlarge(masks + residual, 2.0)
+        logits = _enlarge(masks.float() + residual, 2.0)
         logits = logits + self.refinement(
             image_PCHW=features.detail_BCHW[image_P],
             logits_P1HW=logits,
@@ -262,7 +268,7 @@ class Vessa(nn.Module):
             high_res_8_PCHW=high_res_8,
             conditioned_PDHW=conditioned.top_PDHW,
         )
-        return Decoded(logits, iou[:, 0], presence[:, 0])
+        return Decoded(logits, iou[:, 0].float(), presence[:, 0].float())
 
 
 def _enlarge(map_P1HW: Tensor, factor: float) -> Tensor:

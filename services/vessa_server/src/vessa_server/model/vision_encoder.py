@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from vessa_server.model.config import VessaConfig
+from vessa_server.model.position_encoding import PositionEncoding
+from vessa_server.model.precision import in_full_precision
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ def build_image_encoder(config: VessaConfig) -> ImageEncoder:
         window_spec=hiera.window_spec,
     )
     neck = FpnNeck(
-        position_encoding=PositionEmbeddingSine(
-            num_pos_feats=config.d_model, warmup_cache=False, image_size=config.image_size
-        ),
+        position_encoding=PositionEncoding(config.d_model),
         d_model=config.d_model,
         backbone_channel_list=hiera.channels,
         fpn_top_down_levels=list(hiera.fpn_top_down_levels),
@@ -70,4 +69,9 @@ class MatchHead(nn.Module):
         fine = self.fine(levels.level_8_BCHW)
         coarse = F.interpolate(self.coarse(levels.level_16_BCHW), scale_factor=2.0, mode="bilinear")
         out: Tensor = self.mix(torch.relu(fine + coarse)) + fine + coarse
-        return F.normalize(out, dim=1)
+        return _unit_length(out)
+
+
+@in_full_precision
+def _unit_length(x_BDHW: Tensor) -> Tensor:
+    return F.normalize(x_BDHW, dim=1)

@@ -13,13 +13,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from vessa_client import AnyArray, UInt8Array
 from vessa_server.bank import Template, TemplateBank
 from vessa_server.model import checkpoint
 from vessa_server.model.config import VessaConfig
+from vessa_server.model.preprocess import to_unit_range
+from vessa_server.training import pack
 from vessa_server.training.config import TrainingConfig
-from vessa_server.training.episodes import EpisodeDataset
-from vessa_server.training.tasks import ClassText, LabelledImage
+from vessa_server.training.episodes import EpisodeGenerator
+from vessa_server.training.pack import Pack, PackedSource
+from vessa_server.training.tasks import MAX_CLASSES, ClassText, PackedSlice
 from vessa_server.training.trainer import Stage1Trainer
 
 # More of them, or larger ones, fit the model to the patients of the bank.
@@ -42,49 +47,54 @@ ADAPTED_PREFIXES = (
 )
 
 
-class BankSource:
-    """The templates of a bank as a task source; every image is another look at one of them."""
+def bank_pack(bank: TemplateBank, side: int, *, mirror: bool = True) -> Pack:
+    """The templates of a bank as a pack; every image of a task is a look of its own at one.
 
-    name = "bank"
-    named = True
+    Args:
+        bank: the user's bank.
+        side: of the pack's planes, in pixels.
+        mirror: whether mirrored images are of the same kind.
 
-    def __init__(self, bank: TemplateBank, *, mirror: bool) -> None:
-        """Read all templates.
-
-        Args:
-            bank: the user's bank.
-            mirror: whether mirrored images are of the same kind.
-
-        Raises:
-            ValueError: the bank is empty.
-        """
-        listing = bank.snapshot()
-        if not listing.templates:
-            raise ValueError(
-                f"bank: {bank.folder} has no templates; add some with `vessa templates add`"
-            )
-        self.mirror = mirror
-        self.texts = [ClassText(name=c.name, description=c.description) for c in listing.classes]
-        order = [text.name for text in self.texts]
-        self.images = [_labelled(bank.load(info), order) for info in listing.templates]
-
-    def sample(
-        self, rng: np.random.Generator, count: int
-    ) -> tuple[list[LabelledImage], list[ClassText]]:
-        """See :class:`vessa_server.training.sources.TaskSource`."""
-        # Two images, each several times: pairs of one image in two looks, as of one slice in
-        # two patients, and pairs of different images.
-        different = rng.choice(len(self.images), size=min(2, len(self.images)), replace=False)
-        chosen = rng.permutation(np.resize(different, count))
-        return [self.images[int(index)] for index in chosen], self.texts
+    Raises:
+        ValueError: the bank is empty, or has more classes than a task can show.
+    """
+    listing = bank.snapshot()
+    if not listing.templates:
+        raise ValueError(
+            f"bank: {bank.folder} has no templates; add some with `vessa templates add`"
+        )
+    if len(listing.classes) > MAX_CLASSES:
+        raise ValueError(
+            f"bank: {bank.folder} has {len(listing.classes)} classes, expected at most "
+            f"{MAX_CLASSES} to fit to"
+        )
+    texts = tuple(ClassText(name=c.name, description=c.description) for c in listing.classes)
+    order = [text.name for text in texts]
+    slices = [
+        PackedSlice(
+            image=_bytes(template.image), labels=_labels(template, order), subject=info.template_id
+        )
+        for info in listing.templates
+        for template in [bank.load(info)]
+    ]
+    source = PackedSource(name="bank", texts=texts, mirror=mirror)
+    return pack.build([(source, slices)], side)
 
 
-def _labelled(template: Template, order: list[str]) -> LabelledImage:
-    """A template with the labels of the bank's classes."""
+def _bytes(image: AnyArray) -> UInt8Array:
+    if image.dtype == np.uint8:
+        return np.asarray(image, dtype=np.uint8)
+    scaled = (255 * to_unit_range(image)).round().to(torch.uint8).numpy()
+    return np.ascontiguousarray(scaled[0] if image.ndim == 2 else scaled.transpose(1, 2, 0))
+
+
+def _labels(template: Template, order: list[str]) -> UInt8Array:
+    """A template's labels as the bank's classes."""
     lookup = np.zeros(len(template.info.class_names) + 1, dtype=np.uint8)
     for index, name in enumerate(template.info.class_names, start=1):
         lookup[index] = order.index(name) + 1
-    return LabelledImage(template.image, lookup[template.labels])
+    labels: UInt8Array = lookup[template.labels]
+    return labels
 
 
 def adaptation_config(steps: int, seed: int) -> TrainingConfig:
@@ -95,17 +105,21 @@ def adaptation_config(steps: int, seed: int) -> TrainingConfig:
     """
     return TrainingConfig(
         steps=steps,
+        decay_share=1.0,
         groups=3,
-        max_classes=3,
+        images_per_group=4,
+        asked=3,
+        max_templates=3,
         learning_rate=5e-4,
         warmup_steps=20,
         ema_decay=0.99,
-        language_weight=0.0,
-        text_decides=0.0,
-        renamed=0.0,
+        synthetic_share=0.0,
+        repeats=2,
+        text_share=0.0,
         distractor_probability=0.0,
         zoom_range=(0.8, 1.25),
-        focus_probability=0.7,
+        view_shares=(0.3, 0.0, 0.7),
+        free_pose=0.0,
         structure_shift=0.12,
         seed=seed,
     )
@@ -127,11 +141,11 @@ def adapt(
     model = checkpoint.load(preset, weights)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(ADAPTED_PREFIXES))
-    source = BankSource(bank, mirror=True)
-    dataset = EpisodeDataset([(source, 1.0)], config, preset.image_size)
+    templates = bank_pack(bank, 2 * preset.image_size)
+    generator = EpisodeGenerator(templates, config, preset.image_size)
     base = checkpoint.digest(weights)
     identity = json.dumps([base, bank.snapshot().version, dataclasses.asdict(config)])
-    trainer = Stage1Trainer(model, dataset, out, identity=identity)
+    trainer = Stage1Trainer(model, generator, out, identity=identity)
     trainer.run()
     trainer.use_average()
     adapted = {n: t for n, t in model.state_dict().items() if n.startswith(ADAPTED_PREFIXES)}

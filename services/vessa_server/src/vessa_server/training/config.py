@@ -5,6 +5,7 @@ An unknown key or a wrong value is an error that names the key.
 
 from __future__ import annotations
 
+import re
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +35,17 @@ class SourceConfig:
         classes: texts of labels 1, 2, ...; may be left out where ``dataset.json`` names them,
             whose label values are then taken in rising order.
         weight: share of the tasks, relative to the other sources.
+        subject_pattern: what of a file's name says whom it is of, a regular expression; its
+            first group, where it has one. Subjects are held out whole.
+        slices_per_volume: along each axis, at most; evenly spread.
         axes: along which volumes are cut into slices.
         spacing: of the voxels along the three axes, where the files do not know it.
         window: intensities that become black and white, such as -160, 240 for soft tissue in
             CT; percentiles of each volume where it is left out.
         channel: which image or modality of a subject with several.
         binary: every label above 0 is the one class.
-        mirror: whether mirrored images are of the same kind; not where left and right have
-            names.
-        memory_gib: of memory for subjects that were read, in each process.
+        mirror: whether mirrored and turned images are of the same kind; not where left and
+            right have names.
     """
 
     folder: str
@@ -55,9 +58,16 @@ class SourceConfig:
     channel: int = 0
     binary: bool = False
     mirror: bool = True
-    memory_gib: float = 4.0
+    subject_pattern: str = ".*"
+    slices_per_volume: int = 24
 
     def __post_init__(self) -> None:
+        try:
+            re.compile(self.subject_pattern)
+        except re.error as error:
+            raise ValueError(f"subject_pattern: {self.subject_pattern!r}: {error}") from error
+        if self.slices_per_volume < 1:
+            raise ValueError(f"slices_per_volume: {self.slices_per_volume}, expected at least 1")
         if self.weight <= 0:
             raise ValueError(f"weight: {self.weight}, expected above 0")
         if not self.axes or not set(self.axes) <= {0, 1, 2}:
@@ -68,16 +78,9 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
-    """Real sources, and the share of made-up tasks."""
+    """Real sources; what of a batch is made up is in :class:`TrainingConfig`."""
 
     sources: tuple[SourceConfig, ...] = ()
-    synthetic_weight: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.synthetic_weight < 0 or not (self.sources or self.synthetic_weight):
-            raise ValueError(
-                f"synthetic_weight: {self.synthetic_weight}, expected above 0 without sources"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -106,45 +109,56 @@ class FineTuningConfig:
 class TrainingConfig:
     """Episodes, losses and optimiser.
 
-    A batch holds ``groups`` tasks of ``images_per_group`` images; an update sees
-    ``accumulate`` batches in each process.
+    A batch holds ``groups`` tasks of ``images_per_group`` images, of each of which ``asked``
+    structures are asked; an update sees ``accumulate`` batches in each process.
 
     Attributes:
-        steps: updates in all.
-        max_classes: classes asked in one task.
-        pairs_per_group: image-class pairs of one task, at most.
+        steps: updates in all; 0 where only the clock ends the run.
+        minutes: of training after which a run ends, 0 for no such limit.
+        decay_share: last part of the run, by updates or by the clock, in which the learning rate
+            falls to 0; before that it is constant. 0 leaves a run that another can go on from.
+        synthetic_share: share of the tasks that are made up.
         max_templates: templates of a pair, at most.
-        text_decides: share of the tasks with several structures whose templates show all of
-            them, so that only the text says which one is asked.
+        repeats: looks at each picture of a task; above 1 they are templates of each other, for
+            banks of few pictures.
+        volume_share: share of the tasks of volumes, real or made up, that show slices of two
+            subjects, with ends where the structure is absent.
+        text_share: share of the batches that the VLM reads.
+        text_decides: share of their tasks whose templates show all structures, so that only the
+            text says which one is asked.
         renamed: share of the tasks whose structures have names that mean nothing; what is asked
             is then to be read from the overlay, as for an organ that nobody trained on.
-        seg_dropout: share of the batches without the VLM's answer.
         seg_distractor_probability: share of the pairs with the VLM's answer to another question,
             where the template tells that it is wrong.
         distractor_probability: share of the pairs with a wrong template beside the right ones.
         retrieval_probability: share of the batches whose templates are retrieved, not random.
         language_weight, prior_weight, seg_map_weight, iou_weight, presence_weight: of the
             losses beside the masks'.
-        zoom_range: of all images of a task.
-        focus_probability: share of the tasks that show their structures as a second look does,
-            large and in the middle.
+        view_shares: of tasks that show whole images, zoom into them, and show their structures
+            as a second look does, large and in the middle.
+        zoom_range: of whole and zoomed images.
         variation: strength of each image's own change of place, size and rotation.
-        turn_probability: share of the images that are turned by any angle on their own.
+        free_pose: share of the tasks whose images are turned and mirrored each on their own.
         structure_shift: by how much single structures change their intensity (as in SynthSeg).
-        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 on GPUs that have it.
+        compile: whether torch.compile fuses the model's kernels, on a GPU.
+        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the hardware has it.
         validate_every: updates between two looks at the held-out subjects.
     """
 
-    steps: int
-    groups: int = 3
-    images_per_group: int = 4
-    max_classes: int = 2
-    pairs_per_group: int = 8
-    max_templates: int = 3
+    steps: int = 0
+    minutes: float = 0.0
+    decay_share: float = 0.2
+    groups: int = 4
+    images_per_group: int = 6
+    asked: int = 2
+    max_templates: int = 4
     accumulate: int = 1
-    text_decides: float = 0.4
+    synthetic_share: float = 0.25
+    repeats: int = 1
+    volume_share: float = 0.5
+    text_share: float = 0.2
+    text_decides: float = 0.7
     renamed: float = 0.6
-    seg_dropout: float = 0.15
     seg_distractor_probability: float = 0.25
     distractor_probability: float = 0.1
     learning_rate: float = 1e-3
@@ -158,11 +172,12 @@ class TrainingConfig:
     seg_map_weight: float = 0.5
     iou_weight: float = 0.5
     presence_weight: float = 0.2
-    zoom_range: tuple[float, float] = (0.5, 1.6)
-    focus_probability: float = 0.5
+    view_shares: tuple[float, float, float] = (0.45, 0.15, 0.4)
+    zoom_range: tuple[float, float] = (0.8, 2.6)
     variation: float = 1.0
-    turn_probability: float = 0.0
-    structure_shift: float = 0.0
+    free_pose: float = 0.3
+    structure_shift: float = 0.03
+    compile: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     checkpoint_minutes: float = 3.0
@@ -172,9 +187,13 @@ class TrainingConfig:
     validation_batches: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "groups", "accumulate", "log_every", "validate_every"):
+        for name in ("groups", "asked", "max_templates", "accumulate", "repeats", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if self.steps < 0 or self.minutes < 0 or not (self.steps or self.minutes):
+            raise ValueError(
+                f"steps: {self.steps}, minutes: {self.minutes}, expected one of them above 0"
+            )
         if self.images_per_group <= self.max_templates:
             raise ValueError(
                 f"images_per_group: {self.images_per_group}, expected more than max_templates, "
@@ -184,6 +203,8 @@ class TrainingConfig:
             raise ValueError(f"ema_decay: {self.ema_decay}, expected in [0, 1)")
         if not 0 < self.zoom_range[0] <= self.zoom_range[1]:
             raise ValueError(f"zoom_range: {self.zoom_range}, expected 0 < lower <= upper")
+        if min(self.view_shares) < 0 or abs(sum(self.view_shares) - 1) > 1e-6:
+            raise ValueError(f"view_shares: {self.view_shares}, expected a sum of 1")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

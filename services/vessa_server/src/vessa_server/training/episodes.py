@@ -1,39 +1,36 @@
-"""Episodes: small tasks in which each image is a query and a template for the others.
+"""Episodes: batches of small tasks in which images are queries, and templates for the others.
 
-The images of a group are encoded once and serve all its pairs ("packed" episodes). A batch
-depends on the seed and its number only, so that a resumed run sees the same data.
+Each image and asked structure is a pair; the templates of a pair are the same structure in other
+members of its group, so that images and annotations are encoded once ("packed" episodes). A batch
+depends on the seed and its number only, on every device: whole numbers are equal, and pixels are
+but for rounding (1e-4 of the range of intensities; labels at a border may fall to either side).
 
-Axes: N images of the step, P image-class pairs, H W space.
+Axes: G groups, M members, N = G*M images, Q asked structures, P = G*Q*M pairs, V label values,
+H W space.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+import copy
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from vessa_server.model import prompts
 from vessa_server.model.preprocess import PALETTE
-from vessa_server.training.augment import (
-    SpatialTransform,
-    apply_intensity,
-    apply_spatial,
-    focus_point,
-    shift_structures,
-)
+from vessa_server.training import scenes, views
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.corruption import corrupt
-from vessa_server.training.tasks import ClassText, TaskSource
+from vessa_server.training.draws import Draws
+from vessa_server.training.pack import Pack
+from vessa_server.training.planning import Plan, Planner
+from vessa_server.training.transfer import to_device
 
 STUDENT_STRIDE = 2
-WORDS = prompts.VOCABULARY.split()
-# Annotated pixels from which an image can be a template, and draws of a task with one.
-MIN_PIXELS, MAX_TRIES = 16, 20
+# Annotated pixels from which an image can be a template.
+MIN_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -42,185 +39,170 @@ class Episode:
 
     Attributes:
         image_N3HW: canvases in [0, 1].
-        labels_NHW: uint8 label maps; the values are places in the overlay's palette.
-        group_N: which task each image is of.
+        labels_NHW: label maps; the values are places in the overlay's palette.
         image_P, class_P: image and label value of each pair.
-        shown_PV: which label values the pair's template masks show. More than the asked one
-            where only the text says which structure is wanted.
-        candidates_PN: which images may be the pair's template: others of its group that
-            show the class.
+        shown_PV: which label values the pair's masks show as a template. More than the asked
+            one where only the text says which structure is wanted.
+        candidates_PM: which members of its group may be the pair's template: those of other
+            subjects that show the structure.
+        weight_P: 1, or 0 for a pair without any.
         student_P1HW: corrupted student probabilities at stride 2.
-        prompts, answers: text of each pair.
+        prompt_P, answer_P: rows of the run's texts, and of :data:`prompts.ANSWERS`.
+        templates, reads, retrieves: see :class:`Plan`.
     """
 
     image_N3HW: Tensor
     labels_NHW: Tensor
-    group_N: Tensor
     image_P: Tensor
     class_P: Tensor
     shown_PV: Tensor
-    candidates_PN: Tensor
+    candidates_PM: Tensor
+    weight_P: Tensor
     student_P1HW: Tensor
-    prompts: list[str]
-    answers: list[str]
-
-    def to(self, device: torch.device) -> Episode:
-        """The episode on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
-        }
-        return Episode(**moved)
+    prompt_P: Tensor
+    answer_P: Tensor
+    templates: int
+    reads: bool
+    retrieves: bool
 
     def masks(self) -> Tensor:
         """Ground truth of each pair, (P, 1, H, W) float."""
         return (self.labels_NHW[self.image_P] == self.class_P[:, None, None]).float()[:, None]
 
-    def shown_masks(self, image_P: Tensor) -> Tensor:
-        """What a template of image ``image_P`` shows to each pair, (P, 1, H, W) float."""
-        labels = self.labels_NHW[image_P].long().flatten(1)
-        shown = self.shown_PV.gather(1, labels).view(len(image_P), 1, *self.labels_NHW.shape[1:])
-        return shown.float()
-
-
-def _renamed(rng: np.random.Generator) -> ClassText:
-    """A text that says nothing: no name, or words that were drawn at random."""
-    if rng.uniform() < 0.4:
-        return ClassText(name="structure")
-    words = [str(word) for word in rng.choice(WORDS, size=int(rng.integers(1, 7)))]
-    return ClassText(name=" ".join(words[:2]), description=" ".join(words[2:]))
+    def shown_masks(self) -> Tensor:
+        """What each pair shows to others as their template, (P, 1, H, W) float."""
+        labels = self.labels_NHW[self.image_P]
+        shown = self.shown_PV.gather(1, labels.flatten(1)).view_as(labels)
+        return shown.float()[:, None]
 
 
 @dataclass(frozen=True)
-class _Pair:
-    image: int
-    value: int
-    shown: frozenset[int]
-    candidates: list[int]
-    text: ClassText
-    colour: str
+class _Held:
+    """What the device holds of a pack."""
+
+    planes_LHW: Tensor
+    labels_RHW: Tensor
+    plane_R3: Tensor
+    size_R2: Tensor
+
+    @staticmethod
+    def of(pack: Pack, device: torch.device) -> _Held:
+        return _Held(
+            pack.planes_LHW.to(device),
+            pack.labels_RHW.to(device),
+            torch.from_numpy(pack.plane_R3).to(device),
+            torch.from_numpy(pack.size_R2).to(device),
+        )
+
+    def slices(self, row_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images in [0, 1], (N, 3, H, W); label maps, (N, H, W); their sizes, (N, 2)."""
+        images = self.planes_LHW[self.plane_R3[row_N]].float() / 255.0
+        return images, self.labels_RHW[row_N], self.size_R2[row_N]
 
 
-@dataclass
-class _Draft:
-    images: list[Tensor] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    pairs: list[_Pair] = field(default_factory=list)
-
-
-class EpisodeDataset(Dataset[Episode]):
-    """Maps the number of a batch to its :class:`Episode`."""
+class EpisodeGenerator:
+    """Maps the number of a batch to its :class:`Episode`, made on ``device``."""
 
     def __init__(
-        self, sources: list[tuple[TaskSource, float]], config: TrainingConfig, canvas_size: int
+        self,
+        pack: Pack | None,
+        config: TrainingConfig,
+        canvas_size: int,
+        device: torch.device | None = None,
+        *,
+        held_out: bool = False,
     ) -> None:
-        self.sources = [source for source, _ in sources]
-        weights = np.array([weight for _, weight in sources])
-        self.probabilities = weights / weights.sum()
+        """Without a pack all tasks are made up; ``held_out`` takes held-out subjects only."""
+        self.device = device or torch.device("cpu")
         self.config = config
         self.canvas_size = canvas_size
+        self.planner = Planner(pack, config, held_out=held_out)
+        self.held = _Held.of(pack, self.device) if pack is not None else None
 
-    def __getitem__(self, batch: int) -> Episode:
-        rng = np.random.default_rng([self.config.seed, batch])
-        draft = _Draft()
-        for group in range(self.config.groups):
-            # A task whose structures all fell out of view has no pairs: take another one.
-            for _ in range(MAX_TRIES):
-                source = self.sources[int(rng.choice(len(self.sources), p=self.probabilities))]
-                if self._add_group(source, group, rng, draft):
-                    break
-        if not draft.pairs:
-            raise ValueError(f"batch {batch}: no source shows an annotated structure twice")
-        return self._assemble(draft, rng)
+    def with_config(self, config: TrainingConfig) -> EpisodeGenerator:
+        """The same with other batches; what the device holds is shared."""
+        other = copy.copy(self)
+        other.config = config
+        other.planner = copy.copy(self.planner)
+        other.planner.configure(config)
+        return other
 
-    def _add_group(
-        self, source: TaskSource, group: int, rng: np.random.Generator, draft: _Draft
-    ) -> bool:
-        config = self.config
-        items, texts = source.sample(rng, config.images_per_group)
-        shared = SpatialTransform.group(
-            rng,
-            mirror=source.mirror,
-            zoom_range=config.zoom_range,
-            focus=focus_point(items[0].labels, rng),
-        )
-        palette = rng.permutation(np.arange(1, len(PALETTE) + 1))[: len(texts)]
-        lookup = torch.from_numpy(np.concatenate([[0], palette]).astype(np.uint8))
-        images, labels = [], []
-        focused = rng.uniform() < config.focus_probability
-        for item in items:
-            own = shared.vary(
-                rng,
-                strength=config.variation,
-                turn=source.mirror and rng.uniform() < config.turn_probability,
-            )
-            if focused:
-                own = own.look_at(item.labels, rng)
-            image, label = apply_spatial(item, own, self.canvas_size, rng)
-            if config.structure_shift:
-                image = shift_structures(image, label, config.structure_shift, rng)
-            images.append(apply_intensity(image, rng))
-            labels.append(lookup[label.long()])
-        first = len(draft.images)
-        pairs = self._pairs(source, texts, palette, labels, first, rng)
-        if not pairs:
-            return False
-        draft.images += images
-        draft.labels += labels
-        draft.groups += [group] * len(images)
-        draft.pairs += pairs
-        return True
+    @torch.no_grad()
+    def __getitem__(self, number: int) -> Episode:
+        plan, draws = self._begun(number)
+        image, labels = self._pictures(plan, draws)
+        return _assemble(plan, image, labels, draws)
 
-    def _pairs(
-        self,
-        source: TaskSource,
-        texts: list[ClassText],
-        palette: npt.NDArray[np.int_],
-        labels: list[Tensor],
-        first: int,
-        rng: np.random.Generator,
-    ) -> list[_Pair]:
-        pairs = []
-        for index in rng.permutation(len(texts))[: self.config.max_classes]:
-            value = int(palette[index])
-            showing = [n for n, lab in enumerate(labels) if int((lab == value).sum()) >= MIN_PIXELS]
-            shown, colour, text = frozenset([value]), PALETTE[value - 1].name, texts[index]
-            if len(texts) > 1 and rng.uniform() < self.config.text_decides:
-                shown = frozenset(int(v) for v in palette)
-                if source.named and rng.uniform() < 0.5:
-                    colour = ""
-            if colour and rng.uniform() < self.config.renamed:
-                text = _renamed(rng)
-            for member in range(len(labels)):
-                others = [first + n for n in showing if n != member]
-                if others:
-                    pairs.append(_Pair(first + member, value, shown, others, text, colour))
-        most = self.config.pairs_per_group
-        return [pairs[i] for i in sorted(rng.permutation(len(pairs))[:most])]
+    @torch.no_grad()
+    def pictures(self, number: int) -> tuple[Tensor, Tensor]:
+        """The images of a batch in [0, 1], (N, 3, H, W), and labels in classes, (N, H, W)."""
+        return self._pictures(*self._begun(number))
 
-    def _assemble(self, draft: _Draft, rng: np.random.Generator) -> Episode:
-        pairs = draft.pairs
-        candidates = torch.zeros(len(pairs), len(draft.images), dtype=torch.bool)
-        shown = torch.zeros(len(pairs), len(PALETTE) + 1, dtype=torch.bool)
-        students, answers, texts = [], [], []
-        for row, pair in enumerate(pairs):
-            candidates[row, pair.candidates] = True
-            shown[row, list(pair.shown)] = True
-            labels = draft.labels[pair.image]
-            answers.append(prompts.answer((labels == pair.value).numpy()))
-            texts.append(prompts.prompt(pair.text.name, pair.text.description, pair.colour))
-            small = labels[::STUDENT_STRIDE, ::STUDENT_STRIDE]
-            students.append(corrupt(small == pair.value, (small > 0) & (small != pair.value), rng))
-        return Episode(
-            image_N3HW=torch.stack(draft.images),
-            labels_NHW=torch.stack(draft.labels),
-            group_N=torch.tensor(draft.groups),
-            image_P=torch.tensor([pair.image for pair in pairs]),
-            class_P=torch.tensor([pair.value for pair in pairs]),
-            shown_PV=shown,
-            candidates_PN=candidates,
-            student_P1HW=torch.stack(students)[:, None],
-            prompts=texts,
-            answers=answers,
-        )
+    def _begun(self, number: int) -> tuple[Plan, Draws]:
+        plan = to_device(self.planner.plan(number), self.device)
+        return plan, Draws(self.config.seed, number, self.device)
+
+    def _pictures(self, plan: Plan, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Canvases, and label maps with the classes of each source."""
+        parts = []
+        real = len(plan.rows_N)
+        if real:
+            assert self.held is not None
+            parts.append(self.held.slices(plan.rows_N))
+        if plan.scenes is not None:
+            raw, labels = scenes.render(plan.scenes, self.config.images_per_group, draws)
+            sizes = torch.full((len(raw), 2), scenes.SIDE, device=self.device)
+            parts.append((raw, labels, sizes))
+        images, maps, start = [], [], 0
+        for raw, labels, sizes in parts:
+            seen = views.rows(plan.views, start, start + len(raw))
+            frame = views.frames(seen, labels, sizes, self.canvas_size, draws)
+            image, label = views.sample(raw, labels, frame)
+            images.append(image)
+            maps.append(label)
+            start += len(raw)
+        image, label = torch.cat(images), torch.cat(maps)
+        if self.config.structure_shift:
+            change = plan.shift_NV.gather(1, label.flatten(1)).view_as(label)
+            image = image + F.avg_pool2d(change[:, None], 3, stride=1, padding=1)
+        return views.brighten(image, plan.views, draws), label
+
+
+def _assemble(plan: Plan, image: Tensor, labels: Tensor, draws: Draws) -> Episode:
+    groups, asked = plan.asked_GQ.shape
+    members = plan.key_GM.shape[1]
+    place_NV = plan.places_GV.repeat_interleave(members, dim=0)
+    placed = place_NV.gather(1, labels.flatten(1)).view_as(labels)
+    image_GQM = torch.arange(groups * members, device=image.device).view(groups, 1, members)
+    image_P = image_GQM.expand(-1, asked, -1).flatten()
+    place_GQ = plan.places_GV.gather(1, plan.asked_GQ)
+
+    def each(values_GQ: Tensor) -> Tensor:
+        return values_GQ.flatten().repeat_interleave(members)
+
+    class_P = each(place_GQ)
+    of_pair = placed[image_P]
+    mask = of_pair == class_P[:, None, None]
+    showing_GQM = (mask.flatten(1).sum(dim=1) >= MIN_PIXELS).view(groups, asked, 1, members)
+    other_GMM = plan.key_GM[:, :, None] != plan.key_GM[:, None, :]
+    candidates = (showing_GQM & other_GMM[:, None]).flatten(0, 2)
+    value_V = torch.arange(len(PALETTE) + 1, device=image.device)
+    shown = torch.where(each(plan.shown_all_GQ)[:, None], value_V > 0, value_V == class_P[:, None])
+    small = of_pair[:, ::STUDENT_STRIDE, ::STUDENT_STRIDE]
+    wanted = small == class_P[:, None, None]
+    student = corrupt(wanted.float(), ((small > 0) & ~wanted).float(), draws)
+    return Episode(
+        image_N3HW=image,
+        labels_NHW=placed,
+        image_P=image_P,
+        class_P=class_P,
+        shown_PV=shown,
+        candidates_PM=candidates,
+        weight_P=candidates.any(dim=1).float(),
+        student_P1HW=student[:, None],
+        prompt_P=each(plan.prompt_GQ),
+        answer_P=prompts.answer_row(mask),
+        templates=plan.templates,
+        reads=plan.reads,
+        retrieves=plan.retrieves,
+    )

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def averaged(values_P: Tensor, weight_P: Tensor) -> Tensor:
+    """Mean over the pairs that count; 0 where none does."""
+    return (values_P * weight_P).sum() / weight_P.sum().clamp(min=1)
+
+
 def soft_dice_loss(probability_P1HW: Tensor, target_P1HW: Tensor) -> Tensor:
     """1 - soft Dice of each pair, (P,); smoothed by one pixel, so empty targets are defined."""
     overlap = (probability_P1HW * target_P1HW).flatten(1).sum(dim=1)
@@ -14,10 +19,12 @@ def soft_dice_loss(probability_P1HW: Tensor, target_P1HW: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / (total + 1)
 
 
-def mask_loss(logits_P1HW: Tensor, target_P1HW: Tensor) -> Tensor:
-    """Binary cross-entropy plus Dice, averaged over pairs (VESSA, section 3.1)."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits_P1HW, target_P1HW)
-    return cross_entropy + soft_dice_loss(torch.sigmoid(logits_P1HW), target_P1HW).mean()
+def mask_loss(logits_P1HW: Tensor, target_P1HW: Tensor, weight_P: Tensor) -> Tensor:
+    """Binary cross-entropy plus Dice, averaged over the pairs that count (VESSA, section 3.1)."""
+    logits = logits_P1HW.float()
+    entropy = F.binary_cross_entropy_with_logits(logits, target_P1HW, reduction="none")
+    dice = soft_dice_loss(torch.sigmoid(logits), target_P1HW)
+    return averaged(entropy.flatten(1).mean(dim=1) + dice, weight_P)
 
 
 @torch.no_grad()

@@ -33,6 +33,9 @@ def joined() -> Iterator[Processes]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        # Parts that ask for "cuda" alone mean this one.
+        torch.cuda.set_device(device)
     if world == 1:
         yield Processes(device=device)
         return

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from vessa_client.console import progress_bar
+from vessa_server.training.schedule import Schedule
+
+# Of the bar, since a run may end by the clock: per mille.
+PARTS = 1000
 
 
 class Report:
     """Written by the first process of a run only."""
 
-    def __init__(self, out: Path, steps: int, step: int) -> None:
+    def __init__(self, out: Path, schedule: Schedule) -> None:
         self.writer = SummaryWriter(str(out / "tensorboard"))
         self.log_file = out / "log.jsonl"
         self.progress = progress_bar()
-        self.task = self.progress.add_task("Stage 1", total=steps, completed=step, note="")
-        self._recent: dict[str, list[float]] = {}
+        self.task = self.progress.add_task("Stage 1", total=PARTS, note="")
+        self.progress.update(self.task, completed=PARTS * schedule.progress)
+        self._recent: dict[str, list[Tensor]] = {}
+        self._seen: tuple[float, int] | None = None
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -36,19 +44,24 @@ class Report:
         self.progress.stop()
         self.writer.close()
 
-    def step(self, scalars: dict[str, float]) -> None:
-        """Note one update."""
+    def step(self, scalars: dict[str, Tensor]) -> None:
+        """Note one update; its numbers stay where they are."""
         for name, value in scalars.items():
             self._recent.setdefault(name, []).append(value)
-        self.progress.advance(self.task)
 
-    def flush(self, step: int, rate: float) -> None:
-        """Write the means since the last time."""
-        means = {name: sum(v) / len(v) for name, v in self._recent.items()}
+    def flush(self, schedule: Schedule, images: int) -> None:
+        """Write the means since the last time, and how many images a second there were."""
+        means = {name: torch.stack(values).mean() for name, values in self._recent.items()}
+        numbers = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         self._recent.clear()
-        self.write(step, {**means, "learning_rate": rate})
-        note = f"Dice {means['dice/one_shot']:.3f} loss {means['loss/total']:.3f}"
-        self.progress.update(self.task, note=note)
+        now = time.monotonic()
+        if self._seen is not None:
+            numbers["images_per_second"] = (images - self._seen[1]) / (now - self._seen[0])
+        self._seen = now, images
+        numbers |= {"learning_rate": schedule.rate, "images": images, "seconds": schedule.seconds}
+        self.write(schedule.step, numbers)
+        note = f"Dice {numbers['dice/one_shot']:.3f} loss {numbers['loss/total']:.3f}"
+        self.progress.update(self.task, completed=PARTS * schedule.progress, note=note)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values to TensorBoard and to ``log.jsonl``."""

@@ -11,46 +11,60 @@ import torch
 import yaml
 
 from vessa_client import files
+from vessa_client.console import progress_bar
 from vessa_server.model import checkpoint, prompts, tokenizer
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
-from vessa_server.training import lora
-from vessa_server.training.config import DataConfig, Stage1Config, to_dict
-from vessa_server.training.episodes import EpisodeDataset
+from vessa_server.training import lora, pack, sources
+from vessa_server.training.config import Stage1Config, to_dict
+from vessa_server.training.episodes import EpisodeGenerator
+from vessa_server.training.pack import Pack
 from vessa_server.training.processes import Processes
-from vessa_server.training.scenes import TEXTS
-from vessa_server.training.sources import FolderSource
-from vessa_server.training.synthetic import SyntheticSource
-from vessa_server.training.tasks import TaskSource
-from vessa_server.training.trainer import Stage1Trainer
+from vessa_server.training.trainer import Stage1Trainer, Start
 
-Weighted = list[tuple[TaskSource, float]]
+
+def make_pack(config: Stage1Config, data: Path) -> Pack | None:
+    """Read all sources in ``data`` at twice the side of the canvas; None without any.
+
+    Raises:
+        DataError: a source's folder is not in ``data``, or is not as described.
+    """
+    if not config.data.sources:
+        return None
+    read = []
+    with progress_bar() as progress:
+        task = progress.add_task("Reading", total=len(config.data.sources), note="")
+        for source in config.data.sources:
+            progress.update(task, note=source.folder)
+            read.append(sources.read(source, data))
+            progress.advance(task)
+    return pack.build(read, 2 * _architecture(config).image_size)
 
 
 def train(
     config: Stage1Config,
-    data: Path,
+    slices: Pack | None,
     out: Path,
     *,
     init: Path | None = None,
     processes: Processes | None = None,
 ) -> Stage1Trainer:
-    """Train on the real sources in ``data`` and on synthetic tasks.
+    """Train on annotated slices and on made-up tasks.
 
     Args:
         config: of the run.
-        data: folder of the data sets.
+        slices: of all sources; None for made-up tasks only.
         out: folder for weights, state, logs and a copy of the configuration.
-        init: folder of weights to begin with; what they lack is random.
+        init: folder of weights to begin with; what they lack is random. Batches go on where the
+            run that made them stopped.
         processes: those of the run; one without.
 
     Raises:
         CheckpointError: ``init`` is of another architecture.
         ConfigError: ``out`` holds a run of another configuration.
-        DataError: a source's folder is not in ``data``, or is not as described.
     """
-    trainer = build(config, data, out, init=init, processes=processes)
+    trainer = build(config, slices, out, init=init, processes=processes)
     if trainer.processes.first:
         out.mkdir(parents=True, exist_ok=True)
         files.write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -60,53 +74,50 @@ def train(
 
 def build(
     config: Stage1Config,
-    data: Path,
+    slices: Pack | None,
     out: Path,
     *,
     init: Path | None = None,
     processes: Processes | None = None,
 ) -> Stage1Trainer:
     """Everything that :func:`train` runs."""
+    processes = processes or Processes()
     torch.manual_seed(config.training.seed)
-    sources = _real(config.data, data, held_out=False)
-    held_out = _real(config.data, data, held_out=True)
-    if config.data.synthetic_weight:
-        sources.append((SyntheticSource(), config.data.synthetic_weight))
-    shape = preset(config.preset)
-    architecture = dataclasses.replace(shape, image_size=config.canvas or shape.image_size)
-    model = _model(architecture, sources, init)
+    architecture = _architecture(config)
+    model = _model(architecture, slices, init)
     handle = lora.inject(model, config.fine_tuning) if config.fine_tuning.lora_rank else None
-    size = architecture.image_size
+    size, device = architecture.image_size, processes.device
+    held_out = None
+    if slices is not None and slices.held_out_R.any():
+        held_out = EpisodeGenerator(slices, config.training, size, device, held_out=True)
     return Stage1Trainer(
         model,
-        EpisodeDataset(sources, config.training, size),
+        EpisodeGenerator(slices, config.training, size, device),
         out,
-        held_out=EpisodeDataset(held_out, config.training, size) if held_out else None,
+        held_out=held_out,
         processes=processes,
         encoder_rate=config.fine_tuning.encoder_rate,
         export=lambda trained: lora.merged(trained, handle) if handle else trained,
         identity=_identity(config),
+        start=Start.after(init),
     )
 
 
-def tokenizer_corpus(sources: list[TaskSource]) -> list[str]:
+def _architecture(config: Stage1Config) -> VessaConfig:
+    shape = preset(config.preset)
+    return dataclasses.replace(shape, image_size=config.canvas or shape.image_size)
+
+
+def tokenizer_corpus(slices: Pack | None) -> list[str]:
     """All texts that Stage 1 shows to the VLM."""
-    classes = [*TEXTS, *(t for s in sources if isinstance(s, FolderSource) for t in s.texts)]
-    return prompts.corpus([f"{c.name} {c.description}" for c in classes])
+    texts = [t for source in slices.sources for t in source.texts] if slices is not None else []
+    return prompts.corpus([f"{t.name} {t.description}" for t in texts])
 
 
-def _real(data: DataConfig, root: Path, *, held_out: bool) -> Weighted:
-    return [
-        (FolderSource(source, root, held_out=held_out), source.weight) for source in data.sources
-    ]
-
-
-def _model(architecture: VessaConfig, sources: Weighted, init: Path | None) -> Vessa:
+def _model(architecture: VessaConfig, slices: Pack | None, init: Path | None) -> Vessa:
     if init is not None and (init / checkpoint.TOKENIZER_FILE).is_file():
         return checkpoint.load(architecture, init, partly=True).requires_grad_(True)
-    words = tokenizer.build(
-        tokenizer_corpus([source for source, _ in sources]), architecture.vlm.vocab_size
-    )
+    words = tokenizer.build(tokenizer_corpus(slices), architecture.vlm.vocab_size)
     model = Vessa(architecture, words)
     if init is not None:
         file = init / checkpoint.WEIGHTS_FILE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -11,72 +13,93 @@ from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from vessa_client import AnyArray, UInt8Array, files
-from vessa_server.engine.lru import ByteLru
 from vessa_server.model.preprocess import HIGH_PERCENTILE, LOW_PERCENTILE
 from vessa_server.training import layouts
 from vessa_server.training.config import SourceConfig
 from vessa_server.training.layouts import DataError, Subject
-from vessa_server.training.tasks import ClassText, LabelledImage
+from vessa_server.training.pack import PackedSource
+from vessa_server.training.tasks import MAX_CLASSES, ClassText, PackedSlice
 
 HELD_OUT_EVERY = 10
+# With fewer subjects than this none can be spared.
+MIN_SUBJECTS_TO_HOLD_OUT = 3
 # Pixels that are this much longer than wide, or wider than long, are resampled to squares.
 ANISOTROPY = 1.1
 MAX_VOXELS = 2**31
+# Beyond both ends of the annotated part, as a share of it: there the right answer is empty.
+MARGIN = 0.15
 
 
-class FolderSource:
-    """An annotated data set on disk; subjects are read when needed and kept while they fit."""
+def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSlice]]:
+    """Read a data set.
 
-    named = True
+    Every tenth subject is held out; of fewer than ten the last one, if there are three.
 
-    def __init__(self, config: SourceConfig, root: Path, *, held_out: bool = False) -> None:
-        """List the subjects, less every tenth; ``held_out`` takes only those.
+    Raises:
+        DataError: the folder is missing, has no labelled images, or is not as described.
+    """
+    listing = layouts.find(config.layout, root / config.folder, config.channel)
+    texts = tuple(config.classes) or tuple(ClassText(name=n) for n in listing.names.values())
+    if not texts:
+        raise DataError(f"data: {root / config.folder}: classes are not named; set `classes`")
+    if len(texts) > MAX_CLASSES:
+        raise DataError(
+            f"data: {root / config.folder}: {len(texts)} classes, expected at most {MAX_CLASSES}"
+        )
+    values = list(listing.names) if listing.names else None
+    names = list(dict.fromkeys(_subject(s, config) for s in listing.subjects))
+    held_out = set(names[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+    if not held_out and len(names) >= MIN_SUBJECTS_TO_HOLD_OUT:
+        held_out = {names[-1]}
+    slices = []
+    for subject in listing.subjects:
+        name = _subject(subject, config)
+        arrays = _Arrays(subject, config, values)
+        slices += list(_slices(arrays, config, name, held_out=name in held_out))
+    source = PackedSource(
+        name=config.folder.split("/", maxsplit=1)[0],
+        texts=texts,
+        weight=config.weight,
+        mirror=config.mirror,
+    )
+    return source, slices
 
-        Raises:
-            DataError: the folder is missing, or has no labelled images.
-        """
-        self.config = config
-        self.name = config.folder
-        self.mirror = config.mirror
-        listing = layouts.find(config.layout, root / config.folder, config.channel)
-        self.texts = list(config.classes) or [
-            ClassText(name=name) for name in listing.names.values()
-        ]
-        if not self.texts:
-            raise DataError(f"data: {root / config.folder}: classes are not named; set `classes`")
-        # Label values of the classes, in order.
-        self._values = list(listing.names) if listing.names else None
-        chosen = [
-            subject
-            for index, subject in enumerate(listing.subjects)
-            if (index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
-        ]
-        self._subjects = chosen or list(listing.subjects[-1:])
-        self._held: ByteLru[_Arrays] = ByteLru(int(config.memory_gib * 2**30))
 
-    def sample(
-        self, rng: np.random.Generator, count: int
-    ) -> tuple[list[LabelledImage], list[ClassText]]:
-        """See :class:`TaskSource`. Slices of volumes lie at similar relative positions."""
-        subjects = rng.choice(len(self._subjects), size=count, replace=count > len(self._subjects))
-        axis = int(rng.choice(self.config.axes))
-        position = rng.uniform()
-        picked = []
-        for index in subjects:
-            arrays = self._read(self._subjects[int(index)])
-            if arrays.labels.ndim == 3:
-                relative = position + rng.normal(0.0, 0.08)
-                picked.append(_slice(arrays, axis, relative, rng))
-            else:
-                picked.append(LabelledImage(arrays.image, arrays.labels))
-        return picked, self.texts
+def _subject(subject: Subject, config: SourceConfig) -> str:
+    found = re.match(config.subject_pattern, subject.name)
+    if found is None:
+        raise DataError(
+            f"data: {config.folder}: subject_pattern {config.subject_pattern!r} does not match "
+            f"{subject.name!r}"
+        )
+    return found.group(found.re.groups and 1)
 
-    def _read(self, subject: Subject) -> _Arrays:
-        held = self._held.get(subject.name)
-        if held is None:
-            held = _Arrays(subject, self.config, self._values)
-            self._held.put(subject.name, held, held.image.nbytes + held.labels.nbytes)
-        return held
+
+def _slices(
+    arrays: _Arrays, config: SourceConfig, name: str, *, held_out: bool
+) -> Iterator[PackedSlice]:
+    if arrays.labels.ndim == 2:
+        yield PackedSlice(image=arrays.image, labels=arrays.labels, subject=name, held_out=held_out)
+        return
+    for axis in dict.fromkeys(config.axes):
+        other = tuple(a for a in range(3) if a != axis)
+        annotated = np.flatnonzero(arrays.labels.any(axis=other))
+        if not annotated.size:
+            continue
+        first, last = int(annotated[0]), int(annotated[-1])
+        margin = max(1, round(MARGIN * (last - first)))
+        lowest, highest = max(0, first - margin), min(arrays.labels.shape[axis] - 1, last + margin)
+        count = min(config.slices_per_volume, highest - lowest + 1)
+        for index in np.unique(np.linspace(lowest, highest, count).round().astype(int)):
+            image, labels = _slice(arrays, axis, int(index))
+            yield PackedSlice(
+                image=image,
+                labels=labels,
+                subject=name,
+                axis=axis,
+                position=(int(index) - first) / max(1, last - first),
+                held_out=held_out,
+            )
 
 
 class _Arrays:
@@ -132,26 +155,20 @@ def _to_indices(labels: AnyArray, config: SourceConfig, values: list[int] | None
     return out
 
 
-def _slice(arrays: _Arrays, axis: int, relative: float, rng: np.random.Generator) -> LabelledImage:
-    """A slice at ``relative`` of the annotated extent, sometimes just outside of it."""
-    labels = arrays.labels
+def _slice(arrays: _Arrays, axis: int, index: int) -> tuple[UInt8Array, UInt8Array]:
+    """Image and labels of one slice, with square pixels."""
     other = tuple(a for a in range(3) if a != axis)
-    annotated = np.flatnonzero(labels.any(axis=other))
-    first, last = (annotated[0], annotated[-1]) if annotated.size else (0, labels.shape[axis] - 1)
-    margin = 0.08 * (last - first) if rng.uniform() < 0.3 else 0.0
-    wanted = first - margin + relative * (last - first + 2 * margin)
-    index = int(np.clip(round(wanted), 0, labels.shape[axis] - 1))
     sides = [arrays.spacing[a] for a in other]
     finest = min(sides)
     shape = tuple(
-        round(labels.shape[a] * side / finest) for a, side in zip(other, sides, strict=True)
+        round(arrays.labels.shape[a] * side / finest) for a, side in zip(other, sides, strict=True)
     )
     image = np.take(arrays.image, index, axis=axis)
-    chosen = np.take(labels, index, axis=axis)
+    chosen = np.take(arrays.labels, index, axis=axis)
     if max(sides) > ANISOTROPY * finest:
         image = _resize(image, shape, Image.Resampling.BILINEAR)
         chosen = _resize(chosen, shape, Image.Resampling.NEAREST)
-    return LabelledImage(image, chosen)
+    return image, chosen
 
 
 def _resize(array: UInt8Array, shape: tuple[int, ...], resample: Image.Resampling) -> UInt8Array:

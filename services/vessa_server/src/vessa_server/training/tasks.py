@@ -1,16 +1,16 @@
-"""What a task source gives: images with labels, and the words for the labels."""
+"""What a data set gives: annotated slices, and the words for their labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated
 
 from vessa_client import UInt8Array
+
+# Structures of one task, at most: as many as the overlay has tints.
+MAX_CLASSES = 8
 
 
 @validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -21,27 +21,22 @@ class ClassText:
     description: str = ""
 
 
-@dataclass(frozen=True)
-class LabelledImage:
-    """Image (H, W) or (H, W, 3) and label map (H, W); labels are 1-based class indices."""
+@dataclass(frozen=True, kw_only=True)
+class PackedSlice:
+    """A slice of a volume, or a picture.
 
-    image: npt.NDArray[np.generic]
-    labels: UInt8Array
-
-
-class TaskSource(Protocol):
-    """Gives groups of images of one task, each from another subject where possible.
-
-    ``mirror`` says whether mirrored images are of the same kind, ``named`` whether the names
-    of the structures mean the same in every task, so that they can be learnt.
+    Attributes:
+        image: uint8, (H, W) or (H, W, 3).
+        labels: uint8, (H, W); values are 1-based classes.
+        subject: whom it is of.
+        axis: along which the volume was cut; -1 for a picture.
+        position: in the annotated part of the volume, 0 to 1; outside of it beyond that.
+        held_out: whether its subject is kept out of training.
     """
 
-    name: str
-    mirror: bool
-    named: bool
-
-    def sample(
-        self, rng: np.random.Generator, count: int
-    ) -> tuple[list[LabelledImage], list[ClassText]]:
-        """``count`` images of one task and the texts of classes 1, 2, ..."""
-        ...
+    image: UInt8Array
+    labels: UInt8Array
+    subject: str
+    axis: int = -1
+    position: float = 0.0
+    held_out: bool = False

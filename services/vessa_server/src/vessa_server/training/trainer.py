@@ -1,31 +1,47 @@
-"""Stage 1 training loop: resumable bit for bit, on one or several processes, with TensorBoard."""
+"""Stage 1 training loop: resumable bit for bit, on one or several processes, with TensorBoard.
+
+Between two lines of the log nothing waits for the device: losses are looked at there, and an
+update whose loss is not finite leaves the weights as they were.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
+from vessa_client.console import console
 from vessa_server.model import checkpoint
+from vessa_server.model.precision import autocast
 from vessa_server.model.vessa import Vessa
 from vessa_server.training.config import ConfigError, TrainingConfig
-from vessa_server.training.episodes import Episode, EpisodeDataset
+from vessa_server.training.episodes import Episode, EpisodeGenerator
 from vessa_server.training.objective import Objective, StepOutput, picture
 from vessa_server.training.processes import Processes
 from vessa_server.training.report import Report
+from vessa_server.training.schedule import Schedule
 
-STATE_FILE = "training_state.safetensors"
-VALIDATION_SEED = 1_000_000_007
+STATE_FILE, BAD_BATCH_FILE = "training_state.safetensors", "bad_batch.safetensors"
+VALIDATION_NUMBER = 1_000_000_007
+# Notes in the weights' file: how many batches were drawn and images seen, by all runs so far.
+BATCHES_NOTE, IMAGES_NOTE = "batches", "images"
+COMPILED = ("image_encoder", "memory_encoder", "memory_attention", "sam_mask_decoder", "refinement")
+
+Result = TypeVar("Result")
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss was not finite; the message names the batch and where it was saved."""
 
 
 class Export(Protocol):
@@ -34,6 +50,20 @@ class Export(Protocol):
     def __call__(self, model: Vessa) -> Vessa:
         """The model to store."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where the runs before this one stopped: batches drawn, and images seen."""
+
+    batches: int = 0
+    images: int = 0
+
+    @staticmethod
+    def after(folder: Path | None) -> Start:
+        """What the weights in ``folder`` say."""
+        notes = checkpoint.notes(folder) if folder is not None else {}
+        return Start(int(notes.get(BATCHES_NOTE, "0")), int(notes.get(IMAGES_NOTE, "0")))
 
 
 class Stage1Trainer:
@@ -45,23 +75,32 @@ class Stage1Trainer:
     def __init__(
         self,
         model: Vessa,
-        dataset: EpisodeDataset,
+        generator: EpisodeGenerator,
         out: Path,
         *,
-        held_out: EpisodeDataset | None = None,
+        held_out: EpisodeGenerator | None = None,
         processes: Processes | None = None,
         encoder_rate: float = 1.0,
         export: Export = lambda model: model,
         identity: str = "",
+        start: Start | None = None,
     ) -> None:
-        """``identity`` is what a stored state must have in common with this run to go on."""
+        """``identity`` is what a stored state must have in common with this run to go on.
+
+        Raises:
+            ConfigError: several processes, whose clocks differ, are to end by the clock.
+        """
         self.processes = processes or Processes()
         self.model = model.to(self.processes.device)
-        self.dataset = dataset
+        self.generator = generator
         self.held_out = held_out
-        self.config: TrainingConfig = dataset.config
+        self.config: TrainingConfig = generator.config
+        if self.config.minutes and self.processes.world > 1:
+            raise ConfigError("training.minutes: of one process only; set training.steps")
         self.out = out
-        self.step = 0
+        self.start = start or Start()
+        self.schedule = Schedule(self.config)
+        self.images = self.start.images
         self.export = export
         self.identity = identity
         for parameter in model.image_encoder.parameters():
@@ -70,61 +109,95 @@ class Stage1Trainer:
             _parameter_groups(model, self.config.weight_decay, encoder_rate), fused=True
         )
         self.average = {n: p.detach().clone() for n, p in self._trained()}
-        objective = Objective(self.model, self.config)
+        objective = Objective(self.model, self.config, generator.planner.texts.prompts())
+        objective.to(self.processes.device)
+        self.plain_objective = objective
         self.objective: nn.Module = objective
+        if self.config.compile:
+            for name in COMPILED:
+                model.get_submodule(name).compile()
         if self.processes.world > 1:
-            # Parts that a batch does not use (a bank without text pairs) have no gradient.
+            # Parts that a batch does not use (no text is read) have no gradient.
             self.objective = DistributedDataParallel(
                 objective, find_unused_parameters=True, broadcast_buffers=False
             )
+        # The first update, from 0, whose loss was not finite; -1 for none.
+        self._bad = torch.full((), -1, device=self.processes.device)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.schedule.step
 
     def run(self) -> None:
-        """Train up to ``config.steps``, resuming from ``out`` where a state is there."""
+        """Train to the end of the schedule, resuming from ``out`` where a state is there.
+
+        Raises:
+            NotFiniteError: a loss is not finite.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         if not self.resume():
             self._look_at_first_batch()
-        batches = iter(
-            DataLoader(
-                self.dataset,
-                batch_size=None,
-                sampler=self._batch_numbers(),
-                num_workers=1,
-                prefetch_factor=4,
-            )
-        )
-        last_saved = time.monotonic()
+        last_saved = last = time.monotonic()
         first = self.processes.first
-        with Report(self.out, self.config.steps, self.step) if first else nullcontext() as report:
-            while self.step < self.config.steps:
-                episodes = [next(batches) for _ in range(self.config.accumulate)]
-                output = self.train_step(episodes)
-                if report is None:
-                    continue
-                self._report(report, episodes[-1], output)
-                if time.monotonic() - last_saved > 60 * self.config.checkpoint_minutes:
+        with Report(self.out, self.schedule) if first else nullcontext() as report:
+            while not self.schedule.over:
+                output = self._fitting(self._next)
+                now = time.monotonic()
+                self.schedule.seconds += now - last
+                last = now
+                if report is not None:
+                    self._report(report, output)
+                if self.step % self.config.log_every == 0:
+                    self._check_finite()
+                if first and now - last_saved > 60 * self.config.checkpoint_minutes:
                     self.save()
                     last_saved = time.monotonic()
+        self._check_finite()
         if first:
             self.save()
 
-    def _report(self, report: Report, episode: Episode, output: StepOutput) -> None:
+    def _report(self, report: Report, output: StepOutput) -> None:
         step, config = self.step, self.config
         report.step(output.scalars)
         if step % config.log_every == 0:
-            report.flush(step, learning_rate(step, config))
+            report.flush(self.schedule, self.images)
         if step % config.image_every == 0:
-            report.picture(step, picture(episode, output))
+            report.picture(step, picture(self._episode(step - 1), output))
         if self.held_out is not None and step % config.validate_every == 0:
             report.write(step, self.validate())
+
+    def _episode(self, step: int) -> Episode:
+        """The last batch of update ``step`` in this process."""
+        return self.generator[self._numbers_of(step)[-1]]
+
+    def _fitting(self, work: Callable[[], Result]) -> Result:
+        """Do ``work``; with half of the batch from then on where memory is too small."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                groups = self.config.groups // 2
+                if groups < 1 or self.processes.world > 1:
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                console.print(f"Out of memory: going on with batches of {groups} tasks")
+                self.config = dataclasses.replace(self.config, groups=groups)
+                self.generator = self.generator.with_config(self.config)
+                self.schedule.config = self.config
+
+    def _next(self) -> StepOutput:
+        return self.train_step([self.generator[n] for n in self._numbers_of(self.step)])
 
     def train_step(self, episodes: list[Episode]) -> StepOutput:
         """One optimiser update from ``accumulate`` batches; returns the last one's output."""
         self.model.train()
-        rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
+            group["lr"] = self.schedule.rate * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         output: StepOutput | None = None
+        finite = torch.ones((), dtype=torch.bool, device=self.processes.device)
         for index, (number, episode) in enumerate(
             zip(self._numbers_of(self.step), episodes, strict=True)
         ):
@@ -132,24 +205,47 @@ class Stage1Trainer:
             last = index == len(episodes) - 1
             waits = not last and isinstance(self.objective, DistributedDataParallel)
             with self.objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with self._precision():
-                    output = self.objective(episode.to(self.processes.device))
+                with autocast(self.processes.device, self.config.precision):
+                    output = self.objective(episode)
                 assert output is not None
-                if not bool(torch.isfinite(output.total)):
-                    raise FloatingPointError(
-                        f"loss at step {self.step} is not finite: {output.scalars}"
-                    )
+                finite &= torch.isfinite(output.total.detach())
                 (output.total / len(episodes)).backward()
+            self.images += len(episode.image_N3HW) * self.processes.world
         assert output is not None
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        finite &= torch.isfinite(norm)
+        self._bad = torch.where((self._bad < 0) & ~finite, self.step, self._bad)
+        # The fused optimiser leaves everything as it is where this is not 0.
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.step += 1
-        # A short average at first, so that it is not held back by the random start.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                self.average[name].lerp_(parameter, 1 - decay)
+        self.schedule.step += 1
+        self._average()
         return output
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # A short average at first, so that it is not held back by the start.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        trained: list[Tensor] = [p for _, p in self._trained()]
+        torch._foreach_lerp_(list(self.average.values()), trained, 1 - decay)
+
+    def _check_finite(self) -> None:
+        """Stop where a loss was not finite, with its batch in a file."""
+        bad = int(self._bad)
+        if bad < 0:
+            return
+        episode = self._episode(bad)
+        tensors = {
+            f.name: value.contiguous().clone().cpu()
+            for f in dataclasses.fields(episode)
+            if isinstance(value := getattr(episode, f.name), Tensor)
+        }
+        file = self.out / BAD_BATCH_FILE
+        checkpoint.write_safetensors(file, tensors, {"step": str(bad)})
+        raise NotFiniteError(
+            f"loss of update {bad} is not finite; its batch is in {file}, the weights are those "
+            "before it. A lower learning_rate, or precision: fp32, may help"
+        )
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -157,17 +253,15 @@ class Stage1Trainer:
         assert self.held_out is not None
         current = self._swap_in(self.average)
         self.model.eval()
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
         for index in range(self.config.validation_batches):
-            torch.manual_seed(VALIDATION_SEED + index)
-            with self._precision():
-                output = Objective(self.model, self.config)(
-                    self.held_out[VALIDATION_SEED + index].to(self.processes.device)
-                )
+            torch.manual_seed(VALIDATION_NUMBER + index)
+            with autocast(self.processes.device, self.config.precision):
+                output = self.plain_objective(self.held_out[VALIDATION_NUMBER + index])
             for name, value in output.scalars.items():
                 found.setdefault(f"val/{name}", []).append(value)
         self._swap_in(current)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def save(self) -> None:
         """Write the training state and the averaged weights, atomically."""
@@ -178,12 +272,18 @@ class Stage1Trainer:
             for key, value in state.get(index, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
         tensors["step"] = torch.tensor(self.step)
+        tensors["seconds"] = torch.tensor(self.schedule.seconds, dtype=torch.float64)
+        tensors["images"] = torch.tensor(self.images)
         # Tied parameters share memory, which safetensors refuses: each gets its own copy.
         copies = {n: t.contiguous().clone() for n, t in tensors.items()}
         checkpoint.write_safetensors(self.out / STATE_FILE, copies, {"identity": self.identity})
         current = self._swap_in(self.average)
-        checkpoint.save(self.export(self.model), self.out)
+        checkpoint.save(self.export(self.model), self.out, notes=self._notes())
         self._swap_in(current)
+
+    def _notes(self) -> dict[str, str]:
+        drawn = self.start.batches + self.step * self.config.accumulate * self.processes.world
+        return {BATCHES_NOTE: str(drawn), IMAGES_NOTE: str(self.images)}
 
     def use_average(self) -> None:
         """Put the averaged weights into the model; training does not go on after that."""
@@ -206,7 +306,9 @@ class Stage1Trainer:
                 "or the configuration that it was begun with"
             )
         tensors = load_file(file, device=str(self.processes.device))
-        self.step = int(tensors["step"])
+        self.schedule.step = int(tensors["step"])
+        self.schedule.seconds = float(tensors["seconds"])
+        self.images = int(tensors["images"])
         self.model.load_state_dict(
             {n[len("model.") :]: t for n, t in tensors.items() if n.startswith("model.")}
         )
@@ -224,28 +326,23 @@ class Stage1Trainer:
         """Fail before hours of computing, not after: one forward, and its picture."""
         if not self.processes.first:
             return
-        episode = self.dataset[0].to(self.processes.device)
-        torch.manual_seed(self.config.seed)
-        with torch.no_grad(), self._precision():
-            output = Objective(self.model, self.config)(episode)
+
+        def look() -> tuple[Episode, StepOutput]:
+            episode = self._episode(0)
+            torch.manual_seed(self.config.seed)
+            with torch.no_grad(), autocast(self.processes.device, self.config.precision):
+                return episode, self.plain_objective(episode)
+
+        episode, output = self._fitting(look)
         save_image(picture(episode, output), self.out / "first_batch.png", nrow=1)
         if not bool(torch.isfinite(output.total)):
-            raise FloatingPointError(f"first batch: loss is not finite: {output.scalars}")
-
-    def _batch_numbers(self) -> list[int]:
-        return [n for step in range(self.step, self.config.steps) for n in self._numbers_of(step)]
+            raise NotFiniteError(f"first batch: loss is not finite: {output.scalars}")
 
     def _numbers_of(self, step: int) -> range:
         """Batches of this process in update ``step``: as if one process had them all."""
         accumulate, world = self.config.accumulate, self.processes.world
-        first = (step * world + self.processes.rank) * accumulate
+        first = self.start.batches + (step * world + self.processes.rank) * accumulate
         return range(first, first + accumulate)
-
-    def _precision(self) -> torch.autocast:
-        device, wanted = self.processes.device.type, self.config.precision
-        capable = device == "cuda" and torch.cuda.is_bf16_supported()
-        enabled = wanted == "bf16" or (wanted == "auto" and capable)
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=enabled)
 
     def _swap_in(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put ``values`` into the model; returns what was there."""
@@ -262,14 +359,6 @@ class Stage1Trainer:
         """Names of the optimiser's parameters, in its order."""
         names = {id(p): n for n, p in self.model.named_parameters()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
 def _parameter_groups(

@@ -1,0 +1,132 @@
+"""The shipped weights in bf16: nothing overflows where it did, and fp32 stays what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vessa_server.matching.template_matcher import MatchPrompts, TemplateMatcher
+from vessa_server.model import checkpoint
+from vessa_server.model.position_encoding import PositionEncoding, RandomFrequencies
+from vessa_server.model.preprocess import normalise, overlay, vlm_view
+from vessa_server.model.presets import preset
+from vessa_server.model.vessa import Conditioned, Decoded, Reasoned, Vessa
+
+WEIGHTS = Path(checkpoint.__file__).resolve().parents[3] / "weights" / "nano"
+
+
+@pytest.fixture(scope="module")
+def nano() -> Vessa:
+    return checkpoint.load(preset("nano"), WEIGHTS)
+
+
+def _all_steps(
+    model: Vessa, image: Tensor, mask: Tensor
+) -> tuple[MatchPrompts, Reasoned, Decoded, Tensor]:
+    """One image as its own template; the last is what the matching features are."""
+    config = model.config
+    image_P = torch.tensor([0])
+    features = model.encode_image(normalise(image, config), vlm_view(image, config.vlm.image_size))
+    templates = model.encode_template(features, mask)
+    seen = model.reasoner.see(overlay(image, mask[:, 0]))
+    ids, attention = model.reasoner.tokenize(["Segment the heart, the red area."])
+    prefix = model.reasoner.prefix(ids, attention, seen)
+    reasoned = model.reason(prefix, features, image_P, model.reasoner.answer_ids([" absent"]))
+    matched = model.match(features, image_P, templates)
+    conditioned = Conditioned(
+        top_PDHW=model.remember(features, image_P, templates),
+        prior_P1HW=matched.prior_P1HW,
+        points_PN2=matched.points_PN2,
+        labels_PN=matched.labels_PN,
+        seg_P1D=reasoned.seg_P1D,
+        seg_map_P1HW=reasoned.seg_map_P1HW,
+    )
+    student = torch.zeros(1, 1, 64, 64)
+    student[..., 20:40, 20:40] = 1
+    decoded = model.decode(features, image_P, conditioned, student, torch.tensor([True]))
+    return matched, reasoned, decoded, features.match_BDHW
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    return torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_certain_prior_has_finite_logits_and_gradients_in_bf16(
+    nano: Vessa, image: Tensor, whole: bool
+) -> None:
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., : 128 if whole else 64] = 1
+    nano.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        matched, reasoned, decoded, match = _all_steps(nano, image, mask)
+    prior = matched.prior_P1HW
+    assert float(prior.detach().bfloat16().max()) == 1.0, (
+        "the test needs a prior that bf16 rounds to 1"
+    )
+    for value in (prior, match, reasoned.seg_map_P1HW, reasoned.loss):
+        assert value.dtype == torch.float32
+    for value in (decoded.logits_P1HW, decoded.iou_P, decoded.presence_P):
+        assert value.dtype == torch.float32
+        assert bool(value.isfinite().all())
+    total = decoded.class_logits().square().mean() + decoded.iou_P.sum() + reasoned.loss
+    (total + torch.logit(prior, eps=1e-4).mean() + reasoned.seg_map_P1HW.mean()).backward()
+    gradients = [p.grad for p in nano.parameters() if p.grad is not None]
+    assert len(gradients) > 200
+    assert all(bool(g.isfinite().all()) for g in gradients)
+
+
+@torch.no_grad()
+def test_bf16_decides_nearly_as_fp32(nano: Vessa, image: Tensor) -> None:
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 30:90, 40:100] = 1
+    _, _, exact, _ = _all_steps(nano, image, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, _, rounded, _ = _all_steps(nano, image, mask)
+    differing = (exact.logits_P1HW > 0) != (rounded.logits_P1HW > 0)
+    assert float(differing.float().mean()) < 0.02
+    assert float(exact.iou_P) == pytest.approx(float(rounded.iou_P), abs=0.05)
+
+
+@torch.no_grad()
+def test_matching_is_the_same_under_autocast() -> None:
+    torch.manual_seed(0)
+    matcher = TemplateMatcher(temperature_init=0.02, num_positive_points=2, stride=8)
+    query, template = torch.randn(2, 16, 8, 8), torch.randn(2, 3, 16, 8, 8)
+    masks = (torch.rand(2, 3, 1, 8, 8) > 0.5).float()
+    described = (template.flatten(0, 1), masks.flatten(0, 1))
+
+    def results() -> list[Tensor]:
+        prior = matcher.propagate(query, template, masks)
+        embedding = matcher.describe(*described)
+        pairs = embedding.unflatten(0, (2, 3))
+        return [
+            prior,
+            matcher.prompts(prior).points_PN2,
+            embedding,
+            matcher.retrieval_scores(query, embedding),
+            matcher.retrieval_scores_of_pairs(query, pairs),
+        ]
+
+    exact = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(*both) for both in zip(exact, results(), strict=True))
+
+
+@torch.no_grad()
+def test_position_encodings_are_sam2s_and_the_same_under_autocast() -> None:
+    sine = PositionEncoding(8)
+    expected = super(PositionEncoding, sine).forward(torch.zeros(3, 1, 4, 5))
+    frequencies = RandomFrequencies(8)
+    coords = torch.rand(2, 3, 2)
+    exact = frequencies.forward_with_coords(coords, (1, 1))
+    for _ in range(2):
+        assert torch.equal(sine(torch.zeros(3, 1, 4, 5)), expected)
+    assert sine(torch.zeros(3, 1, 2, 2)).shape == (3, 8, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(frequencies.forward_with_coords(coords, (1, 1)), exact)
+        assert torch.equal(sine(torch.zeros(3, 1, 4, 5)), expected)
