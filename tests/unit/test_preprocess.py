@@ -51,7 +51,7 @@ def test_constant_images_are_defined() -> None:
 def test_the_overlay_tints_every_structure_in_its_own_colour() -> None:
     image = torch.full((1, 3, 4, 4), 0.5)
     labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    labels[0, 0, 0], labels[0, 3, 3], labels[0, 1, 1] = 1, 3, 7
+    labels[0, 0, 0], labels[0, 3, 3], labels[0, 1, 1] = 1, 3, 9
     tinted = preprocess.overlay(image, labels)
     assert (tinted != image).any(dim=1)[0].sum() == 3
     names = [preprocess.tint_of(value).name for value in (1, 3, 9)]

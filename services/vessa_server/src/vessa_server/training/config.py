@@ -118,6 +118,8 @@ class TrainingConfig:
         decay_share: last part of the run, by updates or by the clock, in which the learning rate
             falls to 0; before that it is constant. 0 leaves a run that another can go on from.
         synthetic_share: share of the tasks that are made up.
+        nested: share of these about a ring, its cavity, and a shape that leans on the ring: a
+            prior for hearts in short axis; 0 to learn without it.
         max_templates: templates of a pair, at most.
         repeats: looks at each picture of a task; above 1 they are templates of each other, for
             banks of few pictures.
@@ -153,7 +155,8 @@ class TrainingConfig:
     asked: int = 2
     max_templates: int = 4
     accumulate: int = 1
-    synthetic_share: float = 0.25
+    synthetic_share: float = 0.5
+    nested: float = 0.35
     repeats: int = 1
     volume_share: float = 0.5
     text_share: float = 0.2

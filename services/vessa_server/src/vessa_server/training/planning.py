@@ -151,7 +151,7 @@ class Planner:
         made_keys, heights = _made_up_members(rng, self.made_up, config)
         scene, classes = None, np.zeros(0, dtype=np.int64)
         if self.made_up:
-            scene, classes = scenes.draw(rng, made_keys, heights)
+            scene, classes = scenes.draw(rng, made_keys, heights, config.nested)
         asked_GQ = np.array(
             [g.asked for g in real] + [_ask(rng, np.arange(1, c + 1), asked) for c in classes]
         )

@@ -23,6 +23,7 @@ from vessa_server.training.tasks import MAX_CLASSES
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 SIDE = 128
 SHAPES = 12
 # Regions: territories of noise, a body's air, fat and tissue, threads, many pieces, shapes.
@@ -32,6 +33,8 @@ SHAPE = 11
 REGIONS = SHAPE + SHAPES
 FREE, INSIDE, BESIDE = 0, 1, 2
 RELATION_SHARE = (0.45, 0.25, 0.30)
+# Shapes of a nested group: ring, cavity, and what leans on the ring.
+NESTED = 3
 # Numbers of annotated structures, 1 to 8.
 ANNOTATED_SHARE = (0.28, 0.22, 0.16, 0.12, 0.08, 0.06, 0.04, 0.04)
 MAX_CELLS, MAX_TEXTURE_CELLS = 12, 40
@@ -47,6 +50,7 @@ class Scenes:
         has_body_N, body_N6: whether there is one; y, x, angle, two radii, and the share within
             the fat.
         cells_N: bumps of the territories; shared_N: whether a task's images share them.
+        nested_N: whether it is about a ring and what belongs to it.
         threads_N2, pieces_N2: bumps and share of the noise that becomes threads or pieces.
         mean_NV3, deviation_NV: intensities of the regions.
         texture_N, blur_N: cells of the texture; deviation of the blur, in pixels.
@@ -61,6 +65,7 @@ class Scenes:
     body_N6: Tensor
     cells_N: Tensor
     shared_N: Tensor
+    nested_N: Tensor
     threads_N2: Tensor
     pieces_N2: Tensor
     mean_NV3: Tensor
@@ -83,12 +88,13 @@ class _Layout:
 
 
 def draw(
-    rng: np.random.Generator, key_GM: IntArray, height_GM: FloatArray
+    rng: np.random.Generator, key_GM: IntArray, height_GM: FloatArray, nested: float = 0.0
 ) -> tuple[Scenes, IntArray]:
     """Draw the scenes of all groups.
 
     Args:
         rng: of the batch.
+        nested: share of the groups about a ring, its cavity, and a shape that leans on the ring.
         key_GM: whom each member is of.
         height_GM: where each slice lies in its subject, -1 to 1; 0 for pictures.
 
@@ -97,10 +103,12 @@ def draw(
     """
     groups, members = (int(n) for n in key_GM.shape)
     count_G = rng.integers(2, SHAPES + 1, groups)
-    textured_G = rng.uniform(size=groups) < 0.25
-    layout = _layout(rng, count_G)
+    nested_G = rng.uniform(size=groups) < nested
+    textured_G = (rng.uniform(size=groups) < 0.25) & ~nested_G
+    count_G = np.where(nested_G, np.maximum(count_G, NESTED), count_G)
+    layout = _layout(rng, count_G, nested_G)
     centre, angle, radii = _subjects(rng, layout, key_GM, height_GM)
-    lookup_GV, classes_G = _annotated(rng, count_G, textured_G)
+    lookup_GV, classes_G = _annotated(rng, count_G, textured_G, nested_G)
     means, deviations = _intensities(rng, layout, groups)
     spread_G = rng.uniform(0, 0.08, groups)
     mean = means[:, None] + spread_G[:, None, None, None] * rng.normal(
@@ -134,6 +142,7 @@ def draw(
         has_body_N=each(has_body_G) > 0,
         body_N6=_tensor(body),
         cells_N=each(rng.uniform(2, 7, groups)),
+        nested_N=each(nested_G) > 0,
         shared_N=each(rng.uniform(size=groups) < 0.5),
         threads_N2=torch.stack([each(rng.uniform(3, MAX_CELLS, groups)), each(threads_G)], 1),
         pieces_N2=torch.stack(
@@ -162,16 +171,20 @@ def _tensor(values_GMX: FloatArray) -> Tensor:
     return torch.from_numpy(flat.astype(np.float32))
 
 
-def _layout(rng: np.random.Generator, count_G: IntArray) -> _Layout:
+def _layout(rng: np.random.Generator, count_G: IntArray, nested_G: BoolArray) -> _Layout:
     groups = len(count_G)
     shape = (groups, SHAPES)
     mean = np.exp(rng.uniform(np.log(0.03), np.log(0.22), shape))
     relation = rng.choice(3, size=shape, p=RELATION_SHARE)
+    relation[nested_G, 1:NESTED] = INSIDE, BESIDE
+    mean[nested_G, 0] = rng.uniform(0.06, 0.24, int(nested_G.sum()))
+    mean[nested_G, 2] = mean[nested_G, 0] * rng.uniform(0.6, 1.3, int(nested_G.sum()))
     parent = np.full(shape, -1)
     centre = rng.uniform(-0.36, 0.36, (*shape, 2))
     rows = np.arange(groups)
     for s in range(1, SHAPES):
         chosen = rng.integers(0, s, groups)
+        chosen = np.where(nested_G & (s < NESTED), 0, chosen)
         related = relation[:, s] != FREE
         parent[:, s] = np.where(related, chosen, -1)
         outer, at = mean[rows, chosen], centre[rows, chosen]
@@ -242,7 +255,7 @@ def _subjects(
 
 
 def _annotated(
-    rng: np.random.Generator, count_G: IntArray, textured_G: npt.NDArray[np.bool_]
+    rng: np.random.Generator, count_G: IntArray, textured_G: BoolArray, nested_G: BoolArray
 ) -> tuple[IntArray, IntArray]:
     """Class of each region, and how many classes there are."""
     groups = len(count_G)
@@ -253,6 +266,8 @@ def _annotated(
         regions = SHAPE + rng.permutation(int(count_G[group]))
         if textured_G[group]:
             regions = np.concatenate([rng.permutation([THREADS, PIECES]), regions])
+        elif nested_G[group]:
+            regions = SHAPE + rng.permutation(NESTED)
         elif rng.uniform() < 0.08:
             regions = np.concatenate([rng.permutation(TERRITORIES)[:2], regions])
         chosen = regions[: int(wanted_G[group])]
@@ -325,6 +340,7 @@ def _regions(scenes: Scenes, members: int, draws: Draws) -> Tensor:
     level = scenes.pieces_N2[:, 1, None, None]
     regions = torch.where((pieces > level) & (level > 0), PIECES, regions)
     regions = torch.where(threads.abs() < scenes.threads_N2[:, 1, None, None], THREADS, regions)
+    nested = scenes.nested_N[:, None, None]
     for s in range(SHAPES):
         radii = scenes.radii_NS2[:, s]
         distance = _distance(
@@ -332,6 +348,10 @@ def _regions(scenes: Scenes, members: int, draws: Draws) -> Tensor:
         )
         within = (distance + wobble < 1) & (radii[:, 0, None, None] > 1e-3)
         within &= ~has_body | (outline < 1)
+        if s >= NESTED - 1:
+            # What a nested group is about lies before all else, the ring before its neighbour.
+            about = (regions >= SHAPE) & (regions < SHAPE + min(s, NESTED))
+            within &= ~(nested & about)
         regions = torch.where(within, SHAPE + s, regions)
     return regions
 

@@ -1,0 +1,205 @@
+"""What runs on a machine with a GPU: its checks, its measures, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_jobs import checks, leg, log, manifest, preflight, speed
+from gpu_jobs.clock import Clock, end_at
+from gpu_jobs.context import Context
+from gpu_jobs.errors import NO_GPU, NOT_FINITE, OUT_OF_TIME, TOO_SLOW, JobError
+from gpu_jobs.gpu import Sampler, parse
+from gpu_jobs.manifest import Manifest
+from gpu_jobs.outbox import Outbox
+from support import tiny_model
+from vessa_server.model import checkpoint
+from vessa_server.training.config import TrainingConfig
+from vessa_server.training.episodes import Episode, EpisodeGenerator
+from vessa_server.training.trainer import Stage1Trainer
+
+CPU = torch.device("cpu")
+RECIPE = "preset: nano\ncanvas: 64\ntraining: {steps: 9, images_per_group: 3, max_templates: 2}\n"
+
+
+def _manifest(**changes: Any) -> Manifest:
+    plain = Manifest(
+        job="stage1-leg", date="", commit="", seconds=540, hard_seconds=565, python="3.12",
+        weights="weights", weights_digest="0" * 64,
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def _context(folder: Path, **changes: Any) -> Context:
+    (folder / manifest.RECIPE).write_text(RECIPE)
+    clock = Clock(time.time(), time.time() + 60, time.time() + 90)
+    return Context(_manifest(**changes), folder, folder, folder / "run", clock, {}, CPU)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Stage1Trainer:
+    config = TrainingConfig(steps=99, groups=2, images_per_group=3, max_templates=2, text_share=0.5)
+    return Stage1Trainer(tiny_model(), EpisodeGenerator(None, config, 64), tmp_path)
+
+
+def test_without_a_gpu_a_job_ends_unless_it_is_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
+    with pytest.raises(JobError, match="no GPU") as raised:
+        preflight.describe()
+    assert raised.value.code == NO_GPU
+    monkeypatch.setenv("VESSA_REHEARSAL", "1")
+    assert preflight.describe()["device"] == "cpu"
+    with pytest.raises(JobError, match=r"torch>=99 \(here .*, no-such-thing \(here none\)"):
+        preflight.check(_manifest(requirements=("torch>=99", "numpy", "no-such-thing")))
+
+
+def test_the_gpu_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho '97, 4021, 333.50'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("gpu_jobs.gpu.SECONDS", 0.01)
+    with Sampler() as sampler:
+        deadline = time.monotonic() + 20
+        while sampler.busy() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert (sampler.busy(), sampler.power()) == (97.0, 333.5)
+    assert sampler.busy(since=time.time() + 60) is None
+    assert parse("[N/A], 4021, 1", 0.0) is None
+
+
+def test_what_comes_back_goes_together(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    out.mkdir()
+    result: dict[str, Any] = {"job": "x"}
+    box = Outbox(out, run, ("a", "b"), result)
+    (run / "a").write_text("1")
+    box.sync()
+    assert [f.name for f in sorted(out.iterdir())] == ["a", "result.json"]
+    (run / "a").write_text("22")
+    box.sync()
+    written = json.loads((out / "result.json").read_text())
+    assert written["files"] == {"a": manifest.sha256(out / "a")}
+
+
+def test_a_log_is_summed_up_and_thinned(tmp_path: Path) -> None:
+    lines = [
+        {"step": n, "loss/total": 2.0 - n / 100, "images": 6 * n, "seconds": 0.5 * n}
+        | ({"images_per_second": 12.0 if n > 2 else 1.0} if n > 1 else {})
+        for n in range(1, 101)
+    ]
+    file = tmp_path / "log.jsonl"
+    text = "".join(
+        json.dumps(line) + "\n" for line in [*lines, {"step": 100, "val/loss/total": 3.0}]
+    )
+    file.write_text(text + '{"step": 101, "loss/to')  # is being written
+    training, validation = log.read(file)
+    found = log.summary(training, validation)
+    assert (found["updates"], found["images"], found["images_per_second"]) == (100, 600, 12.0)
+    assert (found["first"]["loss/total"], found["last"]["loss/total"]) == (1.97, 1.02)
+    assert found["validation"] == {"val/loss/total": 3.0}
+    assert log.thinned(training, 10)[-1] == training[-1]
+    assert len(log.thinned(training, 10)) == 10
+    with pytest.raises(JobError, match="loss/total is inf after update 7") as raised:
+        log.check_finite([{"step": 7, "loss/total": float("inf")}])
+    assert raised.value.code == NOT_FINITE
+
+
+def test_updates_are_checked_and_timed(trainer: Stage1Trainer, tmp_path: Path) -> None:
+    context = _context(tmp_path)
+    found = checks.updates(context, trainer)
+    assert len(found["losses"]) == checks.STEPS
+    assert trainer.step == checks.STEPS
+    row = speed.measure(trainer, 1, speed.Limits(0.2, 5.0), Sampler())
+    assert (row["groups"], row["steady"], row["peak_memory_mib"]) == (1, True, None)
+    assert row["images_per_second"] > 0
+    assert trainer.generator.config.groups == 1
+    profiled = speed.kernels(trainer, 1)
+    assert profiled["kernels_per_update"] > 100
+    assert 0 < profiled["kernel_share"] < 1.5
+    checks.pictures(context, trainer, checks.save_to(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_episodes_of_two_devices_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = _context(tmp_path)
+    assert checks.episodes(context, None)["pixels"] == 0.0
+
+    def brighter(episode: Episode, device: torch.device) -> Episode:
+        return dataclasses.replace(episode, image_N3HW=episode.image_N3HW + 0.01)
+
+    monkeypatch.setattr(checks, "_moved", brighter)
+    with pytest.raises(JobError, match=r"episodes: pixels 0.01, expected <= 0.001"):
+        checks.episodes(context, None)
+
+
+def test_a_job_begins_with_the_weights_that_it_was_prepared_for(tmp_path: Path) -> None:
+    checkpoint.save(tiny_model(), tmp_path / "weights")
+    known = {"weights": str(tmp_path / "weights")}
+    digest = checkpoint.digest(tmp_path / "weights")
+    _context(tmp_path, weights_digest=digest, **known).check_weights()
+    with pytest.raises(JobError, match=f"has digest {digest[:12]}, expected 000000000000"):
+        _context(tmp_path, **known).check_weights()
+    (tmp_path / "weights" / "vlm_config.json").unlink()
+    with pytest.raises(JobError, match=r"No such file or directory: .*vlm_config.json"):
+        _context(tmp_path, **known).check_weights()
+
+
+def test_the_clock_counts_from_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VESSA_STARTED", str(int(time.time()) - 100))
+    monkeypatch.delenv("VESSA_SECONDS", raising=False)
+    clock = Clock.of(_manifest())
+    assert clock.left() == pytest.approx(440, abs=2)
+    assert clock.hard - clock.deadline == 25
+    monkeypatch.setenv("VESSA_SECONDS", "300")
+    assert Clock.of(_manifest()).left() == pytest.approx(200, abs=2)
+    assert Clock.of(_manifest()).gone() == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("rate", "busy", "reason"),
+    [
+        (299.0, 90.0, "299 images/s, expected at least 300"),
+        (900.0, 1.0, "busy 1.0 %"),
+        (900, 90, ""),
+    ],
+)
+def test_training_that_is_too_slow_is_ended_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, busy: float, reason: str
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("gpu_jobs.leg.os._exit", ended.append)
+    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
+    result: dict[str, Any] = {"images_per_second": rate, "gpu_busy_percent": busy}
+    box = Outbox(tmp_path, tmp_path, (), result)
+    watch = leg._Watch(_context(tmp_path, least_rate=300.0), box, Sampler())
+    watch.look()
+    assert not ended
+    watch.began -= 61
+    watch.look()
+    assert ended == ([TOO_SLOW] if reason else [])
+    assert reason in result.get("error", "")
+
+
+def test_a_job_is_ended_by_the_clock_unless_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("gpu_jobs.clock.os._exit", ended.append)
+    now = time.time()
+    end_at(Clock(now, now, now + 0.05), lambda: ended.append(0))
+    done = end_at(Clock(now, now, now + 0.05), lambda: ended.append(99))
+    done.set()
+    deadline = time.monotonic() + 20
+    while len(ended) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == [0, OUT_OF_TIME]
