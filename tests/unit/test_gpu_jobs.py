@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,27 @@ def test_updates_are_checked_and_timed(trainer: Stage1Trainer, tmp_path: Path) -
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
+def test_waits_for_the_device_are_named(
+    trainer: Stage1Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, waiting = ["default"], [False]
+
+    def step(_: Stage1Trainer) -> None:
+        if waiting[0] and modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if waiting[0]:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(checks, "step", step)
+    assert checks.waits(_context(tmp_path), trainer)["waits"] == 0
+    waiting[0] = True
+    named = rf"{checks.STEPS} waits in {checks.STEPS} updates: test_gpu_jobs.py:\d+"
+    with pytest.raises(JobError, match=named):
+        checks.waits(_context(tmp_path), trainer)
+    assert modes[-1] == "default"
+
+
 def test_episodes_of_two_devices_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +162,7 @@ def test_episodes_of_two_devices_are_compared(
         return dataclasses.replace(episode, image_N3HW=episode.image_N3HW + 0.01)
 
     monkeypatch.setattr(checks, "_moved", brighter)
-    with pytest.raises(JobError, match=r"episodes: pixels 0.01, expected <= 0.001"):
+    with pytest.raises(JobError, match=r"episodes: pixels 1, expected <= 0.0001"):
         checks.episodes(context, None)
 
 

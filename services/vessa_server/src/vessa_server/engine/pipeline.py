@@ -28,9 +28,6 @@ EXPLANATION_TOKENS = 24
 TURN_MARGIN = 0.08
 # Overlap of windows from which a student's is the same as VESSA's own.
 SAME_WINDOW = 0.5
-# Of the map of <SEG> where a request has no text of its own: a template has a mask for each
-# structure, so that their names say nothing new. Chosen on ACDC's validation patients.
-MAP_SHARE_WITHOUT_TEXT = 0.25
 
 
 @dataclass(frozen=True)
@@ -209,7 +206,7 @@ class Pipeline:
         return elsewhere
 
     def _whole_views(self, works: list[Work]) -> list[View]:
-        held = [self.features.get(("image", work.image.sha256)) for work in works]
+        held = [self.features.get(work.image_key()) for work in works]
         missing = [w for w, view in zip(works, held, strict=True) if not isinstance(view, View)]
         size = self.model.config.image_size
         computed = iter(
@@ -220,11 +217,15 @@ class Pipeline:
         views = []
         for work, found in zip(works, held, strict=True):
             view = found if isinstance(found, View) else next(computed)
-            self.features.put(("image", work.image.sha256), view, view.nbytes)
+            self.features.put(work.image_key(), view, view.nbytes)
             views.append(view)
         return views
 
-    def _encode(self, works: list[Work], canvases: list[Canvas]) -> list[View]:
+    def _encode(
+        self, works: list[Work], canvases: list[Canvas], *, read: bool = False
+    ) -> list[View]:
+        """Encode images on canvases; the VLM sees those of requests with a text, or ``read``."""
+        read = read or any(work.plan.text for work in works)
         with StageClock.shared([work.clock for work in works], "encode_image"):
             # Turned views are of one image, which is scaled once.
             pixels = {work.image.sha256: work.image.pixels for work in works}
@@ -235,7 +236,7 @@ class Pipeline:
                     for work, canvas in zip(works, canvases, strict=True)
                 ]
             )
-            view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
+            view = preprocess.vlm_view(unit, self.model.config.vlm.image_size) if read else None
             features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
         return [
             View(canvas, features.select(torch.tensor([index])))
@@ -258,22 +259,27 @@ class Pipeline:
                 ]
             )
             read = tuple(infos[0] for infos in chosen)
-            prefix = self._prompts(work, read, focus_on)
+            prefix = self._prompts(work, read, focus_on) if work.plan.text else None
         work.templates_cached &= self.templates.computed == computed
         with work.clock.stage("match"):
             matched = self.model.match(view.features, image_P, templates)
         with work.clock.stage("remember"):
             top = self.model.remember(view.features, image_P, templates)
         with work.clock.stage("reason"):
-            reasoned = self.model.reason(prefix, view.features, image_P)
-            share = 1.0 if work.plan.text else MAP_SHARE_WITHOUT_TEXT
+            # A template has a mask for each structure: without a text of the request the VLM
+            # has nothing to add, and costs nothing.
+            reasoned = (
+                self.model.reason(prefix, view.features, image_P)
+                if prefix is not None
+                else self.model.unreasoned(view.features, count)
+            )
         conditioned = Conditioned(
             top_PDHW=top,
             prior_P1HW=matched.prior_P1HW,
             points_PN2=matched.points_PN2,
             labels_PN=matched.labels_PN,
             seg_P1D=reasoned.seg_P1D,
-            seg_map_P1HW=share * reasoned.seg_map_P1HW,
+            seg_map_P1HW=reasoned.seg_map_P1HW,
         )
         names = tuple(c.name for c in work.plan.classes)
         shown = {info.template_id: info for infos in chosen for info in infos}
@@ -328,12 +334,15 @@ class Pipeline:
             view = work.prepared.view
             prefix = self._prompts(work, work.prepared.read, work.focus_on(view))
             image_P = torch.zeros(len(work.plan.classes), dtype=torch.long)
-            target = view.features.visual_tokens().select(image_P)
+            features = view.features
+            if not features.seen:
+                features = self._encode([work], [view.canvas], read=True)[0].features
+            target = features.visual_tokens().select(image_P)
             work.explanations = self.model.reasoner.explain(prefix, target, EXPLANATION_TOKENS)
 
     def _decode(self, works: list[Work]) -> None:
         prepared = [work.prepared for work in works if work.prepared is not None]
-        features = ImageFeatures.concatenate([p.view.features for p in prepared])
+        features = ImageFeatures.concatenate([p.view.features.unseen() for p in prepared])
         conditioned = Conditioned.concatenate([p.conditioned for p in prepared])
         counts = [len(work.plan.classes) for work in works]
         image_P = torch.arange(len(works)).repeat_interleave(torch.tensor(counts))

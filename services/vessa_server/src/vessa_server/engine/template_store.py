@@ -160,8 +160,8 @@ class TemplateStore:
         if held is not None:
             return held
         unit = self._unit(template, focus_on)
-        view = preprocess.vlm_view(unit, self.model.config.vlm.image_size)
-        features = self.model.encode_image(preprocess.normalise(unit, self.model.config), view)
+        # The VLM reads the overlay, see below; the template itself it need not see.
+        features = self.model.encode_image(preprocess.normalise(unit, self.model.config), None)
         self._images.put(key, features, features.nbytes)
         return features
 

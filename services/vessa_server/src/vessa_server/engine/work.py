@@ -111,6 +111,10 @@ class Work:
         """All that steps 1 to 4 depend on."""
         return self.image.sha256, *self.volume_key()
 
+    def image_key(self) -> tuple[Hashable, ...]:
+        """All that the features of the whole image depend on."""
+        return "image", self.image.sha256, bool(self.plan.text)
+
     def volume_key(self) -> tuple[Hashable, ...]:
         """The same, without the image."""
         return tuple(image.sha256 for image in self.volume), self.plan.key()

@@ -6,7 +6,7 @@ channels. A pair is one class asked of one image; ``image_P`` says which image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,19 @@ class ImageFeatures(TensorRecord):
     match_BDHW: Tensor
     vlm_tokens_BTD: Tensor
     vlm_deepstack_BLTD: Tensor
+
+    @property
+    def seen(self) -> bool:
+        """Whether the VLM has seen the images."""
+        return self.vlm_tokens_BTD.shape[1] > 0
+
+    def unseen(self) -> ImageFeatures:
+        """All but the VLM's view, which decoding has no use for."""
+        return replace(
+            self,
+            vlm_tokens_BTD=self.vlm_tokens_BTD[:, :0],
+            vlm_deepstack_BLTD=self.vlm_deepstack_BLTD[:, :, :0],
+        )
 
     def visual_tokens(self) -> VisualTokens:
         """The VLM's view of the images."""
@@ -208,6 +221,15 @@ class Vessa(nn.Module):
             self.seg_projector(reading.seg_PD),
             self.seg_map(reading.seg_PD, reading.target_PTD, match_PDHW),
             reading.loss,
+        )
+
+    def unreasoned(self, features: ImageFeatures, pairs: int) -> Reasoned:
+        """What step 3 gives where nobody asks the VLM: no embedding, and an even map."""
+        match = features.match_BDHW
+        return Reasoned(
+            match.new_zeros(pairs, 1, self.config.d_model),
+            match.new_zeros(pairs, 1, *match.shape[-2:]),
+            match.new_zeros(()),
         )
 
     def decode(

@@ -115,11 +115,9 @@ class Objective(nn.Module):
 
     def _reason(self, episode: Episode, features: ImageFeatures, first_P: Tensor) -> Reasoned:
         """Step 3: the VLM reads the overlay of the best template. Zeros where it is not asked."""
-        model, match = self.model, features.match_BDHW
-        pairs = len(episode.image_P)
+        model = self.model
         if not episode.reads:
-            seg = match.new_zeros(pairs, 1, model.config.d_model)
-            return Reasoned(seg, match.new_zeros(pairs, 1, *match.shape[-2:]), match.new_zeros(()))
+            return model.unreasoned(features, len(episode.image_P))
         tinted = overlay(episode.image_N3HW, episode.labels_NHW)
         seen = model.reasoner.see(vlm_view(tinted, model.config.vlm.image_size))
         prefix = model.reasoner.prefix(
