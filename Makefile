@@ -56,4 +56,4 @@ redis:
 		else sudo apt-get update -qq && sudo apt-get install -y -qq redis-server >/dev/null; fi; }
 
 clean: ## Remove the environment and all outputs
-	rm -rf $(VENV) outputs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) outputs gpu/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -178,6 +178,20 @@ def test_a_job_begins_with_the_weights_that_it_was_prepared_for(tmp_path: Path) 
         _context(tmp_path, **known).check_weights()
 
 
+def test_settings_of_the_command_line_win_and_the_rate_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = _context(tmp_path, settings={"groups": 64, "learning_rate": 2e-3})
+    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
+    assert context.config().training.groups == 64
+    monkeypatch.setenv("VESSA_SET", "groups=8 compile=true")
+    training = context.config().training
+    assert (training.groups, training.compile) == (8, True)
+    assert training.learning_rate == pytest.approx(1e-3 * 2**0.5, rel=1e-2)
+    monkeypatch.setenv("VESSA_SET", "groups=8 learning_rate=0.5")
+    assert context.config().training.learning_rate == 0.5
+
+
 def test_the_clock_counts_from_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VESSA_STARTED", str(int(time.time()) - 100))
     monkeypatch.delenv("VESSA_SECONDS", raising=False)

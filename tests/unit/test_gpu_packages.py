@@ -16,8 +16,9 @@ from packaging.specifiers import SpecifierSet
 from gpu_jobs import install, leg, manifest
 from gpu_jobs.errors import JobError
 from gpu_jobs.manifest import Manifest, Wheel
+from gpu_jobs.overrides import RATE_CAP, parsed, scaled_rate
+from gpu_queue import environment, needs, settings, table, travel, wheels
 from gpu_queue import machine as machines
-from gpu_queue import needs, settings, table, travel, wheels
 from gpu_queue.errors import QueueError
 from gpu_queue.jobs import JOBS
 from support import ROOT
@@ -76,13 +77,13 @@ def test_settings_come_from_the_last_smoke_job_and_changes_win(tmp_path: Path) -
     assert found["groups"] == 32
     assert found["decay_share"] == 0.0
     assert found["learning_rate"] == pytest.approx(6e-4 * 8**0.5, rel=1e-2)
-    changed = settings.plan(job, recipe, tmp_path, settings.parsed(["groups=8", "precision=fp32"]))
+    changed = settings.plan(job, recipe, tmp_path, parsed(["groups=8", "precision=fp32"]))
     assert (changed["groups"], changed["precision"]) == (8, "fp32")
-    assert settings.scaled_rate(6e-4, 256) == settings.RATE_CAP
+    assert scaled_rate(6e-4, 256) == RATE_CAP
     with pytest.raises(QueueError, match="groupz"):
         settings.plan(job, recipe, tmp_path, {"groupz": 8})
-    with pytest.raises(QueueError, match="KEY=VALUE"):
-        settings.parsed(["groups"])
+    with pytest.raises(JobError, match="KEY=VALUE"):
+        parsed(["groups"])
 
 
 def test_missing_and_old_packages_are_carried_with_what_they_require() -> None:
@@ -98,6 +99,18 @@ def test_missing_and_old_packages_are_carried_with_what_they_require() -> None:
     assert not {"torch", "numpy", "iopath"} & found.carried  # iopath was not loaded
     assert {"rich", "tqdm", "pyyaml"} <= found.spare
     assert found.requirements["antlr4-python3-runtime"] == SpecifierSet("==4.9.*")
+
+
+def test_the_stand_in_has_what_the_machine_has_and_nothing_else() -> None:
+    machine = machines.read(ROOT / "gpu" / "machine.toml")
+    carried = (
+        Wheel("pydantic-2-py3-none-any.tar.xz", "pydantic>=2"),
+        Wheel("pydantic_core-2-cp39-cp39-linux.tar.xz", "pydantic-core==2"),
+    )
+    installed = {"torch", "typer", "pydantic", "pydantic-core", "monai", "structlog", "rich"}
+    found = environment.there(_manifest(wheels=carried), machine, frozenset(installed))
+    # What is carried is unpacked, but for what this Python cannot import.
+    assert found == {"torch", "typer", "rich", "pydantic-core"}
 
 
 def test_a_wheel_is_packed_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

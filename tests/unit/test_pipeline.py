@@ -15,6 +15,7 @@ from support import engine_of, picture
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_server.engine import EngineSettings
 from vessa_server.engine.work import MORE_OWN_MARGIN
+from vessa_server.model.reasoner import VisualTokens
 from vessa_server.model.vessa import Decoded, Reasoned, Vessa
 
 IMAGE, LABELS = picture(0)
@@ -201,13 +202,20 @@ class _Pointing(Vessa):
         return Decoded(logits, found.iou_P, torch.ones_like(found.presence_P))
 
 
-def test_the_vlm_is_asked_only_where_a_request_has_a_text(tmp_path: Path) -> None:
+def test_the_vlm_is_asked_only_where_a_request_has_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without one it neither changes the answer nor takes time; its words are there if asked."""
     engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
     engine.model.__class__ = _Pointing
     seen: list[int] = []
     see = engine.model.reasoner.see
-    engine.model.reasoner.see = lambda images: seen.append(len(images)) or see(images)
+
+    def watched(images: torch.Tensor) -> VisualTokens:
+        seen.append(len(images))
+        return see(images)
+
+    monkeypatch.setattr(engine.model.reasoner, "see", watched)
     request = dataclasses.replace(REQUEST, class_names=("disc",))
     sure = []
     for text in ("", "the left one", ""):

@@ -124,8 +124,7 @@ class Planner:
             ValueError: there is nothing to draw from.
         """
         self.texts = Texts(pack, config.seed)
-        needed = 1 if config.repeats > 1 else 2
-        self.tasks = _tasks(pack, held_out, needed) if pack is not None else []
+        self.tasks = tasks(pack, config, held_out=held_out) if pack is not None else []
         self.share = 0.0 if held_out else config.synthetic_share if pack is not None else 1.0
         self.configure(config)
         if not self.tasks and self.made_up < config.groups:
@@ -238,7 +237,7 @@ def _ask(rng: np.random.Generator, classes: IntArray, count: int) -> IntArray:
 
 
 @dataclass
-class _Task:
+class Task:
     """One structure of a source: what is drawn first, so that rare ones are seen as often."""
 
     pack: Pack
@@ -333,8 +332,9 @@ class _Task:
         return int(of[np.abs(self.pack.position_R[of] - height).argmin()])
 
 
-def _tasks(pack: Pack, held_out: bool, needed: int) -> list[_Task]:
-    """Every class of every source that at least ``needed`` slices show."""
+def tasks(pack: Pack, config: TrainingConfig, *, held_out: bool) -> list[Task]:
+    """Every class of every source that enough slices show, of held-out subjects or the others."""
+    needed = 1 if config.repeats > 1 else 2
     present = pack.present()
     found = []
     first = np.cumsum([0, *(len(s.texts) for s in pack.sources)])
@@ -343,7 +343,7 @@ def _tasks(pack: Pack, held_out: bool, needed: int) -> list[_Task]:
         shown = present[rows]
         classes = [c for c in range(1, MAX_CLASSES + 1) if shown[:, c].sum() >= needed]
         found += [
-            _Task(
+            Task(
                 pack, int(first[number]), source.mirror, source.weight / len(classes), rows,
                 shown, c,
             )

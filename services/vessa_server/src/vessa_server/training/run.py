@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ from vessa_server.model import checkpoint, prompts, tokenizer
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
-from vessa_server.training import lora, pack, sources
+from vessa_server.training import pack, planning, sources
 from vessa_server.training.config import Stage1Config, to_dict
 from vessa_server.training.episodes import EpisodeGenerator
 from vessa_server.training.pack import Pack
 from vessa_server.training.processes import Processes
-from vessa_server.training.trainer import Stage1Trainer, Start
+from vessa_server.training.trainer import Export, Stage1Trainer, Start, as_it_is
 
 
 def make_pack(config: Stage1Config, data: Path) -> Pack | None:
@@ -85,10 +86,15 @@ def build(
     torch.manual_seed(config.training.seed)
     architecture = _architecture(config)
     model = _model(architecture, slices, init)
-    handle = lora.inject(model, config.fine_tuning) if config.fine_tuning.lora_rank else None
+    export: Export = as_it_is
+    if config.fine_tuning.lora_rank:
+        # Adapters need peft, which training without them does not.
+        from vessa_server.training import lora
+
+        export = partial(lora.merged, handle=lora.inject(model, config.fine_tuning))
     size, device = architecture.image_size, processes.device
     held_out = None
-    if slices is not None and slices.held_out_R.any():
+    if slices is not None and planning.tasks(slices, config.training, held_out=True):
         held_out = EpisodeGenerator(slices, config.training, size, device, held_out=True)
     return Stage1Trainer(
         model,
@@ -97,7 +103,7 @@ def build(
         held_out=held_out,
         processes=processes,
         encoder_rate=config.fine_tuning.encoder_rate,
-        export=lambda trained: lora.merged(trained, handle) if handle else trained,
+        export=export,
         identity=_identity(config),
         start=Start.after(init),
     )
@@ -126,8 +132,8 @@ def _model(architecture: VessaConfig, slices: Pack | None, init: Path | None) ->
 
 
 def _identity(config: Stage1Config) -> str:
-    """Digest of all that a resumed run must share with its beginning."""
+    """Digest of all that a resumed run must share with its beginning; its time may change."""
     plain = to_dict(config)
-    for name in ("checkpoint_minutes", "log_every", "image_every", "validate_every"):
+    for name in ("minutes", "checkpoint_minutes", "log_every", "image_every", "validate_every"):
         del plain["training"][name]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

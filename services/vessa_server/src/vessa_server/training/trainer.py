@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -52,6 +52,11 @@ class Export(Protocol):
         ...
 
 
+def as_it_is(model: Vessa) -> Vessa:
+    """The trained model is the one to store."""
+    return model
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
     """Where the runs before this one stopped: batches drawn, and images seen."""
@@ -81,7 +86,7 @@ class Stage1Trainer:
         held_out: EpisodeGenerator | None = None,
         processes: Processes | None = None,
         encoder_rate: float = 1.0,
-        export: Export = lambda model: model,
+        export: Export = as_it_is,
         identity: str = "",
         start: Start | None = None,
     ) -> None:
@@ -115,7 +120,8 @@ class Stage1Trainer:
         self.objective: nn.Module = objective
         if self.config.compile:
             for name in COMPILED:
-                model.get_submodule(name).compile()
+                # The number of templates changes what memory attention sees.
+                model.get_submodule(name).compile(dynamic=name == "memory_attention")
         if self.processes.world > 1:
             # Parts that a batch does not use (no text is read) have no gradient.
             self.objective = DistributedDataParallel(
@@ -136,9 +142,9 @@ class Stage1Trainer:
             NotFiniteError: a loss is not finite.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        last_saved = last = time.monotonic()
         if not self.resume():
             self._look_at_first_batch()
-        last_saved = last = time.monotonic()
         first = self.processes.first
         with Report(self.out, self.schedule) if first else nullcontext() as report:
             while not self.schedule.over:
@@ -205,7 +211,7 @@ class Stage1Trainer:
             last = index == len(episodes) - 1
             waits = not last and isinstance(self.objective, DistributedDataParallel)
             with self.objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with autocast(self.processes.device, self.config.precision):
+                with self._precision():
                     output = self.objective(episode)
                 assert output is not None
                 finite &= torch.isfinite(output.total.detach())
@@ -256,7 +262,7 @@ class Stage1Trainer:
         found: dict[str, list[Tensor]] = {}
         for index in range(self.config.validation_batches):
             torch.manual_seed(VALIDATION_NUMBER + index)
-            with autocast(self.processes.device, self.config.precision):
+            with self._eager(), self._precision():
                 output = self.plain_objective(self.held_out[VALIDATION_NUMBER + index])
             for name, value in output.scalars.items():
                 found.setdefault(f"val/{name}", []).append(value)
@@ -330,13 +336,22 @@ class Stage1Trainer:
         def look() -> tuple[Episode, StepOutput]:
             episode = self._episode(0)
             torch.manual_seed(self.config.seed)
-            with torch.no_grad(), autocast(self.processes.device, self.config.precision):
+            with torch.no_grad(), self._eager(), self._precision():
                 return episode, self.plain_objective(episode)
 
         episode, output = self._fitting(look)
         save_image(picture(episode, output), self.out / "first_batch.png", nrow=1)
         if not bool(torch.isfinite(output.total)):
             raise NotFiniteError(f"first batch: loss is not finite: {output.scalars}")
+
+    def _precision(self) -> torch.autocast:
+        return autocast(self.processes.device, self.config.precision)
+
+    @staticmethod
+    def _eager() -> AbstractContextManager[object]:
+        """Without compiled kernels: looks without gradients are too few to compile for."""
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
 
     def _numbers_of(self, step: int) -> range:
         """Batches of this process in update ``step``: as if one process had them all."""

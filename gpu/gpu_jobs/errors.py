@@ -1,0 +1,14 @@
+"""How a job ends that cannot go on: one line, and an exit code that says why."""
+
+from __future__ import annotations
+
+# 1 is Python's own, for what nobody thought of.
+WRONG_INPUT, NO_GPU, TOO_SLOW, NOT_FINITE, OUT_OF_TIME, FAILED_CHECK = 2, 3, 4, 5, 6, 7
+
+
+class JobError(Exception):
+    """A job cannot go on; ``code`` is its exit code."""
+
+    def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
+        super().__init__(message)
+        self.code = code

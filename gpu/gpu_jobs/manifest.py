@@ -1,0 +1,142 @@
+"""What was prepared for a job: settings, and digests of what is carried.
+
+Only Python's own modules are used here, since this is read before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gpu_jobs.errors import JobError
+
+MANIFEST = "manifest.json"
+CODE = ("gpu/device.sh", "gpu/gpu_jobs", "proto/src", "services/vessa_server/src")
+PACK, RECIPE, WHEELS = "slices.pack", "recipe.yaml", "wheels"
+WORK = Path("gpu") / ".work"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A carried package.
+
+    Attributes:
+        file: its name in the folder of wheels.
+        requirement: what it is carried for, such as ``pydantic>=2.10``.
+        spare: installed only where the machine's own does not do.
+    """
+
+    file: str
+    requirement: str
+    spare: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that a job is told.
+
+    Attributes:
+        job: its name.
+        date, commit: when it was prepared, and from which commit; with ``+`` where the tree had
+            changes.
+        seconds: how long the job takes, from the start of its command.
+        hard_seconds: when it is ended, whatever it does.
+        python: version that the wheels are for.
+        settings: keys of ``training`` and of the whole configuration, over the recipe's.
+        without: data sets that are left out.
+        weights, weights_digest: folder to begin with, in the tree, and its digest.
+        least_rate: images a second below which training is not worth the time.
+        requirements: all packages that are needed, with versions.
+        wheels: what is carried of them.
+        files: sha256 of everything in the carried folder but this file.
+        code: digest of the code that travels beside it, see :func:`code_digest`.
+    """
+
+    job: str
+    date: str
+    commit: str
+    seconds: int
+    hard_seconds: int
+    python: str
+    weights: str
+    weights_digest: str
+    least_rate: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
+    wheels: tuple[Wheel, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write it into the carried folder."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read(folder: Path) -> Manifest:
+    """Read the manifest in a carried folder.
+
+    Raises:
+        JobError: it is missing or damaged.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise JobError(
+            f"no file {file}: carry {folder}, which `gpu/run {folder.name} prepare` makes"
+        )
+    try:
+        content = json.loads(file.read_text())
+        content["wheels"] = tuple(Wheel(**wheel) for wheel in content["wheels"])
+        for name in ("without", "requirements"):
+            content[name] = tuple(content[name])
+        return Manifest(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        known = ", ".join(f.name for f in fields(Manifest))
+        raise JobError(f"{file}: {error}; expected the keys {known}") from error
+
+
+def sha256(file: Path) -> str:
+    """Digest of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Digest of each file in a carried folder but the manifest, by its name there."""
+    return {
+        str(file.relative_to(folder)): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+
+
+def code_digest(root: Path) -> str:
+    """Digest of all code that a job runs, in the project's folder ``root``."""
+    state = hashlib.sha256()
+    for name in CODE:
+        start = root / name
+        files = [start] if start.is_file() else sorted(start.rglob("*.py"))
+        for file in files:
+            state.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
+    return state.hexdigest()
+
+
+def check(manifest: Manifest, folder: Path) -> None:
+    """Compare what is there with what was prepared.
+
+    Raises:
+        JobError: a file is missing, or another one; or the code has changed.
+    """
+    if manifest.code != code_digest(Path.cwd()):
+        raise JobError(
+            "code: not that of `prepare`: prepare and rehearse again, so that it is known"
+        )
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise JobError(f"no file {file}: it was prepared and did not come along")
+        if (found := sha256(file)) != expected:
+            raise JobError(f"{file}: sha256 {found[:12]}, expected {expected[:12]}; prepare again")

@@ -1,0 +1,5 @@
+"""``gpu/run``."""
+
+from gpu_queue.cli import main
+
+main()
