@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vessa_server.engine import pieces
-from vessa_server.engine.pieces import DOUBTED_LOGIT, Pieces
+from vessa_server.engine.core import DOUBTED_LOGIT, INSIDE, doubt_outside
 from vessa_server.engine.quality import Answer
 from vessa_server.engine.work import OWN_SHARE_RANGE, mixed
 
@@ -40,34 +39,11 @@ def _flood(mask: npt.NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
     return found
 
 
-@settings(max_examples=100)
-@given(maps, st.integers(1, 3))
-def test_only_the_largest_pieces_of_a_structure_are_left(
-    masks: npt.NDArray[np.bool_], allowed: int
-) -> None:
-    masks[1] = False
-    logits = torch.from_numpy(np.where(masks, 3.0, -3.0))
-    rule = Pieces((allowed, 1), together=allowed)
-    left = (rule.doubt(logits)[0] > 0).numpy()
-    expected = sorted(len(part) for part in _flood(masks[0]))[-allowed:]
-    assert sorted(len(part) for part in _flood(left)) == expected
-    assert not (left & ~masks[0]).any()
-
-
-def test_what_is_left_out_is_background_but_not_surely() -> None:
-    logits = torch.full((1, 8, 8), -9.0)
-    logits[0, :4, :4] = 4.0
-    logits[0, 7, 7] = 9.0
-    out = Pieces((1,), 1).doubt(logits)
-    assert float(out[0, 7, 7]) == DOUBTED_LOGIT
-    assert torch.equal(out[0, :7], logits[0, :7])
-
-
 def _islands(shape: tuple[int, int], *rows: slice) -> torch.Tensor:
-    """A class with pieces in the same columns, one below the other."""
+    """A class with components in the same columns, one below the other."""
     logits = torch.full((1, *shape), -9.0)
-    for piece in rows:
-        logits[0, piece, 2:6] = 3.0
+    for island in rows:
+        logits[0, island, 2:6] = 3.0
     return logits
 
 
@@ -75,19 +51,17 @@ LARGE, SMALL, LAST = slice(0, 6), slice(8, 10), slice(12, 14)
 
 
 @pytest.mark.parametrize(
-    ("core", "seen", "most", "left"),
+    ("core", "seen", "left"),
     [
-        (None, None, 1, [LARGE]),
-        (SMALL, None, 1, [SMALL]),  # the other lies beside the core
-        (LARGE, SMALL, 3, [LARGE, SMALL]),  # the student sees one that lies beside it
-        (None, SMALL, 1, [SMALL]),  # what the student sees weighs more
-        (None, slice(8, 14), 1, [SMALL, LAST]),  # a student says itself how many there are
-        (SMALL, None, 0, [LARGE, SMALL, LAST]),  # no template shows it
+        (SMALL, None, [SMALL]),
+        (LARGE, SMALL, [LARGE, SMALL]),  # the student sees one that lies outside
+        (slice(9, 13), None, [SMALL, LAST]),  # partly inside
+        (None, None, [LARGE, SMALL, LAST]),
     ],
-    ids=["heaviest", "core", "seen-beside-the-core", "seen", "seen-pieces", "not-in-templates"],
+    ids=["inside", "seen", "partly", "no volume"],
 )
-def test_pieces_beside_the_core_or_that_a_student_does_not_see_are_doubted(
-    core: slice | None, seen: slice | None, most: int, left: list[slice]
+def test_what_lies_outside_of_the_volumes_core_is_doubted(
+    core: slice | None, seen: slice | None, left: list[slice]
 ) -> None:
     logits = _islands((15, 8), LARGE, SMALL, LAST)
     core_CHW = student_CHW = None
@@ -97,37 +71,29 @@ def test_pieces_beside_the_core_or_that_a_student_does_not_see_are_doubted(
     if seen is not None:
         student_CHW = torch.zeros_like(logits)
         student_CHW[0, seen] = 0.9
-    out = Pieces((most,), most).doubt(logits, core_CHW, student_CHW)
-    assert [piece for piece in (LARGE, SMALL, LAST) if bool((out[0, piece, 2:6] > 0).all())] == left
-    assert int((out > 0).sum()) == sum(4 * (piece.stop - piece.start) for piece in left)
+    out = doubt_outside(logits, core_CHW, student_CHW)
+    assert [i for i in (LARGE, SMALL, LAST) if bool((out[0, i, 2:6] > 0).all())] == left
+    assert int((out > 0).sum()) == sum(4 * (i.stop - i.start) for i in left)
+    changed = out != logits
+    assert bool((out[changed] == DOUBTED_LOGIT).all())
 
 
-def test_structures_that_touch_in_the_templates_do_not_lie_apart() -> None:
-    labels = np.zeros((2, 10, 10), bool)
-    labels[0, 2:5, 2:5], labels[1, 5:8, 2:5] = True, True
-    rule = pieces.most([Pieces.count(labels)])
-    assert rule == Pieces((1, 1), together=1)
-    logits = torch.full((2, 10, 10), -5.0)
-    logits[0, 0:5, 0:5] = 5.0
-    logits[1, 7:10, 7:10] = 5.0
-    out = rule.doubt(logits)
-    assert bool((out[0, 0:5, 0:5] > 0).all())
-    assert not bool((out[1] > 0).any())
-
-
-def test_specks_of_a_template_are_not_pieces_and_the_most_of_all_templates_counts() -> None:
-    speck, pair = np.zeros((1, 20, 20), bool), np.zeros((1, 20, 20), bool)
-    speck[0, 3:12, 3:12], speck[0, 18, 18] = True, True
-    pair[0, 1:5, 1:5], pair[0, 10:14, 10:14] = True, True
-    one, two = Pieces.count(speck), Pieces.count(pair)
-    assert (one, two) == (Pieces((1,), 1), Pieces((2,), 2))
-    assert pieces.most([one, two, one]) == two
-
-
-def test_a_structure_that_no_template_shows_is_left_as_it_is() -> None:
-    logits = torch.full((1, 6, 6), -5.0)
-    logits[0, 0, 0], logits[0, 5, 5] = 5.0, 5.0
-    assert torch.equal(Pieces((0,), 0).doubt(logits), logits)
+@settings(max_examples=100)
+@given(maps)
+def test_components_inside_of_the_core_are_left_whole(masks: npt.NDArray[np.bool_]) -> None:
+    masks[1] = False
+    logits = torch.from_numpy(np.where(masks, 3.0, -3.0))
+    core = torch.zeros(logits.shape, dtype=torch.bool)
+    core[0, :, : core.shape[2] // 2] = True
+    left = (doubt_outside(logits, core)[0] > 0).numpy()
+    expected = [
+        part
+        for part in _flood(masks[0])
+        if sum(bool(core[0, y, x]) for y, x in part) >= INSIDE * len(part)
+    ]
+    assert {p for part in expected for p in part} == {
+        (int(y), int(x)) for y, x in zip(*np.nonzero(left), strict=True)
+    }
 
 
 @settings(max_examples=50)

@@ -57,7 +57,6 @@ class EngineSettings:
     fuse: bool = False
     turn: bool = True
     focus: bool = True
-    pieces: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.default_top_k <= self.max_top_k:
@@ -95,7 +94,6 @@ class VessaEngine:
             feature_bytes=self.settings.feature_bytes,
             turn=self.settings.turn,
             focus=self.settings.focus,
-            pieces=self.settings.pieces,
         )
         self._lock = threading.Lock()
 

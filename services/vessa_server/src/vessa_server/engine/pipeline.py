@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vessa_client import TemplateInfo, TemplateUse
-from vessa_server.engine import pieces, retrieval, volumes
+from vessa_server.engine import retrieval, volumes
 from vessa_server.engine.lru import ByteLru
 from vessa_server.engine.stages import StageClock
 from vessa_server.engine.template_store import Focus, TemplateStore
@@ -54,13 +54,11 @@ class Pipeline:
         feature_bytes: int,
         turn: bool,
         focus: bool,
-        pieces: bool,
     ) -> None:
         self.model = model
         self.turn = turn
         self.templates = templates
         self.focus = focus
-        self.pieces = pieces
         self.features: ByteLru[View | Prepared | Place] = ByteLru(feature_bytes)
 
     def run(self, works: list[Work]) -> None:
@@ -281,14 +279,7 @@ class Pipeline:
             seg_P1D=reasoned.seg_P1D,
             seg_map_P1HW=reasoned.seg_map_P1HW,
         )
-        names = tuple(c.name for c in work.plan.classes)
-        shown = {info.template_id: info for infos in chosen for info in infos}
-        counted = (
-            pieces.most([self.templates.pieces(info, names) for info in shown.values()])
-            if self.pieces
-            else pieces.any_number(len(names))
-        )
-        work.prepared = Prepared(view, conditioned, used, counted, read)
+        work.prepared = Prepared(view, conditioned, used, read)
 
     def _retrieve(
         self, work: Work, view: View

@@ -17,7 +17,6 @@ from vessa_client import ClassDefinition, TemplateInfo
 from vessa_server.bank.template_bank import Template, TemplateBank
 from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.engine.lru import ByteLru
-from vessa_server.engine.pieces import Pieces
 from vessa_server.model import preprocess, prompts
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.reasoner import PromptPrefix
@@ -56,7 +55,6 @@ class TemplateStore:
         self._images: ByteLru[ImageFeatures] = ByteLru(IMAGE_BYTES)
         # Retrieval reads the embeddings of all templates for each image.
         self._embeddings: ByteLru[Tensor] = ByteLru(EMBEDDING_BYTES)
-        self._pieces: dict[tuple[str, tuple[str, ...]], Pieces] = {}
         self._lock = threading.Lock()
 
     def features(
@@ -110,17 +108,6 @@ class TemplateStore:
             (info.template_id, definition.name, prompt, *_view(focus_on)),
             lambda: self._compute_prefix(info, prompt, focus_on),
         )
-
-    def pieces(self, info: TemplateInfo, class_names: tuple[str, ...]) -> Pieces:
-        """In how many pieces a template shows classes."""
-        key = (info.template_id, class_names)
-        if key not in self._pieces:
-            template = self.bank.load(info)
-            shown = set(info.class_names)
-            blank = np.zeros(template.labels.shape, dtype=bool)
-            masks = [template.mask(n) > 0 if n in shown else blank for n in class_names]
-            self._pieces[key] = Pieces.count(np.stack(masks))
-        return self._pieces[key]
 
     def _get(
         self, record: type[R], kind: str, parts: tuple[str, ...], compute: Callable[[], R]

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from vessa_client import SegmentationRequest, TemplateInfo, TemplateUse
-from vessa_server.engine import label_maps
+from vessa_server.engine import core, label_maps
 from vessa_server.engine.images import StoredImage
-from vessa_server.engine.pieces import Pieces
 from vessa_server.engine.plan import Plan
 from vessa_server.engine.quality import Answer, expected_iou, with_background
 from vessa_server.engine.stages import StageClock
@@ -59,7 +58,6 @@ class Prepared:
     view: View
     conditioned: Conditioned
     templates: tuple[TemplateUse, ...]
-    pieces: Pieces
     # The template of each class that the VLM reads. Its prompt is kept once, with the template.
     read: tuple[TemplateInfo, ...]
     # Where most slices of its volume show each class, (C, H, W); None of an image alone.
@@ -138,12 +136,11 @@ class Work:
         return float(self.decoded.iou_P.mean())
 
     def own_answer(self) -> Answer:
-        """What VESSA found, without what the templates make doubtful."""
+        """What VESSA found, without what the volume makes doubtful."""
         assert self.prepared is not None
         assert self.decoded is not None
         if self.own is None or self.own[0] is not self.decoded:
-            pieces, core_CHW = self.prepared.pieces, self.prepared.core_CHW
-            answer = Answer.of(pieces.doubt(self._logits(), core_CHW))
+            answer = Answer.of(core.doubt_outside(self._logits(), self.prepared.core_CHW))
             self.own = self.decoded, answer
         return self.own[1]
 
@@ -161,7 +158,7 @@ class Work:
         logits_CHW[unsure_C] = kept_CHW[unsure_C]
         if self.told_how_sure:
             core_CHW = self.prepared.core_CHW
-            sure_CHW = self.prepared.pieces.doubt(logits_CHW, core_CHW, self.student_CHW)
+            sure_CHW = core.doubt_outside(logits_CHW, core_CHW, self.student_CHW)
             return Answer(with_background(sure_CHW), iou_C)
         return Answer(label_maps.heard(logits_CHW, kept_CHW, self.student_CHW), iou_C)
 
