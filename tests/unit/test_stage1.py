@@ -10,17 +10,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support import tiny_config, tiny_model
+from support import SAMPLE, tiny_config, tiny_model
 from support_syncs import counted_ops
 from vessa_server.matching.template_matcher import TemplateMatcher
 from vessa_server.model import checkpoint
+from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Conditioned
-from vessa_server.training import lora
-from vessa_server.training.config import ConfigError, FineTuningConfig, TrainingConfig
+from vessa_server.serving.settings import SHIPPED_WEIGHTS
+from vessa_server.training import lora, sources
+from vessa_server.training import pack as packs
+from vessa_server.training.config import (
+    ConfigError,
+    FineTuningConfig,
+    SourceConfig,
+    TrainingConfig,
+)
 from vessa_server.training.episodes import EpisodeGenerator
 from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
 from vessa_server.training.objective import _misled, choose_templates
 from vessa_server.training.schedule import LAST, Schedule
+from vessa_server.training.tasks import ClassText
 from vessa_server.training.trainer import (
     BAD_BATCH_FILE,
     NotFiniteError,
@@ -241,10 +250,6 @@ def test_training_lowers_the_loss_on_a_repeated_episode(tmp_path: Path) -> None:
 
 
 def test_the_shipped_weights_load_and_see(tmp_path: Path) -> None:
-    from vessa_server.model import checkpoint
-    from vessa_server.model.presets import preset
-    from vessa_server.serving.settings import SHIPPED_WEIGHTS
-
     model = checkpoint.load(preset("nano"), SHIPPED_WEIGHTS / "nano")
     with torch.no_grad():
         features = model.encode_image(torch.zeros(1, 3, 128, 128), torch.zeros(1, 3, 128, 128))
@@ -352,3 +357,29 @@ def test_the_vlm_misleads_only_where_the_template_tells() -> None:
         assert torch.equal(heard.seg_P1D[3:], conditioned.seg_P1D[3:])
         moved += int((heard.seg_P1D[:3] != conditioned.seg_P1D[:3]).sum())
     assert moved > 15
+
+
+@pytest.mark.parametrize("kind", ["made-up", "real"])
+def test_the_shipped_weights_train_in_bf16_on_this_cpu(tmp_path: Path, kind: str) -> None:
+    """Priors that bf16 rounds to 1 once gave losses that were no numbers."""
+    heart = SourceConfig(folder="train", classes=tuple(ClassText(name=n) for n in "abc"))
+    slices = packs.build([sources.read(heart, SAMPLE)], 256) if kind == "real" else None
+    config = TrainingConfig(
+        steps=2,
+        groups=2,
+        images_per_group=3,
+        max_templates=2,
+        warmup_steps=0,
+        learning_rate=1e-4,
+        log_every=1,
+        text_share=0.5,
+        synthetic_share=0.0 if slices else 1.0,
+        precision="bf16",
+    )
+    model = checkpoint.load(preset("nano"), SHIPPED_WEIGHTS / "nano").requires_grad_(True)
+    generator = EpisodeGenerator(slices, config, 128)
+    trainer = Stage1Trainer(model, generator, tmp_path)
+    totals = [_step(trainer)["loss/total"] for _ in range(2)]
+    trainer._check_finite()
+    assert all(0 < total < 5 for total in totals)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
