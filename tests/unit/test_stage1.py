@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from vessa_server.training.config import (
 from vessa_server.training.episodes import EpisodeGenerator
 from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
 from vessa_server.training.objective import _misled, choose_templates
+from vessa_server.training.report import Report
 from vessa_server.training.schedule import LAST, Schedule
 from vessa_server.training.tasks import ClassText
 from vessa_server.training.trainer import (
@@ -181,6 +183,14 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path) -> None:
     notes = checkpoint.notes(tmp_path / "b")
     assert Start.after(tmp_path / "b") == Start(4, 4 * 2 * 3)
     assert notes["images"] == "24"
+
+
+def test_a_resumed_run_logs_no_update_twice(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    with Report(tmp_path, Schedule(CONFIG, step=2)) as report:
+        report.write(3, {"loss": 1.0})
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_a_run_goes_on_from_weights_with_new_batches(tmp_path: Path) -> None:

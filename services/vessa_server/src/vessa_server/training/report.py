@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from vessa_client import files
 from vessa_client.console import progress_bar
 from vessa_server.training.schedule import Schedule
 
@@ -25,6 +26,7 @@ class Report:
     def __init__(self, out: Path, schedule: Schedule) -> None:
         self.writer = SummaryWriter(str(out / "tensorboard"))
         self.log_file = out / "log.jsonl"
+        self._forget_after(schedule.step)
         self.progress = progress_bar()
         self.task = self.progress.add_task("Stage 1", total=PARTS, note="")
         self.progress.update(self.task, completed=PARTS * schedule.progress)
@@ -43,6 +45,14 @@ class Report:
     ) -> None:
         self.progress.stop()
         self.writer.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Leave out what a run that was broken off had logged beyond its last state."""
+        if self.log_file.is_file():
+            lines = self.log_file.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            if len(kept) < len(lines):
+                files.write_text(self.log_file, "".join(kept))
 
     def step(self, scalars: dict[str, Tensor]) -> None:
         """Note one update; its numbers stay where they are."""
