@@ -117,10 +117,11 @@ def _timed(trainer: Stage1Trainer, updates: int) -> tuple[float, list[float]]:
 
 
 def _counted(trainer: Stage1Trainer, *, reads: bool) -> dict[str, object]:
-    """Operations and host syncs of an update and its episode."""
+    """Operations and host syncs of an update."""
     number = next(n for n in range(100) if trainer.generator.planner.plan(n).reads == reads)
+    episode = trainer.generator[number]
     with counted_ops() as ops:
-        trainer.train_step([trainer.generator[number]])
+        trainer.train_step([episode])
     return {"operations": sum(ops.calls.values()), "syncs": dict(ops.syncs)}
 
 
