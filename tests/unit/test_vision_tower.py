@@ -76,7 +76,7 @@ def test_tokens_are_the_librarys(reasoner: Reasoner, training: bool) -> None:
     for one, other in ((found.tokens_BTD, tokens), (found.deepstack_LBTD, deepstack)):
         assert one.shape == other.shape
         scale = max(1.0, float(other.abs().max()))
-        assert float((one - other).abs().max()) < 1e-5 * scale
+        assert float((one - other).abs().max()) < 1e-4 * scale
         if not training:
             assert torch.equal(one, other)
 
