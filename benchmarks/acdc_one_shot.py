@@ -142,10 +142,10 @@ class Runner:
         if "rivals" in self.arguments.parts:
             engine = self.engine(self.model())
             methods["copy of the matched template"] = acdc.each_slice(
-                lambda image: copy_mask(matched_template(engine, self.bank, image), image)
+                lambda image: copy_mask(matched_template(engine, image, NAMES), image)
             )
             methods["registration of the matched template"] = acdc.each_slice(
-                lambda image: register(matched_template(engine, self.bank, image), image)
+                lambda image: register(matched_template(engine, image, NAMES), image)
             )
         return methods
 

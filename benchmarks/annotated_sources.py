@@ -83,11 +83,12 @@ class Source:
             labels[values == value] = index
         return labels
 
-    def from_names(self, labels: UInt8Array, names: Sequence[str]) -> UInt8Array:
-        """Labels 1, 2, ... of ``names``, which may be fewer, to those of the source's classes."""
-        table = np.array([0, *(1 + self.names.index(name) for name in names)], dtype=np.uint8)
-        found: UInt8Array = table[labels]
-        return found
+
+def renumber(labels: UInt8Array, own: Sequence[str], names: Sequence[str]) -> UInt8Array:
+    """Labels 1, 2, ... of the classes ``own``, which may be fewer, to those of ``names``."""
+    table = np.array([0, *(1 + names.index(name) for name in own)], dtype=np.uint8)
+    found: UInt8Array = table[labels]
+    return found
 
 
 def choose(shown: Sequence[frozenset[int]], count: int, seed: int) -> list[int]:

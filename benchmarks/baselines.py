@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import SimpleITK as sitk  # noqa: N813
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc import CLASSES, AnnotatedSlice
+from annotated_sources import renumber
 from ssl_trainer import models
 from ssl_trainer.config import UNetConfig
 from ssl_trainer.data import frame
@@ -31,14 +32,15 @@ from vessa_server.training.episodes import EpisodeGenerator
 REGISTRATION_SIZE = 128
 
 
-def matched_template(engine: VessaEngine, bank: TemplateBank, image: AnyArray) -> AnnotatedSlice:
-    """The template that most classes retrieve."""
+def matched_template(engine: VessaEngine, image: AnyArray, names: Sequence[str]) -> AnnotatedSlice:
+    """The template that most classes retrieve; its labels are 1, 2, ... for ``names``."""
     result = engine.segment(SegmentationRequest(image=image, top_k=1))
     used = [t.template_id for t in result.templates]
     chosen = max(used, key=used.count)
-    info = next(t for t in bank.snapshot().templates if t.template_id == chosen)
-    template = bank.load(info)
-    return AnnotatedSlice(chosen, template.image, template.labels)
+    info = next(t for t in engine.bank.snapshot().templates if t.template_id == chosen)
+    template = engine.bank.load(info)
+    labels = renumber(template.labels, info.class_names, names)
+    return AnnotatedSlice(chosen, template.image, labels)
 
 
 def copy_mask(template: AnnotatedSlice, image: AnyArray) -> UInt8Array:

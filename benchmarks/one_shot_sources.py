@@ -32,9 +32,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ablations import without
 from acdc import RESULTS, AnnotatedSlice, circumstances
-from annotated_sources import Item, Scores, Source, choose, dice, mean_of_classes
+from annotated_sources import Item, Scores, Source, choose, dice, mean_of_classes, renumber
 from baselines import copy_mask, matched_template
 from vessa_client import (
     ClassDefinition,
@@ -52,9 +51,9 @@ from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
 from vessa_server.serving.settings import SHIPPED_WEIGHTS
 
-ALL_RULES, FIVE_STEPS, NO_SEG = "all rules", "five steps", "without <SEG>"
+ALL_RULES, FIVE_STEPS = "all rules", "five steps"
 COPY = "copy of the best template"
-ROWS = (ALL_RULES, FIVE_STEPS, NO_SEG, COPY)
+ROWS = (ALL_RULES, FIVE_STEPS, COPY)
 TEMPLATES = 3
 # Which of a volume's annotated slices are templates.
 EVERY = {"left_atrium": 2}
@@ -97,11 +96,7 @@ class Method:
 
     def template(self, image: files.ImageFile, index: int) -> AnnotatedSlice:
         """The one that most classes of a slice retrieve."""
-        bank = self.engine.bank
-        found = matched_template(self.engine, bank, image.slice(index))
-        info = next(t for t in bank.snapshot().templates if t.template_id == found.name)
-        labels = self.source.from_names(found.labels, info.class_names)
-        return AnnotatedSlice(found.name, found.image, labels)
+        return matched_template(self.engine, image.slice(index), self.source.names)
 
     def _ask(self, image: files.ImageFile, index: int, kind: str) -> UInt8Array:
         volume = () if self.row == FIVE_STEPS else image.sample()
@@ -109,7 +104,7 @@ class Method:
         start = time.perf_counter()
         result = self.engine.segment(request)
         self.seconds.setdefault(kind, []).append(time.perf_counter() - start)
-        return self.source.from_names(result.labels, [c.class_name for c in result.classes])
+        return renumber(result.labels, [c.class_name for c in result.classes], self.source.names)
 
 
 def main() -> None:
@@ -169,8 +164,7 @@ class Runner:
         """The row on a bank of the templates; nothing that another one computed is reused."""
         classes = [ClassDefinition(name=name, description="") for name in source.names]
         steps = EngineSettings(turn=False, focus=False)
-        part = without(self.model, "vlm") if row == NO_SEG else contextlib.nullcontext()
-        with tempfile.TemporaryDirectory() as scratch, part:
+        with tempfile.TemporaryDirectory() as scratch:
             bank = TemplateBank(Path(scratch))
             for item in templates:
                 annotated = np.flatnonzero(item.labels_ZHW.any(axis=(1, 2))).tolist()

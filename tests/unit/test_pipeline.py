@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from finders import Corner, Painting
 from support import engine_of, picture
@@ -41,6 +42,18 @@ def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> 
         seen.append(engine.pipeline.features.bytes)
     assert errors[1] < errors[0] / 2
     assert seen[1] > seen[0]
+
+
+def test_an_image_may_show_more_structures_than_any_template(tmp_path: Path) -> None:
+    """Nine discs, and templates that show one each."""
+    rows, columns = np.mgrid[:120, :120] % 40
+    truth = (rows - 20) ** 2 + (columns - 20) ** 2 < 9**2
+    engine = engine_of(tmp_path)
+    engine.model.__class__ = Painting
+    image = np.where(truth, 255, 0).astype(np.uint8)
+    found = engine.segment(SegmentationRequest(image=image, class_names=("disc",))).labels > 0
+    assert ndimage.label(found)[1] == 9
+    assert (found & truth).sum() == found.sum() > truth.sum() / 2
 
 
 def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
