@@ -5,26 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gpu_jobs import manifest as manifests
 from gpu_jobs import preflight
 from gpu_jobs.clock import Clock
 from gpu_jobs.errors import NOT_FINITE, WRONG_INPUT, JobError
+from gpu_jobs.jobs import JOBS
 
 
 def main() -> None:
     """Run the job, or end with one line and a code that says why."""
-    job, run = sys.argv[1], Path(sys.argv[2])
     try:
-        folder = manifests.WORK / job
-        manifest = manifests.read(folder)
-        clock = Clock.of(manifest)
-        machine = preflight.check(manifest)
-        versions = ", ".join(f"{n} {v}" for n, v in machine["versions"].items())
-        print(f"{job} on {machine['device']}: Python {machine['python']}, {versions}", flush=True)
-        run.mkdir(parents=True)
-        print(_run(job, manifest, folder, run, clock, machine), flush=True)
+        print(_run(sys.argv[1], Path(sys.argv[2])), flush=True)
     except JobError as error:
         _end(str(error), error.code)
     except FloatingPointError as error:
@@ -35,27 +28,24 @@ def main() -> None:
         _end(str(error), WRONG_INPUT)
 
 
-def _run(
-    job: str,
-    manifest: manifests.Manifest,
-    folder: Path,
-    run: Path,
-    clock: Clock,
-    machine: dict[str, Any],
-) -> str:
-    import torch
+def _run(name: str, run: Path) -> str:
+    """Table of a job, whose large files go to the folder ``run``."""
+    job, folder = JOBS[name], manifests.WORK / name
+    manifest = manifests.read(folder)
+    machine = preflight.check(manifest)
+    versions = ", ".join(f"{n} {v}" for n, v in machine["versions"].items())
+    print(f"{name} on {machine['device']}: Python {machine['python']}, {versions}", flush=True)
+    run.mkdir(parents=True)
 
     from gpu_jobs import leg, smoke
     from gpu_jobs.context import Context
 
-    jobs = {"stage1-smoke": smoke, "stage1-leg": leg, "stage1-decay": leg}
-    if job not in jobs:
-        raise JobError(f"job {job!r}: expected one of {', '.join(jobs)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = Path(os.environ["OUT"])
-    context = Context(manifest, folder, out, run, clock, machine, device)
-    table: str = jobs[job].table(jobs[job].run(context))
-    return table
+    context = Context(job, manifest, folder, out, run, Clock.of(job.seconds), machine)
+    context.check_weights()
+    if job.trains:
+        return leg.table(leg.run(context))
+    return smoke.table(smoke.run(context))
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -10,24 +10,21 @@ from dataclasses import dataclass
 from typing import Self
 
 from gpu_jobs.errors import OUT_OF_TIME
-from gpu_jobs.manifest import Manifest
+from gpu_jobs.jobs import GRACE_SECONDS
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Times since the epoch: when the command began, should end, and is ended."""
+    """Times since the epoch: when the command began, and should end."""
 
     started: float
     deadline: float
-    hard: float
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
+    def of(cls, seconds: float) -> Self:
         """Counted from when the command began; VESSA_SECONDS may give less or more time."""
         started = float(os.environ.get("VESSA_STARTED") or time.time())
-        seconds = float(os.environ.get("VESSA_SECONDS") or manifest.seconds)
-        grace = manifest.hard_seconds - manifest.seconds
-        return cls(started, started + seconds, started + seconds + grace)
+        return cls(started, started + float(os.environ.get("VESSA_SECONDS") or seconds))
 
     def left(self) -> float:
         """Seconds to the deadline."""
@@ -37,17 +34,18 @@ class Clock:
         """Seconds since the command began."""
         return time.time() - self.started
 
+    def watch(self, last: Callable[[], None]) -> threading.Event:
+        """End the process soon after the deadline, after ``last``; the event calls that off."""
+        done = threading.Event()
 
-def end_at(clock: Clock, last: Callable[[], None]) -> threading.Event:
-    """End the process at the clock's hard end, after ``last``; the event set calls that off."""
-    done = threading.Event()
+        def end() -> None:
+            if done.wait(max(0.0, self.left() + GRACE_SECONDS)):
+                return
+            print(f"Ended by the clock after {self.gone():.0f} s; $OUT has all but the last minute")
+            try:
+                last()
+            finally:
+                os._exit(OUT_OF_TIME)
 
-    def watch() -> None:
-        if done.wait(max(0.0, clock.hard - time.time())):
-            return
-        print(f"Ended by the clock after {clock.gone():.0f} s; $OUT has all but the last minute")
-        last()
-        os._exit(OUT_OF_TIME)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return done
+        threading.Thread(target=end, daemon=True).start()
+        return done

@@ -1,4 +1,4 @@
-"""How a job ends that cannot go on: one line, and an exit code that says why."""
+"""How a job, or what is done for it here, ends that cannot go on: one line, and an exit code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 WRONG_INPUT, NO_GPU, TOO_SLOW, NOT_FINITE, OUT_OF_TIME, FAILED_CHECK = 2, 3, 4, 5, 6, 7
 
 
-class JobError(Exception):
-    """A job cannot go on; ``code`` is its exit code."""
+class JobError(ValueError):
+    """The message says what was expected; ``code`` is the exit code."""
 
     def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
         super().__init__(message)

@@ -5,43 +5,29 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-COMMAND = (
-    "nvidia-smi",
-    "--query-gpu=utilization.gpu,memory.used,power.draw",
-    "--format=csv,noheader,nounits",
-)
 SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One look: when, percent of the time in which a kernel ran, MiB in use, watts."""
-
-    time: float
-    busy: float
-    memory: float
-    power: float
-
-
-def parse(line: str, now: float) -> Sample | None:
-    """A line of nvidia-smi; None where it has no numbers, such as ``[N/A]``."""
+def ask(*names: str) -> list[str]:
+    """What ``nvidia-smi`` says of the first GPU; empty where there is no such program."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
     try:
-        busy, memory, power = (float(part) for part in line.split(","))
-    except ValueError:
-        return None
-    return Sample(now, busy, memory, power)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [part.strip() for part in done.stdout.partition("\n")[0].split(",")]
 
 
-@dataclass
 class Sampler:
-    """Collects samples while it is open; without ``nvidia-smi`` there are none."""
+    """Looks while it is open; without ``nvidia-smi``, or numbers from it, it has seen nothing."""
 
-    samples: list[Sample] = field(default_factory=list)
-    _closed: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        # Of each look: when, percent of the time in which a kernel ran, watts.
+        self.samples: list[tuple[float, float, float]] = []
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._sample, daemon=True).start()
@@ -55,24 +41,17 @@ class Sampler:
     ) -> None:
         self._closed.set()
 
-    def busy(self, since: float = 0.0) -> float | None:
-        """Mean percent of the time in which a kernel ran, since a time; None without samples."""
-        found = [s.busy for s in list(self.samples) if s.time >= since]
-        return round(sum(found) / len(found), 1) if found else None
-
-    def power(self, since: float = 0.0) -> float | None:
-        """Mean watts since a time; None without samples."""
-        found = [s.power for s in list(self.samples) if s.time >= since]
-        return round(sum(found) / len(found), 1) if found else None
+    def means(self, since: float = 0.0) -> dict[str, float | None]:
+        """Mean percent of the time in which a kernel ran, and watts, since a time."""
+        found = [sample[1:] for sample in list(self.samples) if sample[0] >= since]
+        means = [round(sum(values) / len(values), 1) for values in zip(*found, strict=True)]
+        busy, watts = means or (None, None)
+        return {"gpu_busy_percent": busy, "gpu_watts": watts}
 
     def _sample(self) -> None:
         while not self._closed.wait(SECONDS):
             try:
-                answer = subprocess.run(
-                    COMMAND, capture_output=True, text=True, timeout=20, check=True
-                )
-            except (OSError, subprocess.SubprocessError):
-                return
-            first = answer.stdout.partition("\n")[0]
-            if (sample := parse(first, time.time())) is not None:
-                self.samples.append(sample)
+                busy, watts = map(float, ask("utilization.gpu", "power.draw"))
+            except ValueError:  # nothing, or [N/A]
+                continue
+            self.samples.append((time.time(), busy, watts))

@@ -7,13 +7,13 @@ more are not carried.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import sys
 import tarfile
 from pathlib import Path
 
 from gpu_jobs import manifest as manifests
 from gpu_jobs.errors import JobError
+from gpu_jobs.jobs import rehearsal
 from gpu_jobs.manifest import Manifest
 
 # What is carried of a wheel is named as it, but for this.
@@ -46,7 +46,7 @@ def install(manifest: Manifest, folder: Path, target: Path) -> str:
         if wheel.spare and satisfied(wheel.requirement):
             continue
         if not runs_here(wheel.file):
-            if not os.environ.get("VESSA_REHEARSAL"):
+            if not rehearsal():
                 version = ".".join(map(str, sys.version_info[:2]))
                 raise JobError(f"{wheel.file} is for another Python than {version}")
             left.append(name)
@@ -77,11 +77,16 @@ def satisfied(requirement: str) -> bool:
     from packaging.requirements import Requirement
 
     wanted = Requirement(requirement)
+    found = version(wanted.name)
+    return found is not None and wanted.specifier.contains(found, prereleases=True)
+
+
+def version(name: str) -> str | None:
+    """Version of a package; None where it is not there."""
     try:
-        version = importlib.metadata.version(wanted.name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return wanted.specifier.contains(version, prereleases=True)
+        return None
 
 
 if __name__ == "__main__":

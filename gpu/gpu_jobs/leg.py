@@ -6,40 +6,37 @@ the average over the last updates, written once a minute, so that a leg that is 
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torchvision.utils import save_image
 
-from gpu_jobs import log
-from gpu_jobs.clock import end_at
-from gpu_jobs.context import Context, random_parts
+from gpu_jobs import log, steps
+from gpu_jobs.context import Context
 from gpu_jobs.errors import OUT_OF_TIME, TOO_SLOW, JobError
 from gpu_jobs.gpu import Sampler
-from gpu_jobs.outbox import Outbox
-from gpu_jobs.preflight import rehearsal
-from vessa_server.model import checkpoint
-from vessa_server.training.objective import picture
-from vessa_server.training.processes import Processes
-from vessa_server.training.run import build
+from gpu_jobs.jobs import FIRST, LAST, LOG, RESULT, WEIGHTS, rehearsal
+from gpu_jobs.manifest import sha256
+from vessa_client import files
 from vessa_server.training.trainer import Stage1Trainer
 
-LOG, FIRST, LAST = "log.jsonl", "first_batch.png", "last_batch.png"
-COPIED = (*checkpoint.FILES, LOG, FIRST, LAST)
+COPIED = (*WEIGHTS, LOG, FIRST, LAST)
 # Seconds between two copies to the folder that comes back.
 SYNC_SECONDS = 5.0
 # When a run is looked at: it should be well under way.
 CHECK_SECONDS, CHECK_SECONDS_COMPILED = 60.0, 150.0
-# What the first batch, the last save and the last picture take.
-RESERVE_SECONDS, RESERVE_SECONDS_COMPILED = 20.0, 90.0
+# What the last update, the last save and the last picture take.
+RESERVE_SECONDS = 20.0
 SHORTEST_MINUTES = 0.1
-LEAST_BUSY = 3.0
+# Images a second, of which one of a CPU's cores reaches about 20; percent of the time.
+LEAST_RATE, LEAST_BUSY = 300.0, 3.0
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -48,53 +45,119 @@ def run(context: Context) -> dict[str, Any]:
     Raises:
         JobError: no time is left to train in.
     """
-    context.check_weights()
-    slices = context.slices()
-    compiled = bool(context.settings.get("compile"))
-    reserve = RESERVE_SECONDS_COMPILED if compiled else RESERVE_SECONDS
-    minutes = (context.clock.left() - reserve) / 60
-    if minutes < SHORTEST_MINUTES:
-        raise JobError(f"{context.clock.left():.0f} s left, too few to train in", OUT_OF_TIME)
-    config = context.config(minutes=round(minutes, 3))
-    trainer = build(
-        config,
-        slices,
-        context.run,
-        init=context.weights,
-        processes=Processes(device=context.device),
+    trainer = context.trainer(context.run, minutes=_minutes(context))
+    # Making it has taken some of the time.
+    steps.change(trainer, minutes=min(trainer.config.minutes, _minutes(context)))
+    config = trainer.config
+    print(
+        f"{len(context.slices)} slices; batches of {config.groups} x {config.images_per_group} "
+        f"images, learning rate {config.learning_rate:g}, decay over {config.decay_share:g} of "
+        f"{config.minutes:.1f} min; begins after {trainer.start.images} images, "
+        f"{context.clock.gone():.0f} s after the command",
+        flush=True,
     )
-    _announce(context, trainer, len(slices))
     result = context.result()
-    outbox = Outbox(context.out, context.run, COPIED, result)
-    with Sampler() as sampler, _watched(context, outbox, sampler):
+    with Sampler() as sampler, _watched(_Watch(context, trainer, sampler, result)):
         try:
             trainer.run()
         except ArithmeticError as error:
             result["error"] = str(error)
             raise
         result["finished"] = True
-        _last_picture(trainer, context.run / LAST)
+        trainer.use_average()
+        save_image(steps.pictures(trainer), context.run / LAST, nrow=1)
     return result
 
 
-def _announce(context: Context, trainer: Stage1Trainer, slices: int) -> None:
-    config = trainer.config
-    print(
-        f"{slices} slices; batches of {config.groups} x {config.images_per_group} images, "
-        f"learning rate {config.learning_rate:g}, decay over {config.decay_share:g} of "
-        f"{config.minutes:.1f} min; begins after {trainer.start.images} images, "
-        f"{context.clock.gone():.0f} s after the command",
-        flush=True,
-    )
-    if random := random_parts(trainer.model, context.weights):
-        print(random, flush=True)
+def _minutes(context: Context) -> float:
+    left = context.clock.left()
+    minutes = (left - RESERVE_SECONDS) / 60
+    if minutes < SHORTEST_MINUTES:
+        raise JobError(f"{left:.0f} s left, too few to train in", OUT_OF_TIME)
+    return round(minutes, 3)
+
+
+class _Watch:
+    """Looks at a run from another thread, and copies what it has written."""
+
+    def __init__(
+        self, context: Context, trainer: Stage1Trainer, sampler: Sampler, result: dict[str, Any]
+    ) -> None:
+        self.context = context
+        self.trainer = trainer
+        self.sampler = sampler
+        self.result = result
+        self.began = time.time()
+        self.after = CHECK_SECONDS_COMPILED if trainer.config.compile else CHECK_SECONDS
+        # When half of that was over, and how many images were seen then.
+        self.half: tuple[float, int] | None = None
+        self.checked = False
+        self.copied: dict[str, tuple[int, int]] = {}
+        self.lock = threading.Lock()
+
+    def loop(self, stop: threading.Event) -> None:
+        """Until the run is over; a fault of this loop is no reason to end it."""
+        while not stop.wait(SYNC_SECONDS):
+            try:
+                self.sync()
+                self.look()
+            except Exception as error:
+                print(f"Copying: {error!r}", flush=True)
+
+    def sync(self) -> None:
+        """Copy what has changed: each file is replaced at once, the result last."""
+        with self.lock:
+            # The first seconds, in which nothing is trained yet, do not count.
+            found = self.sampler.means(self.began + 10)
+            self.result |= log.summary(*log.read(self.context.run / LOG)) | found
+            self.result["seconds"] = round(self.context.clock.gone(), 1)
+            if torch.cuda.is_available():
+                self.result["peak_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+            for name in COPIED:
+                self._copy(name)
+            files.write_text(self.context.out / RESULT, json.dumps(self.result, indent=1) + "\n")
+
+    def _copy(self, name: str) -> None:
+        source, target = self.context.run / name, self.context.out / name
+        if not source.is_file():
+            return
+        status = source.stat()
+        version = (status.st_mtime_ns, status.st_size)
+        if self.copied.get(name) != version:
+            partial = target.with_name(f"{name}.part")
+            shutil.copyfile(source, partial)
+            self.result.setdefault("files", {})[name] = sha256(partial)
+            os.replace(partial, target)
+            self.copied[name] = version
+
+    def look(self) -> None:
+        """Once, after the first minute: end a run that is not worth the time."""
+        now, images = time.time(), self.trainer.images
+        if self.half is None and now - self.began >= self.after / 2:
+            self.half = (now, images)
+        if self.checked or self.half is None or now - self.began < self.after:
+            return
+        self.checked = True
+        # The log may have too few lines yet to tell.
+        rate = (images - self.half[1]) / max(1e-9, now - self.half[0])
+        busy = self.result["gpu_busy_percent"]
+        print(f"After {self.after:.0f} s: {rate:.0f} images/s; {_line(self.result)}", flush=True)
+        reason = ""
+        if rate < LEAST_RATE:
+            reason = f"{rate:.0f} images/s, expected at least {LEAST_RATE:g}"
+        elif busy is not None and busy < LEAST_BUSY:
+            reason = f"the GPU is busy {busy} % of the time: training runs elsewhere"
+        if reason and not rehearsal():
+            self.result["error"] = reason
+            self.sync()
+            print(f"Error: too slow: {reason}", flush=True)
+            os._exit(TOO_SLOW)
 
 
 @contextmanager
-def _watched(context: Context, outbox: Outbox, sampler: Sampler) -> Iterator[None]:
+def _watched(watch: _Watch) -> Iterator[None]:
     """Keep what comes back up to date, look at the run once, and end it by the clock."""
-    watch = _Watch(context, outbox, sampler)
-    stop = end_at(context.clock, watch.sync)
+    stop = watch.context.clock.watch(watch.sync)
     thread = threading.Thread(target=watch.loop, args=(stop,), daemon=True)
     thread.start()
     try:
@@ -103,72 +166,6 @@ def _watched(context: Context, outbox: Outbox, sampler: Sampler) -> Iterator[Non
         stop.set()
         thread.join()
         watch.sync()
-
-
-class _Watch:
-    def __init__(self, context: Context, outbox: Outbox, sampler: Sampler) -> None:
-        self.context = context
-        self.outbox = outbox
-        self.sampler = sampler
-        self.began = time.time()
-        self.checked = False
-        compiled = bool(context.settings.get("compile"))
-        self.after = CHECK_SECONDS_COMPILED if compiled else CHECK_SECONDS
-
-    def loop(self, stop: threading.Event) -> None:
-        """Until the run is over; a fault of this loop is no reason to end it."""
-        while not stop.wait(SYNC_SECONDS):
-            try:
-                self.sync()
-                self.look()
-            except (OSError, ValueError) as error:
-                print(f"Copying: {error}", flush=True)
-
-    def sync(self) -> None:
-        """Bring what comes back up to date."""
-        training, validation = log.read(self.context.run / LOG)
-        # The first seconds, in which nothing is trained yet, do not count.
-        since = self.began + 10
-        found = log.summary(training, validation) | {
-            "seconds": round(self.context.clock.gone(), 1),
-            "gpu_busy_percent": self.sampler.busy(since),
-            "gpu_watts": self.sampler.power(since),
-        }
-        if torch.cuda.is_available():
-            found["peak_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
-        self.outbox.result.update(found)
-        self.outbox.sync()
-
-    def look(self) -> None:
-        """Once, after the first minute: end a run that is not worth the time."""
-        if self.checked or time.time() - self.began < self.after:
-            return
-        self.checked = True
-        result = self.outbox.result
-        rate, busy = result.get("images_per_second") or 0.0, result["gpu_busy_percent"]
-        print(f"After {self.after:.0f} s: {_line(result)}", flush=True)
-        if rehearsal():
-            return
-        least = self.context.manifest.least_rate
-        reason = ""
-        if rate < least:
-            reason = f"{rate:g} images/s, expected at least {least:g}"
-        elif busy is not None and busy < LEAST_BUSY:
-            reason = f"the GPU is busy {busy} % of the time: training runs elsewhere"
-        if reason:
-            result["error"] = reason
-            self.outbox.sync()
-            print(f"Error: too slow: {reason}", flush=True)
-            os._exit(TOO_SLOW)
-
-
-def _last_picture(trainer: Stage1Trainer, file: Path) -> None:
-    """What the averaged weights say of held-out subjects, or of a batch that comes next."""
-    trainer.use_average()
-    trainer.model.eval()
-    episode = (trainer.held_out or trainer.generator)[trainer.start.batches + trainer.step]
-    with torch.no_grad():
-        save_image(picture(episode, trainer.plain_objective(episode)), file, nrow=1)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -193,5 +190,5 @@ def _line(result: dict[str, Any]) -> str:
 
 
 def _scores(values: dict[str, float]) -> str:
-    names = [n for n in values if n.split("/", 1)[-1] in log.SHOWN or n in log.SHOWN]
-    return ", ".join(f"{n} {values[n]:.4f}" for n in names) or "none"
+    shown = {n: v for n, v in values.items() if n.removeprefix("val/") in log.SHOWN}
+    return ", ".join(f"{n} {v:.4f}" for n, v in shown.items()) or "none"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +39,21 @@ class Manifest:
     """All that a job is told.
 
     Attributes:
-        job: its name.
         date, commit: when it was prepared, and from which commit; with ``+`` where the tree had
             changes.
-        seconds: how long the job takes, from the start of its command.
-        hard_seconds: when it is ended, whatever it does.
-        python: version that the wheels are for.
-        settings: keys of ``training`` and of the whole configuration, over the recipe's.
-        without: data sets that are left out.
         weights, weights_digest: folder to begin with, in the tree, and its digest.
-        least_rate: images a second below which training is not worth the time.
+        settings: keys of ``training`` and of the whole configuration, over the recipe's.
         requirements: all packages that are needed, with versions.
         wheels: what is carried of them.
         files: sha256 of everything in the carried folder but this file.
         code: digest of the code that travels beside it, see :func:`code_digest`.
     """
 
-    job: str
     date: str
     commit: str
-    seconds: int
-    hard_seconds: int
-    python: str
     weights: str
     weights_digest: str
-    least_rate: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
     wheels: tuple[Wheel, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
@@ -90,12 +78,10 @@ def read(folder: Path) -> Manifest:
     try:
         content = json.loads(file.read_text())
         content["wheels"] = tuple(Wheel(**wheel) for wheel in content["wheels"])
-        for name in ("without", "requirements"):
-            content[name] = tuple(content[name])
+        content["requirements"] = tuple(content["requirements"])
         return Manifest(**content)
     except (ValueError, TypeError, KeyError) as error:
-        known = ", ".join(f.name for f in fields(Manifest))
-        raise JobError(f"{file}: {error}; expected the keys {known}") from error
+        raise JobError(f"{file}: {error!r}; prepare again") from error
 
 
 def sha256(file: Path) -> str:
@@ -118,8 +104,7 @@ def code_digest(root: Path) -> str:
     state = hashlib.sha256()
     for name in CODE:
         start = root / name
-        files = [start] if start.is_file() else sorted(start.rglob("*.py"))
-        for file in files:
+        for file in [start] if start.is_file() else sorted(start.rglob("*.py")):
             state.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
     return state.hexdigest()
 
@@ -134,9 +119,12 @@ def check(manifest: Manifest, folder: Path) -> None:
         raise JobError(
             "code: not that of `prepare`: prepare and rehearse again, so that it is known"
         )
+    found = digests(folder)
     for name, expected in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise JobError(f"no file {file}: it was prepared and did not come along")
-        if (found := sha256(file)) != expected:
-            raise JobError(f"{file}: sha256 {found[:12]}, expected {expected[:12]}; prepare again")
+        if name not in found:
+            raise JobError(f"no file {folder / name}: it was prepared and did not come along")
+        if found[name] != expected:
+            raise JobError(
+                f"{folder / name}: sha256 {found[name][:12]}, expected {expected[:12]}; "
+                "prepare again"
+            )

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from gpu_jobs import log
-from gpu_queue import checks, paths, table
-from gpu_queue import machine as machines
-from gpu_queue.checks import Brought
-from gpu_queue.errors import QueueError
-from gpu_queue.jobs import Job
-from gpu_queue.settings import numbered, result_file
+from gpu_jobs.errors import JobError
+from gpu_jobs.jobs import PICTURE, WEIGHTS, Job
+from gpu_queue import paths, results
 from vessa_client import files
 from vessa_client.console import console
-from vessa_server.model import checkpoint
 
 
 def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
@@ -25,25 +21,37 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
     ``ship`` replaces the weights that the project ships; others go to ``gpu/results``.
 
     Raises:
-        QueueError: something about it is wrong; nothing is changed then.
+        ValueError: something about it is wrong; nothing is changed then.
     """
     if ship and not job.trains:
-        raise QueueError(f"--ship: {job.name} brings no weights")
-    machine = machines.read(paths.MACHINE)
-    brought = checks.check(job, folder, machine, paths.ROOT, rehearsed=False)
-    number = max(numbered(paths.RESULTS, job.name), default=0) + 1
-    file = result_file(paths.RESULTS, job.name, number)
-    kept = paths.LEGS / f"{job.name}_{number}"
-    taken = _take(job, folder, paths.SHIPPED if ship else kept)
-    files.write_text(file, json.dumps(_record(brought), indent=1) + "\n")
-    table.set_state(paths.TABLE, job.name, _state(brought.result, file))
-    _say(brought.result, [*taken, file, paths.TABLE], job, number)
+        raise JobError(f"--ship: {job.name} brings no weights")
+    brought = results.check(job, folder, paths.ROOT)
+    result = brought.result
+    number = results.next_number(job.name)
+    file = results.result_file(job.name, number)
+    target = paths.SHIPPED if ship else paths.LEGS / f"{job.name}_{number}"
+    taken = _take(folder, WEIGHTS if job.trains else (PICTURE,), target)
+    record = {n: v for n, v in result.items() if n not in {"files", "rehearsal"}}
+    if job.trains:
+        record["log"] = log.thinned(brought.training)
+        record["validation_log"] = log.thinned(brought.validation)
+    files.write_text(file, json.dumps(record, indent=1) + "\n")
+    how = "done" if result["finished"] else "ended early"
+    set_state(job.name, f"{how}: [{file.stem}](../{paths.inside(file)})")
+    named = " ".join(map(paths.inside, [*taken, file, paths.TABLE]))
+    what = f"{result['images']} images, {result['images_per_second']} a second" * job.trains
+    console.print(
+        f"{job.name} {number} on {result['device']} {what}\n\n"
+        f"    git add {named}\n"
+        f'    git commit -m "GPU: {job.name} {number} on {result["device"]}"\n',
+        highlight=False,
+        soft_wrap=True,
+    )
     return file
 
 
-def _take(job: Job, folder: Path, target: Path) -> list[Path]:
-    """Copy weights, or the pictures of a job without; returns what is to be committed."""
-    names = checkpoint.FILES if job.trains else tuple(f.name for f in folder.glob("*.png"))
+def _take(folder: Path, names: tuple[str, ...], target: Path) -> list[Path]:
+    """Copy files; returns what is to be committed."""
     target.mkdir(parents=True, exist_ok=True)
     # The weights last: until then they are the old ones, whole.
     for name in reversed(names):
@@ -53,27 +61,14 @@ def _take(job: Job, folder: Path, target: Path) -> list[Path]:
     return [target / name for name in names]
 
 
-def _record(brought: Brought) -> dict[str, Any]:
-    record = {n: v for n, v in brought.result.items() if n not in {"files", "rehearsal"}}
-    if brought.training:
-        record["log"] = log.thinned(brought.training)
-        record["validation_log"] = log.thinned(brought.validation)
-    return record
+def set_state(job: str, state: str) -> None:
+    """Write a job's state into the last column of the table in ``gpu/README.md``.
 
-
-def _state(result: dict[str, Any], file: Path) -> str:
-    how = "done" if result["finished"] else "ended early"
-    return f"{how}: [{file.stem}](../{paths.inside(file)})"
-
-
-def _say(result: dict[str, Any], changed: list[Path], job: Job, number: int) -> None:
-    named = " ".join(paths.inside(file) for file in changed)
-    rate = result.get("images_per_second")
-    what = f", {result['images']} images in all, {rate} images/s" if job.trains else ""
-    console.print(
-        f"{job.name} {number} on {result['device']}{what}\n\n"
-        f"    git add {named}\n"
-        f'    git commit -m "GPU: {job.name} {number} on {result["device"]}"\n',
-        highlight=False,
-        soft_wrap=True,
-    )
+    Raises:
+        JobError: the table has no row for it.
+    """
+    text = paths.TABLE.read_text()
+    row = re.compile(rf"^(\| `{re.escape(job)}` \|.*\| )[^|\n]*( \|)$", re.MULTILINE)
+    if not row.search(text):
+        raise JobError(f"{paths.TABLE}: no row for job {job}")
+    files.write_text(paths.TABLE, row.sub(lambda m: f"{m[1]}{state}{m[2]}", text))

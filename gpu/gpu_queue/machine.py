@@ -8,8 +8,6 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from gpu_queue.errors import QueueError
-
 MIB = 2**20
 
 
@@ -42,23 +40,16 @@ class Machine:
 
 
 def read(file: Path) -> Machine:
-    """Read the description of a machine.
-
-    Raises:
-        QueueError: it is missing, or lacks a key.
-    """
-    try:
-        content = tomllib.loads(file.read_text())
-        limits = content["limits"]
-        return Machine(
-            python=str(content["python"]),
-            platforms=tuple(content["platforms"]),
-            versions={canonicalize_name(n): str(v) for n, v in content["versions"].items()},
-            unversioned=frozenset(map(canonicalize_name, content["unversioned"]["packages"])),
-            travels=int(limits["travels_mib"] * MIB),
-            files_back=int(limits["files_back"]),
-            file_back=int(limits["file_back_mib"] * MIB),
-            command_seconds=int(limits["command_seconds"]),
-        )
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise QueueError(f"machine: {file}: {error!r}; see gpu/machine.toml") from error
+    """Read the description of a machine."""
+    content = tomllib.loads(file.read_text())
+    limits = content["limits"]
+    return Machine(
+        python=content["python"],
+        platforms=tuple(content["platforms"]),
+        versions={canonicalize_name(n): v for n, v in content["versions"].items()},
+        unversioned=frozenset(map(canonicalize_name, content["unversioned"]["packages"])),
+        travels=limits["travels_mib"] * MIB,
+        files_back=limits["files_back"],
+        file_back=limits["file_back_mib"] * MIB,
+        command_seconds=limits["command_seconds"],
+    )

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import sys
-import types
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -51,34 +50,18 @@ def _train(out: Path) -> None:
 
 def packages() -> dict[str, list[str]]:
     """``loaded``: packages with loaded modules; ``named``: those that our loaded files import."""
-    owners = _owners()
-    loaded: set[str] = set()
-    files: dict[str, str] = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        # Some modules of torch name a file that there is not.
-        if isinstance(module, types.ModuleType) and isinstance(file, str) and os.path.isabs(file):
-            real = os.path.realpath(file)
-            files[name] = real
-            loaded.update(owners.get(real, ()))
-    code = [str(folder) + os.sep for folder in CODE]
-    ours = [Path(f) for f in files.values() if f.startswith(tuple(code)) and f.endswith(".py")]
-    named: set[str] = set()
-    for imported in {name for file in ours for name in _imports(file)}:
-        named.update(owners.get(files.get(imported, ""), ()))
-    return {"loaded": sorted(loaded), "named": sorted(named)}
+    modules = {n: str(getattr(m, "__file__", "")) for n, m in list(sys.modules.items())}
+    code = tuple(f"{folder}{os.sep}" for folder in CODE)
+    ours = [Path(f) for f in modules.values() if f.startswith(code) and f.endswith(".py")]
+    named = {name for file in ours for name in _imports(file)} & set(modules)
+    return {"loaded": _owners(set(modules)), "named": _owners(named)}
 
 
-def _owners() -> dict[str, list[str]]:
-    """Which package each installed file is of."""
-    owners: dict[str, list[str]] = {}
-    for distribution in importlib.metadata.distributions():
-        name = canonicalize_name(distribution.metadata["Name"])
-        for file in distribution.files or []:
-            if file.suffix in {".py", ".so"}:
-                path = os.path.realpath(str(distribution.locate_file(file)))
-                owners.setdefault(path, []).append(name)
-    return owners
+def _owners(modules: set[str]) -> list[str]:
+    """The packages that modules are of."""
+    owners = importlib.metadata.packages_distributions()
+    tops = {name.partition(".")[0] for name in modules}
+    return sorted({str(canonicalize_name(o)) for top in tops for o in owners.get(top, ())})
 
 
 def _imports(file: Path) -> set[str]:
@@ -89,7 +72,6 @@ def _imports(file: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-from gpu_jobs.overrides import changed
-from gpu_queue.errors import QueueError
-from gpu_queue.jobs import JOBS, Job
+from gpu_jobs.jobs import Job
+from gpu_jobs.settings import changed
+from gpu_queue import results
 from vessa_server.training import config as configuration
 
 # Where no smoke job has said what is fastest.
@@ -20,72 +18,33 @@ NEARLY = 0.85
 WORTH_COMPILING = 1.1
 
 
-def plan(job: Job, recipe: Path, results: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def plan(job: Job, recipe: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """Settings over the recipe's, for ``job``; ``changes`` win over all others.
 
     Raises:
-        QueueError: the recipe, or a change, is wrong.
+        ConfigError: the recipe, or a change, is wrong.
     """
     chosen: dict[str, Any] = {"groups": GROUPS}
-    if smoke := latest(results, "stage1-smoke"):
+    if smoke := results.latest("stage1-smoke"):
         chosen |= fastest(smoke["speed"], job.seconds)
-    try:
-        rate = configuration.load(recipe).training.learning_rate
-        settings = changed(job.settings, {**chosen, **changes}, rate)
-        configuration.load(recipe, {**settings, "minutes": 1.0})
-    except ValueError as error:
-        raise QueueError(str(error)) from error
+    rate = configuration.load(recipe).training.learning_rate
+    settings = changed(job.settings, {**chosen, **changes}, rate)
+    configuration.load(recipe, {**settings, "minutes": 1.0})
     return settings
 
 
 def fastest(speed: list[dict[str, Any]], seconds: int) -> dict[str, Any]:
     """Batch and compiling with the most images in so many seconds."""
-    rates = {r["groups"]: r["images_per_second"] for r in speed if _counts(r, compiled=False)}
+    usable = [row for row in speed if row.get("steady") and row.get("images_per_second")]
+    rates = {r["groups"]: r["images_per_second"] for r in usable if not r["compile"]}
     if not rates:
         return {}
     best = max(rates.values())
     groups = min(g for g, rate in rates.items() if rate >= NEARLY * best)
     found = {"groups": groups, "compile": False}
     most = WORTH_COMPILING * rates[groups] * seconds
-    for row in speed:
-        if _counts(row, compiled=True):
-            images = row["images_per_second"] * (seconds - row["warm_seconds"])
-            if images > most:
-                most, found = images, {"groups": row["groups"], "compile": True}
+    for row in usable:
+        images = row["images_per_second"] * (seconds - row.get("warm_seconds", 0.0))
+        if row["compile"] and images > most:
+            most, found = images, {"groups": row["groups"], "compile": True}
     return found
-
-
-def _counts(row: dict[str, Any], *, compiled: bool) -> bool:
-    there = row.get("compile") is compiled and bool(row.get("images_per_second"))
-    return there and bool(row.get("steady"))
-
-
-def latest(results: Path, job: str) -> dict[str, Any] | None:
-    """The last result of a job that was collected; None without any."""
-    numbers = numbered(results, job)
-    if not numbers:
-        return None
-    content: dict[str, Any] = json.loads(result_file(results, job, max(numbers)).read_text())
-    return content
-
-
-def numbered(results: Path, job: str) -> list[int]:
-    """Numbers of a job's collected results."""
-    pattern = re.compile(rf"gpu_{re.escape(job)}_(\d+)\.json")
-    return sorted(int(m[1]) for f in results.glob("gpu_*.json") if (m := pattern.fullmatch(f.name)))
-
-
-def result_file(results: Path, job: str, number: int) -> Path:
-    """Where a collected result is."""
-    return results / f"gpu_{job}_{number}.json"
-
-
-def job_called(name: str) -> Job:
-    """The job of that name.
-
-    Raises:
-        QueueError: there is none.
-    """
-    if name not in JOBS:
-        raise QueueError(f"job {name!r}: expected one of {', '.join(JOBS)}")
-    return JOBS[name]

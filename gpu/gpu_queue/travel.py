@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_queue.errors import QueueError
+from gpu_jobs.errors import JobError
 from gpu_queue.machine import MIB
 
 # Of the whole, left free for what the copying itself needs.
@@ -17,62 +17,49 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Load:
-    """Bytes of what travels, by path; ``carried`` is the ignored folder that goes along."""
+    """Bytes of what travels, by path: what git knows or does not ignore, and what is carried."""
 
-    tracked: dict[str, int]
-    untracked: dict[str, int]
+    tree: dict[str, int]
     carried: dict[str, int]
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return sum(sum(part.values()) for part in (self.tracked, self.untracked, self.carried))
+        return sum(self.tree.values()) + sum(self.carried.values())
 
-    def describe(self, limit: int) -> str:
-        """One line of sums."""
-        parts = [
-            f"{name} {_mib(sum(part.values()))}"
-            for name, part in (
-                ("tracked files", self.tracked),
-                ("new files", self.untracked),
-                ("the carried folder", self.carried),
-            )
-        ]
-        return f"Travels: {', '.join(parts)}; {_mib(self.total)} of {_mib(limit)} MiB"
+    def fits(self, limit: int, margin: int = MARGIN) -> bool:
+        """Whether all of it may travel, with ``margin`` to spare."""
+        return self.total <= limit - margin
 
-    def check(self, limit: int) -> None:
-        """Whether all of it may travel.
+    def check(self, limit: int) -> str:
+        """A line of sums.
 
         Raises:
-            QueueError: it is too much; the largest files are named.
+            JobError: it is too much; the largest files are named.
         """
-        if self.total <= limit - MARGIN:
-            return
-        everything = {**self.tracked, **self.untracked, **self.carried}
-        largest = sorted(everything.items(), key=lambda item: -item[1])[:NAMED]
-        named = ", ".join(f"{path} {_mib(size)}" for path, size in largest)
-        raise QueueError(
-            f"{_mib(self.total)} MiB would travel, more than {_mib(limit - MARGIN)}; "
-            f"largest: {named}"
+        line = (
+            f"Travels: the working tree {_mib(sum(self.tree.values()))}, the carried folder "
+            f"{_mib(sum(self.carried.values()))}; {_mib(self.total)} of {_mib(limit)} MiB"
         )
+        if self.fits(limit):
+            return line
+        largest = sorted({**self.tree, **self.carried}.items(), key=lambda item: -item[1])[:NAMED]
+        named = ", ".join(f"{path} {_mib(size)}" for path, size in largest)
+        raise JobError(f"{line}, {_mib(MARGIN)} of which stay free; largest: {named}")
 
 
 def load(root: Path, carried: Path) -> Load:
     """What would travel from the project in ``root`` with the folder ``carried``."""
-    tracked = _listed(root, "--cached")
-    untracked = _listed(root, "--others", "--exclude-standard")
-    files = [f for f in sorted(carried.rglob("*")) if f.is_file()] if carried.is_dir() else []
+    files = [f for f in sorted(carried.rglob("*")) if f.is_file()]
     return Load(
-        {name: (root / name).lstat().st_size for name in tracked},
-        {name: (root / name).lstat().st_size for name in untracked},
+        {name: (root / name).lstat().st_size for name in _tree(root)},
         {str(file.relative_to(root)): file.stat().st_size for file in files},
     )
 
 
 def export(root: Path, carried: Path, target: Path) -> None:
     """Copy all that travels to the new folder ``target``."""
-    names = [*_listed(root, "--cached"), *_listed(root, "--others", "--exclude-standard")]
-    for name in names:
+    for name in _tree(root):
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, file, follow_symlinks=False)
@@ -85,27 +72,19 @@ def commit(root: Path) -> str:
     return found + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
 
 
-def _listed(root: Path, *options: str) -> list[str]:
-    names = _git(root, "ls-files", "-z", *options).split("\0")
+def _tree(root: Path) -> list[str]:
+    """Tracked files, and new ones that are not ignored."""
+    names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     # A tracked file may have been deleted and not committed yet.
-    return sorted({n for n in names if n and _is_there(root / n)})
-
-
-def _is_there(path: Path) -> bool:
-    return path.is_symlink() or path.is_file()
+    there = {n for n in names if n and ((root / n).is_symlink() or (root / n).is_file())}
+    return sorted(there)
 
 
 def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        raise QueueError(f"git {' '.join(arguments)}: {reason}") from error
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise JobError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,11 @@ import pytest
 from PIL import Image
 
 from gpu_jobs import manifest as manifests
-from gpu_jobs.errors import WRONG_INPUT
-from gpu_queue import checks, paths, table
-from gpu_queue.collect import collect
-from gpu_queue.errors import QueueError
-from gpu_queue.jobs import JOBS
-from gpu_queue.prepare import Request, prepare
+from gpu_jobs.errors import WRONG_INPUT, JobError
+from gpu_jobs.jobs import JOBS, RESULT
+from gpu_queue import paths
+from gpu_queue.collect import collect, set_state
+from gpu_queue.prepare import prepare
 from gpu_queue.rehearse import rehearse
 from support import ROOT, picture, tiny_model
 from vessa_server.model import checkpoint
@@ -67,8 +67,10 @@ def _project(target: Path) -> None:
         else:
             shutil.copy(ROOT / name, target / name)
     (target / "benchmarks" / "results").mkdir(parents=True)
-    for job in JOBS:
-        table.set_state(target / "gpu" / "README.md", job, "waiting")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "TABLE", target / "gpu" / "README.md")
+        for job in JOBS:
+            set_state(job, "waiting")
     git = ["git", "-C", str(target), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "copy"]):
         subprocess.run([*git, *command], check=True)
@@ -92,12 +94,12 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
     recipe.write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         _use(root, patch)
-        request = Request(
-            data=_data(folder / "data"), recipe=str(recipe), weights=paths.SHIPPED,
-            changes={"groups": 2}, carry_wheels=False,
-        )  # fmt: skip
-        prepare(LEG, request)
-        prepare(LEG, request)  # again, with the pack of before
+        data = _data(folder / "data")
+        for _ in range(2):  # the second time with the pack of before
+            prepare(
+                LEG, data=data, recipe=str(recipe), weights=paths.SHIPPED, changes={"groups": 2},
+                carry_wheels=False,
+            )  # fmt: skip
         rehearse(LEG, keep=folder / "out")
     return Rehearsed(root, folder / "out")
 
@@ -114,10 +116,15 @@ def brought(rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def _change(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    file = out / checks.RESULT
+    file = out / RESULT
     result = json.loads(file.read_text())
     change(result)
     file.write_text(json.dumps(result))
+
+
+def _states() -> dict[str, str]:
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([^|\n]*) \|$", paths.TABLE.read_text(), re.MULTILINE)
+    return {job: state.strip() for job, state in rows}
 
 
 def _renew_digest(out: Path, name: str) -> None:
@@ -147,12 +154,12 @@ def test_collected_weights_are_shipped_and_the_table_says_so(brought: Path) -> N
     assert record["device"] == "H100"
     assert len(record["log"]) == 2
     assert checkpoint.digest(paths.SHIPPED) == checkpoint.digest(brought) != before
-    assert table.states(paths.TABLE) == {
+    assert _states() == {
         "stage1-smoke": "waiting",
         "stage1-leg": f"done: [{file.stem}](../benchmarks/results/{file.name})",
         "stage1-decay": "waiting",
     }
-    with pytest.raises(QueueError, match="they have changed since the job was prepared"):
+    with pytest.raises(JobError, match="they have changed since the job was prepared"):
         collect(LEG, brought)
 
 
@@ -213,11 +220,11 @@ def test_what_is_wrong_is_not_collected(
 ) -> None:
     before = checkpoint.digest(paths.SHIPPED)
     spoil(brought)
-    with pytest.raises(QueueError, match=message):
+    with pytest.raises(ValueError, match=message):
         collect(LEG, brought, ship=True)
     assert checkpoint.digest(paths.SHIPPED) == before
     assert not list(paths.RESULTS.iterdir())
-    assert table.states(paths.TABLE)["stage1-leg"] == "waiting"
+    assert _states()["stage1-leg"] == "waiting"
 
 
 def test_too_much_to_travel_is_refused_with_the_largest_named(
@@ -232,10 +239,9 @@ def test_too_much_to_travel_is_refused_with_the_largest_named(
     monkeypatch.setattr(paths, "MACHINE", small)
     (rehearsed.root / "notes.bin").write_bytes(bytes(5 * 2**20))
     pack = next((rehearsed.root / "gpu" / ".work" / "packs").glob("*.pack"))
-    request = Request(pack=pack, weights=paths.SHIPPED, carry_wheels=False)
     try:
-        with pytest.raises(QueueError, match=r"model.safetensors 10.8, notes.bin 5.0"):
-            prepare(LEG, request)
+        with pytest.raises(JobError, match=r"model.safetensors 10.8, notes.bin 5.0"):
+            prepare(LEG, pack=pack, weights=paths.SHIPPED, carry_wheels=False)
     finally:
         (rehearsed.root / "notes.bin").unlink()
     assert not (paths.WORK / LEG.name / manifests.MANIFEST).exists()
@@ -259,7 +265,10 @@ def _device(root: Path, job: str, out: Path) -> subprocess.CompletedProcess[str]
         (lambda f: (f / "slices.pack").write_bytes(b"other"), "slices.pack: sha256"),
         (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml: it was prepared and did not come"),
         (lambda f: (f / "manifest.json").unlink(), "carry gpu/.work/stage1-leg, which"),
-        (lambda f: (f / "manifest.json").write_text("{}"), "expected the keys job, date"),
+        (
+            lambda f: (f / "manifest.json").write_text("{}"),
+            "manifest.json: KeyError('wheels'); prepare again",
+        ),
         (
             lambda f: (f.parents[1] / "gpu_jobs" / "leg.py").write_text("# changed"),
             "code: not that of `prepare`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,20 +16,18 @@ from packaging.specifiers import SpecifierSet
 
 from gpu_jobs import install, leg, manifest
 from gpu_jobs.errors import JobError
+from gpu_jobs.jobs import GRACE_SECONDS, JOBS, WEIGHTS
 from gpu_jobs.manifest import Manifest, Wheel
-from gpu_jobs.overrides import RATE_CAP, parsed, scaled_rate
-from gpu_queue import environment, needs, settings, table, travel, wheels
+from gpu_jobs.settings import RATE_CAP, parsed, scaled_rate
+from gpu_queue import collect, packages, paths, rehearse, results, settings, travel, wheels
 from gpu_queue import machine as machines
-from gpu_queue.errors import QueueError
-from gpu_queue.jobs import JOBS
 from support import ROOT
+from vessa_server.model import checkpoint
+from vessa_server.training.config import ConfigError
 
 
 def _manifest(**changes: Any) -> Manifest:
-    plain = Manifest(
-        job="stage1-leg", date="", commit="", seconds=540, hard_seconds=565, python="3.12",
-        weights="weights", weights_digest="0" * 64,
-    )  # fmt: skip
+    plain = Manifest(date="", commit="", weights="weights", weights_digest="0" * 64)
     return dataclasses.replace(plain, **changes)
 
 
@@ -39,9 +38,21 @@ def test_the_machine_is_described_and_every_job_fits_it() -> None:
     assert not machine.has("pydantic")
     for job in JOBS.values():
         assert len(job.brings) < machine.files_back  # the log of the console comes back too
-        assert job.hard_seconds < machine.command_seconds
+        assert job.seconds + GRACE_SECONDS < machine.command_seconds
     assert len({*leg.COPIED, "result.json", "console.log"}) <= machine.files_back
-    assert set(table.states(ROOT / "gpu" / "README.md")) == set(JOBS)
+    assert checkpoint.FILES == WEIGHTS
+
+
+def test_the_table_has_the_state_of_every_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(paths.TABLE, tmp_path)
+    monkeypatch.setattr(paths, "TABLE", tmp_path / "README.md")
+    for job in JOBS:
+        collect.set_state(job, f"running since {job}")
+        assert f"| running since {job} |" in paths.TABLE.read_text()
+    with pytest.raises(JobError, match="no row for job stage2"):
+        collect.set_state("stage2", "done")
 
 
 def test_the_smaller_of_two_batches_of_nearly_the_same_speed_is_taken() -> None:
@@ -64,24 +75,27 @@ def test_the_smaller_of_two_batches_of_nearly_the_same_speed_is_taken() -> None:
     assert settings.fastest([], 540) == {}
 
 
-def test_settings_come_from_the_last_smoke_job_and_changes_win(tmp_path: Path) -> None:
+def test_settings_come_from_the_last_smoke_job_and_changes_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training: {minutes: 9, learning_rate: 6.0e-4}")
     job = JOBS["stage1-leg"]
-    assert settings.plan(job, recipe, tmp_path, {})["groups"] == settings.GROUPS
+    assert settings.plan(job, recipe, {})["groups"] == settings.GROUPS
     for number, groups in ((2, 16), (10, 32)):
         row = {"groups": groups, "images_per_second": 9.0, "compile": False, "steady": True}
-        file = settings.result_file(tmp_path, "stage1-smoke", number)
+        file = results.result_file("stage1-smoke", number)
         file.write_text(json.dumps({"speed": [row]}))
-    found = settings.plan(job, recipe, tmp_path, {})
+    found = settings.plan(job, recipe, {})
     assert found["groups"] == 32
     assert found["decay_share"] == 0.0
     assert found["learning_rate"] == pytest.approx(6e-4 * 8**0.5, rel=1e-2)
-    changed = settings.plan(job, recipe, tmp_path, parsed(["groups=8", "precision=fp32"]))
+    changed = settings.plan(job, recipe, parsed(["groups=8", "precision=fp32"]))
     assert (changed["groups"], changed["precision"]) == (8, "fp32")
     assert scaled_rate(6e-4, 256) == RATE_CAP
-    with pytest.raises(QueueError, match="groupz"):
-        settings.plan(job, recipe, tmp_path, {"groupz": 8})
+    with pytest.raises(ConfigError, match="groupz"):
+        settings.plan(job, recipe, {"groupz": 8})
     with pytest.raises(JobError, match="KEY=VALUE"):
         parsed(["groups"])
 
@@ -93,7 +107,7 @@ def test_missing_and_old_packages_are_carried_with_what_they_require() -> None:
         unversioned=frozenset({"numpy", "tqdm", "pyyaml", "packaging", "rich", "tensorboard"}),
     )
     loaded = frozenset({"hydra-core", "omegaconf", "antlr4-python3-runtime", "pyyaml", "tqdm"})
-    found = needs.needs(machine, loaded, frozenset({"sam2", "torch", "transformers", "rich"}))
+    found = packages.needs(machine, loaded, frozenset({"sam2", "torch", "transformers", "rich"}))
     assert {"sam2", "hydra-core", "omegaconf", "antlr4-python3-runtime"} <= found.carried
     assert "transformers" in found.carried  # there, but too old for us
     assert not {"torch", "numpy", "iopath"} & found.carried  # iopath was not loaded
@@ -108,27 +122,27 @@ def test_the_stand_in_has_what_the_machine_has_and_nothing_else() -> None:
         Wheel("pydantic_core-2-cp39-cp39-linux.tar.xz", "pydantic-core==2"),
     )
     installed = {"torch", "typer", "pydantic", "pydantic-core", "monai", "structlog", "rich"}
-    found = environment.there(_manifest(wheels=carried), machine, frozenset(installed))
+    found = rehearse.there(_manifest(wheels=carried), machine, frozenset(installed))
     # What is carried is unpacked, but for what this Python cannot import.
     assert found == {"torch", "typer", "rich", "pydantic-core"}
 
 
 def test_a_wheel_is_packed_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, version: str, machine: object, folder: Path) -> Path:
-        file = folder / f"{name}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(file, "w") as archive:
+    def pip(command: str, *options: str) -> None:
+        assert command == "download"
+        folder = Path(options[options.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "Made_Up-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr("made_up/__init__.py", "VALUE = 3\n")
-            archive.writestr(
-                f"{name}-{version}.dist-info/METADATA", f"Name: {name}\nVersion: 1.0\n"
-            )
-        return file
+            archive.writestr("made_up-1.0.dist-info/METADATA", "Name: made_up\nVersion: 1.0\n")
 
-    monkeypatch.setattr(wheels, "_download", download)
+    monkeypatch.setattr(wheels, "_pip", pip)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "1.0")
     machine = machines.read(ROOT / "gpu" / "machine.toml")
     cache = tmp_path / manifest.WHEELS
-    file = wheels.packed("made_up", "1.0", machine, cache)
-    monkeypatch.setattr(wheels, "_download", None)  # the next time it is there
-    assert wheels.packed("made_up", "1.0", machine, cache) == file
+    file = wheels.packed("made-up", machine, cache)
+    monkeypatch.setattr(wheels, "_pip", None)  # the next time it is there
+    assert wheels.packed("made-up", machine, cache) == file
+    monkeypatch.undo()
     carried = _manifest(wheels=(Wheel(file.name, "made-up>=1"), Wheel("no-1", "torch>=2", True)))
     line = install.install(carried, tmp_path, tmp_path / "site")
     assert line == "Installed 1 of 2 carried packages: made_up"
@@ -159,9 +173,11 @@ def test_new_files_travel_and_ignored_ones_do_not(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "pack").write_bytes(bytes(11))
     load = travel.load(tmp_path, tmp_path / "work")
-    assert load.untracked == {"new.txt": 5}
+    assert load.tree == {".gitignore": 13, "kept.txt": 3, "new.txt": 5}
     assert load.carried == {"work/pack": 11}
-    assert set(load.tracked) == {".gitignore", "kept.txt"}
+    assert load.total == 32
+    assert load.fits(42, 10)
+    assert not load.fits(41, 10)
     travel.export(tmp_path, tmp_path / "work", tmp_path / "copy")
     copied = {str(f.relative_to(tmp_path / "copy")) for f in (tmp_path / "copy").rglob("*.*")}
     assert copied == {".gitignore", "kept.txt", "new.txt"}
