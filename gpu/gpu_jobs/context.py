@@ -13,10 +13,8 @@ import torch
 from gpu_jobs import manifest as manifests
 from gpu_jobs import settings
 from gpu_jobs.clock import Clock
-from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import Job, rehearsal
 from gpu_jobs.manifest import Manifest
-from vessa_server.model import checkpoint
 from vessa_server.training import config as configuration
 from vessa_server.training import pack as packs
 from vessa_server.training.config import Stage1Config
@@ -108,16 +106,3 @@ class Context:
             "weights": manifest.weights,
             "weights_before": manifest.weights_digest,
         }
-
-    def check_weights(self) -> None:
-        """Whether the weights to begin with are those that the job was prepared for.
-
-        Raises:
-            JobError: they are others.
-        """
-        found, expected = checkpoint.digest(self.weights), self.manifest.weights_digest
-        if found != expected:
-            raise JobError(
-                f"weights: {self.weights} has digest {found[:12]}, "
-                f"expected {expected[:12]}; prepare again"
-            )

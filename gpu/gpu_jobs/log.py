@@ -44,14 +44,16 @@ def summary(training: Lines, validation: Lines) -> dict[str, Any]:
     """Updates, images, images a second, and losses and scores at both ends."""
     if not training:
         return {"updates": 0}
-    last = training[-1]
-    # The first line has no rate; the second one's is that of a cold start.
-    rates = [line["images_per_second"] for line in training[2:] if "images_per_second" in line]
+    # Not from the start: the first updates are those of a cold one.
+    first, last = training[0], training[-1]
+    seconds = last["seconds"] - first["seconds"]
     found: dict[str, Any] = {
         "updates": int(last["step"]),
         "images": int(last["images"]),
         "training_seconds": round(last["seconds"], 1),
-        "images_per_second": round(sum(rates) / len(rates), 1) if rates else None,
+        "images_per_second": round((last["images"] - first["images"]) / seconds, 1)
+        if seconds
+        else None,
         "first": _means(training[:ENDS]),
         "last": _means(training[-ENDS:]),
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_jobs.errors import JobError
+from gpu_jobs.jobs import WEIGHTS
 
 MANIFEST = "manifest.json"
 CODE = ("gpu/device.sh", "gpu/gpu_jobs", "proto/src", "services/vessa_server/src")
@@ -46,7 +47,7 @@ class Manifest:
         requirements: all packages that are needed, with versions.
         wheels: what is carried of them.
         files: sha256 of everything in the carried folder but this file.
-        code: digest of the code that travels beside it, see :func:`code_digest`.
+        tree: digest of the code and the weights that travel beside it, see :func:`tree_digest`.
     """
 
     date: str
@@ -57,7 +58,7 @@ class Manifest:
     requirements: tuple[str, ...] = ()
     wheels: tuple[Wheel, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
-    code: str = ""
+    tree: str = ""
 
     def write(self, folder: Path) -> None:
         """Write it into the carried folder."""
@@ -99,10 +100,10 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def code_digest(root: Path) -> str:
-    """Digest of all code that a job runs, in the project's folder ``root``."""
+def tree_digest(root: Path, weights: str) -> str:
+    """Digest of all code that a job runs, and of its weights, in the project's folder ``root``."""
     state = hashlib.sha256()
-    for name in CODE:
+    for name in (*CODE, *(f"{weights}/{file}" for file in WEIGHTS)):
         start = root / name
         for file in [start] if start.is_file() else sorted(start.rglob("*.py")):
             state.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
@@ -115,9 +116,9 @@ def check(manifest: Manifest, folder: Path) -> None:
     Raises:
         JobError: a file is missing, or another one; or the code has changed.
     """
-    if manifest.code != code_digest(Path.cwd()):
+    if manifest.tree != tree_digest(Path.cwd(), manifest.weights):
         raise JobError(
-            "code: not that of `prepare`: prepare and rehearse again, so that it is known"
+            f"code, or {manifest.weights}: not that of `prepare`; prepare and rehearse again"
         )
     found = digests(folder)
     for name, expected in manifest.files.items():

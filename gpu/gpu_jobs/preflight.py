@@ -14,28 +14,20 @@ from gpu_jobs.manifest import Manifest
 
 
 def check(manifest: Manifest) -> dict[str, Any]:
-    """Look at all of it; returns what is worth writing down of the machine.
+    """Look at all of it; returns the device, and the versions that numbers depend on.
 
     Raises:
-        JobError: something is missing or of another version; all of it is named at once.
+        JobError: packages are missing or of other versions, all of which are named at once; or
+            there is no GPU, and this is no rehearsal.
     """
     from packaging.requirements import Requirement
 
     wrong = [r for r in manifest.requirements if not satisfied(r)]
     if wrong:
-        found = ", ".join(f"{r} (here {version(Requirement(r).name) or 'none'})" for r in wrong)
+        named = ", ".join(f"{r} (here {version(Requirement(r).name) or 'none'})" for r in wrong)
         raise JobError(
-            f"packages: {found}; correct gpu/machine.toml, so that `prepare` carries them"
+            f"packages: {named}; correct gpu/machine.toml, so that `prepare` carries them"
         )
-    return describe()
-
-
-def describe() -> dict[str, Any]:
-    """The device, and the versions that numbers depend on.
-
-    Raises:
-        JobError: there is no GPU, and this is no rehearsal.
-    """
     import torch
 
     names = ("torch", "torchvision", "transformers", "numpy")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpu_jobs import log
 from gpu_jobs.errors import JobError
-from gpu_jobs.jobs import PICTURE, WEIGHTS, Job
+from gpu_jobs.jobs import LOG, PICTURE, WEIGHTS, Job
 from gpu_queue import paths, results
 from vessa_client import files
 from vessa_client.console import console
@@ -25,16 +25,14 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
     """
     if ship and not job.trains:
         raise JobError(f"--ship: {job.name} brings no weights")
-    brought = results.check(job, folder, paths.ROOT)
-    result = brought.result
+    result = results.check(job, folder, paths.ROOT)
     number = results.next_number(job.name)
     file = results.result_file(job.name, number)
     target = paths.SHIPPED if ship else paths.LEGS / f"{job.name}_{number}"
     taken = _take(folder, WEIGHTS if job.trains else (PICTURE,), target)
     record = {n: v for n, v in result.items() if n not in {"files", "rehearsal"}}
     if job.trains:
-        record["log"] = log.thinned(brought.training)
-        record["validation_log"] = log.thinned(brought.validation)
+        record["log"], record["validation_log"] = map(log.thinned, log.read(folder / LOG))
     files.write_text(file, json.dumps(record, indent=1) + "\n")
     how = "done" if result["finished"] else "ended early"
     set_state(job.name, f"{how}: [{file.stem}](../{paths.inside(file)})")

@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 from gpu_jobs.errors import JobError
 from gpu_queue.machine import Machine
 from gpu_queue.paths import CODE, PROJECTS
+from vessa_client.console import console
 
 # Packages of this project travel as code.
 OURS = frozenset({"vessa-client", "vessa-server"})
@@ -56,6 +57,7 @@ def probe() -> tuple[frozenset[str], frozenset[str]]:
     Raises:
         JobError: the probe failed.
     """
+    console.print("Looking which packages a job imports: half a minute")
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
             [sys.executable, "-m", "gpu_queue.probe", scratch],

@@ -59,7 +59,7 @@ def prepare(
     file = Path(recipe) if Path(recipe).is_file() else paths.RECIPES / f"{recipe}.yaml"
     settings = plan(job, file, changes or {})
     shutil.copyfile(file, folder / manifests.RECIPE)
-    needed = _needs(machine) if carry_wheels else Needs()
+    needed = packages.needs(machine, *packages.probe()) if carry_wheels else Needs()
     carried = [_carry(name, needed, machine, folder) for name in sorted(needed.carried)]
     _put_slices(_candidates(file, data, pack), folder, machine)
     carried += _spares(needed, machine, folder)
@@ -72,17 +72,12 @@ def prepare(
         requirements=tuple(map(needed.requirement, sorted(needed.requirements))),
         wheels=tuple(carried),
         files=manifests.digests(folder),
-        code=manifests.code_digest(paths.ROOT),
+        tree=manifests.tree_digest(paths.ROOT, paths.inside(weights)),
     )
     line = travel.load(paths.ROOT, folder).check(machine.travels)
     manifest.write(folder)
     _say(job, manifest, folder, line)
     return manifest
-
-
-def _needs(machine: Machine) -> Needs:
-    console.print("Looking which packages a job imports: half a minute")
-    return packages.needs(machine, *packages.probe())
 
 
 def _carry(

@@ -28,6 +28,8 @@ from vessa_client.console import console
 KEPT = ("PATH", "LANG", "TMPDIR", "OMP_NUM_THREADS")
 # An address at which nobody answers, for whatever would fetch something.
 NOWHERE = "http://127.0.0.1:9"
+# A CPU may take longer for it than a GPU for the whole job.
+SECONDS = 1800
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 
 
@@ -56,12 +58,9 @@ def rehearse(job: Job, *, python: Path | None = None, keep: Path | None = None) 
         if python is None:
             python = _stand_in(manifest, machine, Path(scratch) / "machine")
         _run(job, copy, out, python)
-        brought = results.check(job, out, copy, rehearsed=machine)
+        results.check(job, out, copy, rehearsed=machine)
         files = ", ".join(sorted(os.listdir(out)))
-    console.print(
-        f"Rehearsed: {job.name} brought {files}; {len(brought.training)} lines of training",
-        highlight=False,
-    )
+    console.print(f"Rehearsed: {job.name} brought {files}", highlight=False, soft_wrap=True)
 
 
 def _run(job: Job, copy: Path, out: Path, python: Path) -> None:
@@ -75,7 +74,7 @@ def _run(job: Job, copy: Path, out: Path, python: Path) -> None:
         "http_proxy": NOWHERE,
         "https_proxy": NOWHERE,
     }
-    command = ["bash", "gpu/device.sh", job.name]
+    command = ["bash", "gpu/device.sh", job.name, str(SECONDS)]
     code = subprocess.run(command, cwd=copy, env=kept | there, check=False).returncode
     if code:
         raise JobError(f"the command of {job.name} ended with code {code}; see above")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,10 @@ from vessa_server.model.presets import preset
 from vessa_server.training.trainer import Start
 
 
-@dataclass(frozen=True)
-class Brought:
-    """What a job brought, checked.
-
-    Attributes:
-        result: of ``result.json``.
-        training, validation: lines of the log; none of a job that does not train.
-    """
-
-    result: dict[str, Any]
-    training: log.Lines
-    validation: log.Lines
-
-
 def check(
     job: Job, folder: Path, root: Path = paths.ROOT, *, rehearsed: Machine | None = None
-) -> Brought:
-    """Look at everything in ``folder``, brought from a copy of the project in ``root``.
+) -> dict[str, Any]:
+    """What ``result.json`` in ``folder`` says, once all that is there has been looked at.
 
     Args:
         job: which.
@@ -52,13 +37,13 @@ def check(
     for name in job.brings:
         if not (folder / name).is_file():
             raise JobError(f"{folder}: no {name}; see console.log there for the reason")
-    result = json.loads((folder / RESULT).read_text())
+    result: dict[str, Any] = json.loads((folder / RESULT).read_text())
     if reason := _unusable(job, result, rehearsed):
         raise JobError(f"{folder / RESULT}: {reason}")
     if rehearsed is not None:
         _check_size(folder, rehearsed)
     if not job.trains:
-        return Brought(result, [], [])
+        return result
     for name, expected in result["files"].items():
         file = folder / name
         if not file.is_file() or sha256(file) != expected:
@@ -68,7 +53,7 @@ def check(
         raise JobError(f"{folder / LOG}: no line of training")
     log.check_finite(training + validation)
     _check_weights(folder, root, result)
-    return Brought(result, training, validation)
+    return result
 
 
 def _unusable(job: Job, result: dict[str, Any], rehearsed: Machine | None) -> str:

@@ -38,6 +38,7 @@ data:
     - folder: shapes/train
       classes: [{name: disc, description: Bright.}, {name: bar, description: Dark.}]
 """
+WEIGHTS = "services/vessa_server/weights/nano"
 COPIED = ("gpu", "proto", "services/vessa_server", ".gitignore")
 
 
@@ -271,7 +272,11 @@ def _device(root: Path, job: str, out: Path) -> subprocess.CompletedProcess[str]
         ),
         (
             lambda f: (f.parents[1] / "gpu_jobs" / "leg.py").write_text("# changed"),
-            "code: not that of `prepare`",
+            "not that of `prepare`",
+        ),
+        (
+            lambda f: checkpoint.save(tiny_model(), f.parents[2] / WEIGHTS),
+            f"code, or {WEIGHTS}: not that of `prepare`",
         ),
     ],
 )

@@ -22,7 +22,6 @@ from gpu_jobs.gpu import Sampler
 from gpu_jobs.jobs import JOBS, LOG
 from gpu_jobs.manifest import Manifest
 from support import tiny_model
-from vessa_server.model import checkpoint
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.episodes import Episode, EpisodeGenerator
 from vessa_server.training.trainer import Stage1Trainer
@@ -53,10 +52,10 @@ def test_without_a_gpu_a_job_ends_unless_it_is_a_rehearsal(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
     with pytest.raises(JobError, match="no GPU") as raised:
-        preflight.describe()
+        preflight.check(_manifest())
     assert raised.value.code == NO_GPU
     monkeypatch.setenv("VESSA_REHEARSAL", "1")
-    assert preflight.describe()["device"] == "cpu"
+    assert preflight.check(_manifest())["device"] == "cpu"
     with pytest.raises(JobError, match=r"torch>=99 \(here .*, no-such-thing \(here none\)"):
         preflight.check(_manifest(requirements=("torch>=99", "numpy", "no-such-thing")))
 
@@ -113,17 +112,18 @@ def test_a_log_is_summed_up_and_thinned(tmp_path: Path) -> None:
     assert raised.value.code == NOT_FINITE
 
 
-def test_updates_are_checked_and_timed(trainer: Stage1Trainer) -> None:
+def test_updates_are_checked_and_timed(
+    trainer: Stage1Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = checks.updates(trainer)
     assert len(found["losses"]) == checks.STEPS
     assert trainer.step == checks.STEPS
-    row = speed.measure(trainer, 1, Sampler(), seconds=0.2, warming=5.0)
+    row = speed.measure(trainer, 1, Sampler(), seconds=0.2, warming=300.0)
     assert (row["groups"], row["steady"]) == (1, True)
     assert row["images_per_second"] > 0
     assert trainer.generator.config.groups == 1
-    profiled = speed.kernels(trainer, 1)
-    assert profiled["kernels_per_update"] > 100
-    assert 0 < profiled["kernel_share"] < 1.5
+    assert speed.kernels(trainer, 1)["kernels"] > 100
+    assert "aten::mm" in capsys.readouterr().out
     rows = steps.pictures(trainer)
     assert rows.shape[1:] == (3, 64, 192)
     assert 0 <= float(rows.min()) < float(rows.max()) <= 1
@@ -178,15 +178,6 @@ def test_episodes_of_two_devices_are_compared(
     monkeypatch.setattr(checks, "_moved", brighter)
     with pytest.raises(JobError, match=r"episodes: pixels 1, expected <= 0.0001"):
         checks.episodes(trainer, None)
-
-
-def test_a_job_begins_with_the_weights_that_it_was_prepared_for(tmp_path: Path) -> None:
-    checkpoint.save(tiny_model(), tmp_path / "weights")
-    known = {"weights": str(tmp_path / "weights")}
-    digest = checkpoint.digest(tmp_path / "weights")
-    _context(tmp_path, weights_digest=digest, **known).check_weights()
-    with pytest.raises(JobError, match=f"has digest {digest[:12]}, expected 000000000000"):
-        _context(tmp_path, **known).check_weights()
 
 
 def test_settings_of_the_command_line_win_and_the_rate_follows(
