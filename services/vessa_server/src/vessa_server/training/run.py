@@ -93,6 +93,8 @@ def build(
 
         export = partial(lora.merged, handle=lora.inject(model, config.fine_tuning))
     size, device = architecture.image_size, processes.device
+    if slices is not None:
+        slices = slices.to(device)  # once, for training and held-out batches
     start = Start.after(init)
     held_out = None
     if slices is not None and planning.tasks(slices, config.training, held_out=True):

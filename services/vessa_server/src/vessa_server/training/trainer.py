@@ -180,18 +180,19 @@ class Stage1Trainer:
     def _fitting(self, work: Callable[[], Result]) -> Result:
         """Do ``work``; with half of the batch from then on where memory is too small."""
         while True:
+            groups = self.config.groups // 2
             try:
                 return work()
             except torch.OutOfMemoryError:
-                groups = self.config.groups // 2
                 if groups < 1 or self.processes.world > 1:
                     raise
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                console.print(f"Out of memory: going on with batches of {groups} tasks")
-                self.config = dataclasses.replace(self.config, groups=groups)
-                self.generator = self.generator.with_config(self.config)
-                self.schedule.config = self.config
+            # Outside of `except`, whose traceback holds what was computed.
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            console.print(f"Out of memory: going on with batches of {groups} tasks")
+            self.config = dataclasses.replace(self.config, groups=groups)
+            self.generator = self.generator.with_config(self.config)
+            self.schedule.config = self.config
 
     def _next(self) -> StepOutput:
         return self.train_step([self.generator[n] for n in self._numbers_of(self.step)])
