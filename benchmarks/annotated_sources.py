@@ -6,13 +6,16 @@ Axes: H W space, Z slices.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from vessa_client import AnyArray, UInt8Array, files
+from vessa_server.training import config
 
 # Sources without `meta.json`: names of the label values 1, 2, ...
 OLDER = {
@@ -67,6 +70,12 @@ class Source:
         """The images of ``train`` or ``test``."""
         return [self._item(path) for path in files.find_images(self.folder / part)]
 
+    def subject(self, item: Item) -> str:
+        """Whose image it is, by its name."""
+        found = re.match(_subject_patterns()[self.folder.name], item.image.stem)
+        assert found is not None
+        return found.group(found.re.groups and 1)
+
     def _item(self, path: Path) -> Item:
         label_file = files.find_label(path)
         if label_file is None:
@@ -82,6 +91,13 @@ class Source:
         for index, value in enumerate(self.values, start=1):
             labels[values == value] = index
         return labels
+
+
+@cache
+def _subject_patterns() -> dict[str, str]:
+    """Of each source, from the recipe that trains on them."""
+    sources = config.load("nano").data.sources
+    return {source.folder.split("/")[0]: source.subject_pattern for source in sources}
 
 
 def renumber(labels: UInt8Array, own: Sequence[str], names: Sequence[str]) -> UInt8Array:

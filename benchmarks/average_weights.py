@@ -24,11 +24,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.5, help="of AFTER, 0 to 1")
     arguments = parser.parse_args()
+    if not 0 <= arguments.share <= 1:
+        parser.error(f"--share {arguments.share}, expected 0 to 1")
     one, other = (
         checkpoint.read_safetensors(folder / checkpoint.WEIGHTS_FILE)
         for folder in (arguments.before, arguments.after)
     )
-    if one.keys() != other.keys():
+    if {n: t.shape for n, t in one.items()} != {n: t.shape for n, t in other.items()}:
         raise SystemExit(f"{arguments.before} and {arguments.after} are of different models")
     mixed = {name: one[name].lerp(other[name], arguments.share).half() for name in other}
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from vessa_client import AnyArray, SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
+from vessa_server.training import pack
 from vessa_server.training.adaptation import adaptation_config, bank_pack
 from vessa_server.training.episodes import EpisodeGenerator
 
@@ -124,7 +125,7 @@ class SupervisedUNet:
             zoom_range=(0.65, 1.45),
             view_shares=(0.5, 0.5, 0.0),
         )
-        self.generator = EpisodeGenerator(bank_pack(bank, 2 * size), config, size)
+        self.generator = EpisodeGenerator(bank_pack(bank, pack.side_for(size)), config, size)
         self.size = size
         self.student = models.build(UNetConfig(), len(CLASSES))
         self.updates = 0

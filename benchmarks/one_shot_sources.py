@@ -2,12 +2,15 @@
 
     python benchmarks/one_shot_sources.py --data DATA --label shipped --seeds 0
     python benchmarks/one_shot_sources.py --data DATA --rows "all rules" --picture sources.png
+    python benchmarks/one_shot_sources.py --data DATA --split train --images 12 --sources ct_liver
 
 Templates are images of the source's ``train``, drawn at random until they show every class.
 Volumes are sliced along axis 2: every annotated slice of three of them is a template, of left atria
 every second one; those of ``test`` are scored as a whole. Dice of a class counts where the truth or
 the answer has it; means are over the classes of an image, the images of a source, and the sources.
-``five steps`` is the paper's: no turns, no second looks, each slice alone.
+``five steps`` is the paper's: no turns, no second looks, each slice alone; other rows leave out one
+of these rules. To choose between rules or trainings, ``--split train`` scores images of ``train``,
+of other subjects than the templates', in sources that the training did not see.
 
 Seconds are of a request: the first of a bank, whose templates have to be computed; the first of
 each other image (of volumes, of each other slice); and one that was made before.
@@ -51,9 +54,26 @@ from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
 from vessa_server.serving.settings import SHIPPED_WEIGHTS
 
-ALL_RULES, FIVE_STEPS = "all rules", "five steps"
+
+@dataclass(frozen=True)
+class Rules:
+    """What the engine does beside the paper's five steps."""
+
+    turn: bool = True
+    focus: bool = True
+    together: bool = True
+
+
 COPY = "copy of the best template"
-ROWS = (ALL_RULES, FIVE_STEPS, COPY)
+ROWS = {
+    "all rules": Rules(),
+    "five steps": Rules(turn=False, focus=False, together=False),
+    COPY: Rules(),
+    "no turns": Rules(turn=False),
+    "no second look": Rules(focus=False),
+    "each slice alone": Rules(together=False),
+}
+USUAL = tuple(ROWS)[:3]
 TEMPLATES = 3
 # Which of a volume's annotated slices are templates.
 EVERY = {"left_atrium": 2}
@@ -99,7 +119,7 @@ class Method:
         return matched_template(self.engine, image.slice(index), self.source.names)
 
     def _ask(self, image: files.ImageFile, index: int, kind: str) -> UInt8Array:
-        volume = () if self.row == FIVE_STEPS else image.sample()
+        volume = image.sample() if ROWS[self.row].together else ()
         request = SegmentationRequest(image=image.slice(index), volume=volume)
         start = time.perf_counter()
         result = self.engine.segment(request)
@@ -115,7 +135,9 @@ def main() -> None:
     parser.add_argument("--label", default="shipped", help="of the weights, before each row")
     parser.add_argument("--sources", nargs="+", help="folders; by default all but acdc")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the templates")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=USUAL)
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="to score")
+    parser.add_argument("--images", type=int, default=1000, help="of a source at most")
     parser.add_argument("--results", type=Path, default=RESULTS / "one_shot_sources.json")
     parser.add_argument("--picture", type=Path, help="PNG of an image of each source, first row")
     arguments = parser.parse_args()
@@ -146,31 +168,34 @@ class Runner:
     def measure(self, source: Source) -> None:
         """All rows and seeds."""
         train = [item for item in source.items("train") if item.shown()]
-        test, name = source.items("test"), source.folder.name
+        test = source.items("test") if self.arguments.split == "test" else []
+        name = source.folder.name
         shown = [item.shown() for item in train]
         for row in self.arguments.rows:
             found = self.found[row].setdefault(name, {})
             for seed in self.arguments.seeds:
                 templates = [train[index] for index in choose(shown, TEMPLATES, seed)]
+                seen = {source.subject(item) for item in templates}
+                others = test or [item for item in train if source.subject(item) not in seen]
+                scored = [others[i] for i in files.spread(len(others), self.arguments.images)]
                 with self.method(row, source, templates) as method:
-                    found[seed] = measured(method, templates, test)
+                    found[seed] = measured(method, templates, scored)
                     text = f"{name}, {row}, seed {seed}: {found[seed].mean:.3f}"
                     console.print(text, highlight=False)
                     if self.arguments.picture and name not in self.panels:
-                        self.panels[name] = panel(method, test, found[seed])
+                        self.panels[name] = panel(method, scored, found[seed])
 
     @contextlib.contextmanager
     def method(self, row: str, source: Source, templates: Sequence[Item]) -> Iterator[Method]:
         """The row on a bank of the templates; nothing that another one computed is reused."""
         classes = [ClassDefinition(name=name, description="") for name in source.names]
-        steps = EngineSettings(turn=False, focus=False)
         with tempfile.TemporaryDirectory() as scratch:
             bank = TemplateBank(Path(scratch))
             for item in templates:
                 annotated = np.flatnonzero(item.labels_ZHW.any(axis=(1, 2))).tolist()
                 for z in annotated[:: EVERY.get(source.folder.name, 1)]:
                     bank.add(item.image.slice(z), item.labels_ZHW[z], classes)
-            settings = steps if row == FIVE_STEPS else EngineSettings()
+            settings = EngineSettings(turn=ROWS[row].turn, focus=ROWS[row].focus)
             engine = VessaEngine(self.model, self.digest, bank, NoCache(), settings)
             yield Method(row, source, engine)
 
@@ -207,7 +232,7 @@ def write(arguments: argparse.Namespace, runner: Runner) -> None:
     """Add the rows to the results, with the circumstances."""
     file: Path = arguments.results
     rows = json.loads(file.read_text())["rows"] if file.is_file() else {}
-    facts = circumstances(seeds=arguments.seeds, templates=TEMPLATES)
+    facts = circumstances(seeds=arguments.seeds, templates=TEMPLATES, split=arguments.split)
     for row, found in runner.found.items():
         kinds = {kind for by_seed in found.values() for m in by_seed.values() for kind in m.seconds}
         spent = {

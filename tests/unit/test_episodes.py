@@ -248,6 +248,41 @@ def test_two_volumes_are_each_others_templates_and_end_somewhere() -> None:
     assert empty > 10
 
 
+def test_slices_of_volumes_show_the_rare_structure_that_they_are_about() -> None:
+    """It is in one slice of nine."""
+    items = volume_slices(6)
+    for item in items:
+        if item.position == 0.5:
+            item.labels[30:36, 30:36] = 2
+    pack = packs.build([(PackedSource(name="v", texts=TEXTS), items)], 64)
+    present = pack.present()
+    for share in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, volume_share=share, synthetic_share=0.0)
+        planner = Planner(pack, config)
+        counts = []
+        for number in range(40):
+            plan = planner.plan(number)
+            for rows, asked in zip(plan.rows_N.view(3, 4).numpy(), plan.asked_GQ, strict=True):
+                if int(asked[0]) == 2:
+                    counts.append(int(present[rows, 2].sum()))
+        assert len(counts) > 30
+        # One of each volume of two; of slices at the same height nearly all.
+        assert np.mean(counts) >= 2 if share else np.mean(counts) > 1.5
+
+
+def test_the_other_structure_that_is_asked_is_shown_by_half_of_the_images() -> None:
+    items = [dataclasses.replace(i, held_out=False) for i in slices(30)]
+    for item in items[3:]:
+        item.labels[item.labels == 2] = 0
+    pack = packs.build([(PackedSource(name="p", texts=TEXTS), items)], 64)
+    present = pack.present()
+    planner = Planner(pack, dataclasses.replace(CONFIG, synthetic_share=0.0))
+    for number in range(40):
+        plan = planner.plan(number)
+        for rows, asked in zip(plan.rows_N.view(3, 4).numpy(), plan.asked_GQ, strict=True):
+            assert present[rows, int(asked[1])].mean() >= 0.5
+
+
 def test_rare_structures_are_asked_as_often_as_common_ones() -> None:
     items = slices(30)
     items = [dataclasses.replace(i, held_out=False) for i in items]
@@ -396,7 +431,7 @@ def test_a_pack_keeps_slices_and_is_checked_by_its_digest(tmp_path: Path) -> Non
     assert torch.equal(read.labels_RHW, pack.labels_RHW)
     assert torch.equal(read.planes_LHW, pack.planes_LHW)
     assert read.sources == pack.sources
-    for name in ("source_R", "subject_R", "volume_R", "axis_R", "position_R", "held_out_R"):
+    for name in ("source_R", "subject_R", "axis_R", "position_R", "held_out_R"):
         assert np.array_equal(getattr(read, name), getattr(pack, name)), name
     packs.write(pack, tmp_path / "lossy.pack", quality=80)
     lossy = packs.read(tmp_path / "lossy.pack")
@@ -409,6 +444,18 @@ def test_a_pack_keeps_slices_and_is_checked_by_its_digest(tmp_path: Path) -> Non
         packs.read(file)
     (tmp_path / "made.pack.sha256").unlink()
     with pytest.raises(DataError, match="vessa-server pack"):
+        packs.read(file)
+
+
+def test_a_pack_with_labels_or_sources_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "made.pack"
+    pack = a_pack()
+    pack.labels_RHW[0, 0, 0] = MAX_CLASSES + 1
+    packs.write(pack, file, quality=100)
+    with pytest.raises(DataError, match="label 9, expected at most 8"):
+        packs.read(file)
+    packs.write(dataclasses.replace(a_pack(), source_R=np.full(len(pack), 2)), file, quality=100)
+    with pytest.raises(DataError, match="other sources than the 2"):
         packs.read(file)
 
 
@@ -432,6 +479,9 @@ def test_a_source_left_out_is_drawn_no_more() -> None:
     planner = Planner(left, CONFIG)
     for number in range(10):
         assert set(left.source_R[planner.plan(number).rows_N.numpy()]) == {1}
+    names = [PackedSource(name="twice", texts=TEXTS), PackedSource(name="twice", texts=TEXTS)]
+    both = packs.build([(source, slices(named=str(i))) for i, source in enumerate(names)], 64)
+    assert not len(packs.without(both, ["twice"]))
     with pytest.raises(DataError, match="no data set 'x', expected one of pictures, volumes"):
         packs.without(a_pack(), ["x"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -169,6 +170,55 @@ def test_errors_name_the_folder_and_what_is_missing(tmp_path: Path) -> None:
         read(SourceConfig(folder="empty_too", classes=nine), _with_pictures(tmp_path, "empty_too"))
 
 
+def _one(root: Path, image: np.ndarray, labels: np.ndarray, turned: float = 1.0) -> SourceConfig:
+    """A volume whose labels lie along the first axis as ``turned`` says."""
+    folder = root / "one"
+    folder.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "a.nii.gz")
+    place = np.diag([turned, 1.0, 1.0, 1.0])
+    nib.save(nib.Nifti1Image(labels, place), folder / "a_gt.nii.gz")
+    return SourceConfig(folder="one", classes=TEXTS)
+
+
+def test_labels_that_lie_elsewhere_or_are_none_are_refused(tmp_path: Path) -> None:
+    image = RNG(0).normal(0, 1, (8, 9, 4)).astype(np.float32)
+    labels = np.zeros((8, 9, 4), np.float32)
+    labels[2:5, 2:5] = 1
+    read(_one(tmp_path, image, labels), tmp_path)
+    with pytest.raises(DataError, match=r"a_gt\.nii\.gz lies elsewhere than .*resample"):
+        read(_one(tmp_path, image, labels, turned=-1.0), tmp_path)
+    with pytest.raises(DataError, match="no whole numbers"):
+        read(_one(tmp_path, image, labels * 0.6), tmp_path)
+    with pytest.raises(DataError, match=r"no label is one of 1 to 1; .* `binary: true`"):
+        read(_one(tmp_path, image, labels * 255), tmp_path)
+    with pytest.raises(DataError, match="expected labels of two or three axes"):
+        read(_one(tmp_path, image, labels[..., None, None]), tmp_path)
+    config = dataclasses.replace(_one(tmp_path, image[..., None], labels), channel=1)
+    with pytest.raises(DataError, match="has 1 channels, `channel` is 1"):
+        read(config, tmp_path)
+
+
+def test_labels_of_rounded_numbers_are_labels(tmp_path: Path) -> None:
+    image = RNG(0).normal(0, 1, (8, 9, 4)).astype(np.float32)
+    labels = np.zeros((8, 9, 4), np.float32)
+    labels[2:5, 2:5] = 0.9999
+    _, items = read(_one(tmp_path, image, labels), tmp_path)
+    assert {int(i.labels.max()) for i in items} == {1}
+
+
+def test_a_voxel_without_a_number_is_black_and_leaves_the_others(tmp_path: Path) -> None:
+    image = RNG(0).uniform(0, 1, (8, 9, 4)).astype(np.float32)
+    labels = np.ones((8, 9, 4), np.uint8)
+    _, whole = read(_one(tmp_path, image, labels), tmp_path)
+    image[1, 2, 0], image[3, 3, 0] = np.nan, np.inf
+    _, holed = read(_one(tmp_path, image, labels), tmp_path)
+    assert holed[0].image[1, 2] == holed[0].image[3, 3] == 0
+    difference = np.abs(holed[0].image.astype(int) - whole[0].image)
+    assert np.sort(difference.ravel())[-3] <= 2
+    with pytest.raises(DataError, match="no voxel with a number"):
+        read(_one(tmp_path, np.full_like(image, np.nan), labels), tmp_path)
+
+
 def test_configurations_are_checked_key_by_key(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for text, words in (
@@ -178,6 +228,9 @@ def test_configurations_are_checked_key_by_key(tmp_path: Path) -> None:
         ("training: {steps: 3, speed: 9}", "training.speed"),
         ("training: {steps: 3}\ndata: {sources: [{folder: a, axes: [3]}]}", "axes"),
         ("training: {steps: 3}\ndata: {sources: [{folder: a, layout: odd}]}", "layout"),
+        ("training: {steps: 3, decay_share: 3}", r"decay_share: 3.0, expected in \[0, 1\]"),
+        ("training: {steps: 3, validate_every: 0}", "validate_every: 0, expected at least 1"),
+        ("training: {steps: 3, learning_rate: -1}", "learning_rate: -1.0"),
         ("steps: 3", "key `training`"),
         ("training: [", "not YAML"),
     ):

@@ -18,22 +18,25 @@ from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Conditioned
 from vessa_server.serving.settings import SHIPPED_WEIGHTS
-from vessa_server.training import lora, sources
+from vessa_server.training import lora, run, sources
 from vessa_server.training import pack as packs
 from vessa_server.training.config import (
     ConfigError,
     FineTuningConfig,
     SourceConfig,
+    Stage1Config,
     TrainingConfig,
 )
 from vessa_server.training.episodes import EpisodeGenerator
 from vessa_server.training.losses import hard_dice, hard_iou, mask_loss, soft_dice_loss
 from vessa_server.training.objective import _misled, choose_templates
+from vessa_server.training.pack import PackedSource
 from vessa_server.training.report import Report
 from vessa_server.training.schedule import LAST, Schedule
-from vessa_server.training.tasks import ClassText
+from vessa_server.training.tasks import ClassText, PackedSlice
 from vessa_server.training.trainer import (
     BAD_BATCH_FILE,
+    STATE_FILE,
     NotFiniteError,
     Stage1Trainer,
     Start,
@@ -187,7 +190,8 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_resumed_run_logs_no_update_twice(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)))
+    lines = "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    log.write_text(lines + '{"step": 1, "lo')  # the run was killed here
     with Report(tmp_path, Schedule(CONFIG, step=2)) as report:
         report.write(3, {"loss": 1.0})
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
@@ -289,8 +293,40 @@ def test_a_run_does_not_go_on_with_another_configuration(tmp_path: Path) -> None
     _step(trainer)
     trainer.save()
     other = Stage1Trainer(tiny_model(), _generator(), tmp_path, identity="b")
-    with pytest.raises(ConfigError, match="another configuration"):
+    with pytest.raises(ConfigError, match="other data, beginning or configuration"):
         other.resume()
+
+
+def test_a_damaged_state_is_one_line(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path)
+    trainer.save()
+    state = (tmp_path / STATE_FILE).read_bytes()
+    (tmp_path / STATE_FILE).write_bytes(state[: len(state) // 2])
+    with pytest.raises(ConfigError, match=r"training_state\.safetensors cannot be read.*away"):
+        _trainer(tmp_path).resume()
+    wider = Stage1Trainer(tiny_model(), _generator(), tmp_path)
+    with torch.no_grad():
+        wider.model.prior_weight = torch.nn.Parameter(torch.zeros(7))
+    (tmp_path / STATE_FILE).write_bytes(state)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        wider.resume()
+
+
+def test_a_run_goes_on_with_the_data_and_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    config = Stage1Config(training=CONFIG, canvas=64)
+
+    def of(shown: int) -> packs.Pack:
+        labels = np.zeros((64, 64), np.uint8)
+        labels[:shown] = 1
+        subjects = [PackedSlice(image=labels, labels=labels, subject=str(n)) for n in range(3)]
+        return packs.build([(PackedSource(name="p", texts=(ClassText(name="x"),)), subjects)], 64)
+
+    weights = tmp_path / "before"
+    run.build(config, of(20), weights).save()
+    begun = ((of(20), None), (of(30), None), (None, None), (of(20), weights))
+    found = [run.build(config, data, tmp_path, init=init).identity for data, init in begun]
+    assert found[0] == run.build(config, of(20), tmp_path).identity
+    assert len(set(found)) == len(begun) - 1  # these weights saw nothing yet
 
 
 def test_bf16_computes_nearly_the_same(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from vessa_client import files
 from vessa_server.model import tokenizer as tokenizers
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.vessa import Vessa
@@ -58,8 +59,8 @@ def save(
     described = {"config": json.dumps(model.config.to_dict()), **(notes or {})}
     write_safetensors(file, tensors, described)
     backend = getattr(model.reasoner.tokenizer, "backend_tokenizer")  # noqa: B009
-    backend.save(str(folder / TOKENIZER_FILE))
-    model.reasoner.vlm.config.to_json_file(folder / VLM_FILE)
+    files.write_text(folder / TOKENIZER_FILE, backend.to_str(pretty=True))
+    files.write_text(folder / VLM_FILE, model.reasoner.vlm.config.to_json_string())
     return file
 
 

@@ -18,7 +18,7 @@ def nano() -> VessaConfig:
     """About 7 M parameters, for CPUs; its weights are shipped with the project."""
     return VessaConfig(
         name="nano",
-        image_size=128,
+        image_size=192,
         d_model=128,
         pixel_mean=(0.35, 0.35, 0.35),
         pixel_std=(0.25, 0.25, 0.25),

@@ -47,13 +47,12 @@ ADAPTED_PREFIXES = (
 )
 
 
-def bank_pack(bank: TemplateBank, side: int, *, mirror: bool = True) -> Pack:
+def bank_pack(bank: TemplateBank, side: int) -> Pack:
     """The templates of a bank as a pack; every image of a task is a look of its own at one.
 
     Args:
         bank: the user's bank.
         side: of the pack's planes, in pixels.
-        mirror: whether mirrored images are of the same kind.
 
     Raises:
         ValueError: the bank is empty, or has more classes than a task can show.
@@ -77,7 +76,7 @@ def bank_pack(bank: TemplateBank, side: int, *, mirror: bool = True) -> Pack:
         for info in listing.templates
         for template in [bank.load(info)]
     ]
-    source = PackedSource(name="bank", texts=texts, mirror=mirror)
+    source = PackedSource(name="bank", texts=texts)
     return pack.build([(source, slices)], side)
 
 
@@ -141,7 +140,7 @@ def adapt(
     model = checkpoint.load(preset, weights)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(ADAPTED_PREFIXES))
-    templates = bank_pack(bank, 2 * preset.image_size)
+    templates = bank_pack(bank, pack.side_for(preset.image_size))
     generator = EpisodeGenerator(templates, config, preset.image_size)
     base = checkpoint.digest(weights)
     identity = json.dumps([base, bank.snapshot().version, dataclasses.asdict(config)])

@@ -17,6 +17,30 @@ from pydantic.dataclasses import dataclass
 from vessa_server.training.layouts import Layout
 from vessa_server.training.tasks import ClassText
 
+_COUNTS = (
+    "groups",
+    "asked",
+    "max_templates",
+    "accumulate",
+    "repeats",
+    "log_every",
+    "image_every",
+    "validate_every",
+    "validation_batches",
+)
+_SHARES = (
+    "decay_share",
+    "synthetic_share",
+    "nested",
+    "volume_share",
+    "text_share",
+    "text_decides",
+    "renamed",
+    "seg_distractor_probability",
+    "distractor_probability",
+    "retrieval_probability",
+    "free_pose",
+)
 STRICT = ConfigDict(extra="forbid")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -190,9 +214,17 @@ class TrainingConfig:
     validation_batches: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("groups", "asked", "max_templates", "accumulate", "repeats", "log_every"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1]")
+        if self.learning_rate <= 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"learning_rate: {self.learning_rate}, warmup_steps: {self.warmup_steps}, expected "
+                "above 0, and 0 or more"
+            )
         if self.steps < 0 or self.minutes < 0 or not (self.steps or self.minutes):
             raise ValueError(
                 f"steps: {self.steps}, minutes: {self.minutes}, expected one of them above 0"

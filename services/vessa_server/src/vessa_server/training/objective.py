@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vessa_server.matching.template_matcher import TemplateMatcher
 from vessa_server.model import prompts
 from vessa_server.model.preprocess import normalise, overlay, vlm_view
+from vessa_server.model.reasoner import IGNORED
 from vessa_server.model.vessa import (
     Conditioned,
     Decoded,
@@ -125,9 +126,10 @@ class Objective(nn.Module):
             self.get_buffer("prompt_mask")[episode.prompt_P],
             seen.select(first_P),
         )
-        return model.reason(
-            prefix, features, episode.image_P, self.get_buffer("answers")[episode.answer_P]
-        )
+        # Pairs that do not count say nothing.
+        answers = self.get_buffer("answers")[episode.answer_P]
+        answers = answers.masked_fill(episode.weight_P[:, None] == 0, IGNORED)
+        return model.reason(prefix, features, episode.image_P, answers)
 
     def _decode(
         self, features: ImageFeatures, episode: Episode, conditioned: Conditioned

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Pack:
         labels_RHW: uint8 label maps; values are 1-based classes of the source.
         plane_R3: the planes of red, green and blue; three times the same for grey.
         size_R2: height and width of each slice on its plane.
-        source_R, subject_R, volume_R: which source, subject and volume (or picture) each is of.
+        source_R, subject_R: which source and subject each is of.
         axis_R: along which a volume was cut; -1 for pictures.
         position_R: in the volume, 0 to 1 over the annotated part, beyond it below 0 or above 1.
         held_out_R: whether its subject is kept out of training.
@@ -75,7 +75,6 @@ class Pack:
     size_R2: IntArray
     source_R: IntArray
     subject_R: IntArray
-    volume_R: IntArray
     axis_R: IntArray
     position_R: npt.NDArray[np.float64]
     held_out_R: npt.NDArray[np.bool_]
@@ -87,6 +86,11 @@ class Pack:
     def side(self) -> int:
         """Height and width of the planes."""
         return int(self.planes_LHW.shape[-1])
+
+    def to(self, device: torch.device) -> Pack:
+        """The same with its pictures on ``device``."""
+        planes_LHW, labels_RHW = self.planes_LHW.to(device), self.labels_RHW.to(device)
+        return replace(self, planes_LHW=planes_LHW, labels_RHW=labels_RHW)
 
     def image(self, row: int) -> UInt8Array:
         """Slice ``row`` as it was packed, (H, W, 3)."""
@@ -101,6 +105,13 @@ class Pack:
         cropped: UInt8Array = self.labels_RHW[row, :height, :width].cpu().numpy()
         return cropped
 
+    def digest(self) -> str:
+        """Of all but the pictures: whom slices are of, what they show, what it is called."""
+        parts = [repr(self.sources).encode()]
+        parts += [np.ascontiguousarray(getattr(self, name)).tobytes() for name in _COLUMNS]
+        parts.append(self.labels_RHW.cpu().numpy().tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     def present(self) -> npt.NDArray[np.bool_]:
         """Which classes each slice shows, (R, MAX_CLASSES + 1); the first column is no class."""
         shown = np.zeros((len(self), MAX_CLASSES + 1), dtype=bool)
@@ -108,6 +119,11 @@ class Pack:
             shown[row, np.unique(self.labels_RHW[row].cpu().numpy())] = True
         shown[:, 0] = False
         return shown
+
+
+def side_for(canvas: int) -> int:
+    """Of packed images for a canvas: closer looks need more pixels than it has."""
+    return canvas * 4 // 3
 
 
 def build(sources: list[tuple[PackedSource, list[PackedSlice]]], side: int) -> Pack:
@@ -120,22 +136,18 @@ def build(sources: list[tuple[PackedSource, list[PackedSlice]]], side: int) -> P
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     labels: list[UInt8Array] = []
     subjects: dict[tuple[int, str], int] = {}
-    volumes: dict[tuple[int, str, int, int], int] = {}
     for number, (_, slices) in enumerate(sources):
-        for index, item in enumerate(slices):
+        for item in slices:
             image, label = _fitted(_scaled(item.image), item.labels, side)
             channels = [image] if image.ndim == 2 else list(np.moveaxis(image, 2, 0))
             first = len(planes)
             planes += [_placed(channel, side) for channel in channels]
             labels.append(_placed(label, side))
             subject = subjects.setdefault((number, item.subject), len(subjects))
-            # A picture is a volume of its own.
-            within = (number, item.subject, item.axis, -1 if item.axis >= 0 else index)
             columns["plane_R3"].append([first + c % len(channels) for c in range(3)])
             columns["size_R2"].append(label.shape)
             columns["source_R"].append(number)
             columns["subject_R"].append(subject)
-            columns["volume_R"].append(volumes.setdefault(within, len(volumes)))
             columns["axis_R"].append(item.axis)
             columns["position_R"].append(item.position)
             columns["held_out_R"].append(item.held_out)
@@ -211,6 +223,8 @@ def _unpacked(sources: tuple[PackedSource, ...], side: int, tensors: dict[str, T
     count = len(columns["source_R"])
     if count > MAX_SLICES or not 0 < side <= MAX_SIDE:
         raise DataError(f"pack: {count} slices of side {side}, more than {MAX_SLICES}, {MAX_SIDE}")
+    if not (columns["source_R"] >= 0).all() or not (columns["source_R"] < len(sources)).all():
+        raise DataError(f"pack: slices of other sources than the {len(sources)} it names")
     images = _split(tensors["image_bytes"], tensors["image_length_R"])
     labels = _split(tensors["label_bytes"], tensors["label_length_R"])
     planes: list[UInt8Array] = []
@@ -222,6 +236,8 @@ def _unpacked(sources: tuple[PackedSource, ...], side: int, tensors: dict[str, T
         plane_R3.append([len(planes) + c % len(channels) for c in range(3)])
         planes += [_placed(channel, side) for channel in channels]
         label_RHW[row] = _placed(_decoded(labels[row], side), side)
+    if label_RHW.max() > MAX_CLASSES:
+        raise DataError(f"pack: label {label_RHW.max()}, expected at most {MAX_CLASSES}")
     return Pack(
         sources,
         torch.from_numpy(np.stack(planes)),
@@ -290,7 +306,6 @@ _COLUMNS: dict[str, type] = {
     "size_R2": np.int64,
     "source_R": np.int64,
     "subject_R": np.int64,
-    "volume_R": np.int64,
     "axis_R": np.int64,
     "position_R": np.float64,
     "held_out_R": np.bool_,
@@ -322,7 +337,7 @@ def without(pack: Pack, names: list[str]) -> Pack:
     for name in names:
         if name not in known:
             raise DataError(f"pack: no data set {name!r}, expected one of {', '.join(known)}")
-    left_out = np.isin(pack.source_R, [known.index(name) for name in names])
+    left_out = np.isin(pack.source_R, [i for i, name in enumerate(known) if name in names])
     rows = np.flatnonzero(~left_out)
     columns = {n: getattr(pack, n)[rows] for n in _COLUMNS}
     labels_RHW = pack.labels_RHW[torch.from_numpy(rows)]

@@ -29,6 +29,8 @@ RENAMED = 255
 MADE_UP_ELASTIC, REAL_ELASTIC = 0.1, 0.04
 # Share of a group's members that show the structure it is about.
 SHOWING = 0.75
+# Share of them that show another structure from which it is asked, too.
+ALSO_SHOWN = 0.5
 # Distance, as a share of the annotated part, of slices of different subjects.
 NEIGHBOURHOOD = 0.08
 
@@ -72,7 +74,7 @@ class Texts:
     def __init__(self, pack: Pack | None, seed: int) -> None:
         sources = pack.sources if pack is not None else ()
         self.first = list(np.cumsum([0, *(len(s.texts) for s in sources)]))
-        rng = np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([seed, 0, 1])
         named = [text for source in sources for text in source.texts]
         self.nameless = len(named)
         named += [ClassText(name=f"structure {'ABCDEFGH'[i]}") for i in range(MAX_CLASSES)]
@@ -257,8 +259,8 @@ class Task:
             rows, keys = self._alike_slices(rng, config)
         else:
             rows, keys = self._pictures(rng, config)
-        shown = self.present[np.isin(self.rows, rows)].any(axis=0)
-        others = np.setdiff1d(np.flatnonzero(shown), [self.value])
+        shown = self.present[np.searchsorted(self.rows, rows)].mean(axis=0)
+        others = np.setdiff1d(np.flatnonzero(shown >= ALSO_SHOWN), [self.value])
         count = config.asked - 1
         rest = _ask(rng, others, count) if others.size else np.full(count, self.value)
         asked = np.concatenate([[self.value], rest])
@@ -300,7 +302,7 @@ class Task:
         """Slices of different volumes at similar heights."""
         members = config.images_per_group
         axis = self._axis(rng)
-        position = rng.uniform()
+        position = self._showing(rng, self.pack.axis_R[self.rows] == axis)
         subjects = self._subjects(rng, axis, members)
         heights = position + rng.normal(0, NEIGHBOURHOOD, members)
         rows = [self._nearest(s, axis, h) for s, h in zip(subjects, heights, strict=True)]
@@ -315,8 +317,18 @@ class Task:
         pair = self._subjects(rng, axis, 2)
         halves = _halves(config.images_per_group)
         heights = _heights(rng, halves)
+        for half, subject in enumerate(pair):
+            there = (self.pack.axis_R[self.rows] == axis) & (
+                self.pack.subject_R[self.rows] == subject
+            )
+            heights[rng.choice(np.flatnonzero(halves == half))] = self._showing(rng, there)
         rows = [self._nearest(pair[h], axis, z) for h, z in zip(halves, heights, strict=True)]
         return np.array(rows), halves
+
+    def _showing(self, rng: np.random.Generator, there: BoolArray) -> float:
+        """Height of one of the rows ``there`` that show the structure; any where none does."""
+        shown = self.rows[there & self.present[:, self.value]]
+        return float(rng.choice(self.pack.position_R[shown])) if len(shown) else rng.uniform()
 
     def _axis(self, rng: np.random.Generator) -> int:
         return int(rng.choice(np.unique(self.pack.axis_R[self.rows])))

@@ -24,7 +24,8 @@ class Report:
     """Written by the first process of a run only."""
 
     def __init__(self, out: Path, schedule: Schedule) -> None:
-        self.writer = SummaryWriter(str(out / "tensorboard"))
+        purge = schedule.step + 1
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
         self.log_file = out / "log.jsonl"
         self._forget_after(schedule.step)
         self.progress = progress_bar()
@@ -50,7 +51,7 @@ class Report:
         """Leave out what a run that was broken off had logged beyond its last state."""
         if self.log_file.is_file():
             lines = self.log_file.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _whole(line) and json.loads(line)["step"] <= step]
             if len(kept) < len(lines):
                 files.write_text(self.log_file, "".join(kept))
 
@@ -83,3 +84,8 @@ class Report:
     def picture(self, step: int, rows: Tensor) -> None:
         """Put pictures of an episode on TensorBoard."""
         self.writer.add_images("episode", rows, step)
+
+
+def _whole(line: str) -> bool:
+    """Whether a line was written to its end."""
+    return line.endswith("}\n")

@@ -26,7 +26,7 @@ from vessa_server.training.trainer import Export, Stage1Trainer, Start, as_it_is
 
 
 def make_pack(config: Stage1Config, data: Path) -> Pack | None:
-    """Read all sources in ``data`` at twice the side of the canvas; None without any.
+    """Read all sources in ``data``; None without any.
 
     Raises:
         DataError: a source's folder is not in ``data``, or is not as described.
@@ -40,7 +40,7 @@ def make_pack(config: Stage1Config, data: Path) -> Pack | None:
             progress.update(task, note=source.folder)
             read.append(sources.read(source, data))
             progress.advance(task)
-    return pack.build(read, 2 * _architecture(config).image_size)
+    return pack.build(read, pack.side_for(_architecture(config).image_size))
 
 
 def train(
@@ -93,6 +93,9 @@ def build(
 
         export = partial(lora.merged, handle=lora.inject(model, config.fine_tuning))
     size, device = architecture.image_size, processes.device
+    if slices is not None:
+        slices = slices.to(device)  # once, for training and held-out batches
+    start = Start.after(init)
     held_out = None
     if slices is not None and planning.tasks(slices, config.training, held_out=True):
         held_out = EpisodeGenerator(slices, config.training, size, device, held_out=True)
@@ -104,8 +107,8 @@ def build(
         processes=processes,
         encoder_rate=config.fine_tuning.encoder_rate,
         export=export,
-        identity=_identity(config),
-        start=Start.after(init),
+        identity=_identity(config, slices, start),
+        start=start,
     )
 
 
@@ -131,9 +134,11 @@ def _model(architecture: VessaConfig, slices: Pack | None, init: Path | None) ->
     return model
 
 
-def _identity(config: Stage1Config) -> str:
+def _identity(config: Stage1Config, slices: Pack | None, start: Start) -> str:
     """Digest of all that a resumed run must share with its beginning; its time may change."""
     plain = to_dict(config)
+    plain["start"] = dataclasses.astuple(start)
+    plain["slices"] = None if slices is None else slices.digest()
     for name in ("minutes", "checkpoint_minutes", "log_every", "image_every", "validate_every"):
         del plain["training"][name]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
@@ -28,6 +30,8 @@ ANISOTROPY = 1.1
 MAX_VOXELS = 2**31
 # Beyond both ends of the annotated part, as a share of it: there the right answer is empty.
 MARGIN = 0.15
+# Difference of affines, as a share of a voxel, up to which two files are of the same place.
+SAME_PLACE = 0.05
 
 
 def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSlice]]:
@@ -56,6 +60,11 @@ def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSli
         name = _subject(subject, config)
         arrays = _Arrays(subject, config, values)
         slices += list(_slices(arrays, config, name, held_out=name in held_out))
+    if not any(item.labels.any() for item in slices):
+        raise DataError(
+            f"data: {root / config.folder}: no label is one of 1 to {len(texts)}; for masks of 0 "
+            "and 255 set `binary: true`"
+        )
     source = PackedSource(
         name=config.folder.split("/", maxsplit=1)[0],
         texts=texts,
@@ -106,44 +115,85 @@ class _Arrays:
     """Image as uint8 and labels as class indices of one subject."""
 
     def __init__(self, subject: Subject, config: SourceConfig, values: list[int] | None) -> None:
-        image, spacing = _pixels(subject.image, labels=False)
-        labels, _ = _pixels(subject.labels, labels=True)
-        self.spacing = config.spacing or spacing
+        scan = _pixels(subject.image, labels=False)
+        marked = _pixels(subject.labels, labels=True)
+        self.spacing = config.spacing or scan.spacing
+        image, labels = scan.values, marked.values
         if labels.ndim == 3 and image.ndim == 4:
+            if config.channel >= image.shape[3]:
+                raise DataError(
+                    f"data: {subject.image} has {image.shape[3]} channels, `channel` is "
+                    f"{config.channel}, expected less"
+                )
             image = image[..., config.channel]
-        if image.shape[: labels.ndim] != labels.shape:
+        if labels.ndim not in (2, 3) or image.shape[: labels.ndim] != labels.shape:
             raise DataError(
-                f"data: {subject.image} is {image.shape}, its labels are {labels.shape}"
+                f"data: {subject.image} is {image.shape}, its labels are {labels.shape}; expected "
+                "labels of two or three axes, and of the image's shape"
             )
-        self.image = _to_bytes(image, config.window)
-        self.labels = _to_indices(labels, config, values)
+        scan.check_place_of(marked)
+        self.image = _to_bytes(image, config.window, subject.image)
+        self.labels = _to_indices(labels, config, values, subject.labels)
 
 
-def _pixels(file: Path, *, labels: bool) -> tuple[AnyArray, tuple[float, ...]]:
-    """Array and voxel spacing; volumes may have modalities on a fourth axis."""
+@dataclass(frozen=True)
+class _Pixels:
+    """What a file holds; ``affine`` is None where it does not say where the voxels lie."""
+
+    file: Path
+    values: AnyArray
+    spacing: tuple[float, ...] = (1.0, 1.0)
+    affine: npt.NDArray[np.float64] | None = None
+
+    def check_place_of(self, labels: _Pixels) -> None:
+        """Refuse labels that are stored turned or mirrored, or lie somewhere else."""
+        if self.affine is None or labels.affine is None:
+            return
+        if not np.allclose(self.affine, labels.affine, atol=SAME_PLACE * max(self.spacing)):
+            raise DataError(
+                f"data: {labels.file} lies elsewhere than {self.file}: their affines are "
+                f"{labels.affine[:3].round(2).tolist()} and {self.affine[:3].round(2).tolist()}; "
+                "resample the labels onto the image"
+            )
+
+
+def _pixels(file: Path, *, labels: bool) -> _Pixels:
+    """Read a file; volumes may have modalities on a fourth axis."""
     if not file.name.lower().endswith(files.NIFTI_SUFFIXES):
-        return files.read(file, labels=labels).pixels, (1.0, 1.0)
+        return _Pixels(file, files.read(file, labels=labels).pixels)
     try:
         image = nib.load(file)
         if math.prod(image.shape) > MAX_VOXELS:
             raise DataError(f"data: {file} has shape {image.shape}, more than {MAX_VOXELS} voxels")
-        return np.asarray(image.dataobj), tuple(float(z) for z in image.header.get_zooms()[:3])
+        spacing = tuple(float(z) for z in image.header.get_zooms()[:3])
+        placed = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+        return _Pixels(file, np.asarray(image.dataobj), spacing, image.affine if placed else None)
     except (OSError, EOFError, ImageFileError) as error:
         raise DataError(f"data: {file} cannot be read: {error}") from error
 
 
-def _to_bytes(image: AnyArray, window: tuple[float, float] | None) -> UInt8Array:
-    """To 0..255 by the window of intensities, or by percentiles; bytes stay as they are."""
+def _to_bytes(image: AnyArray, window: tuple[float, float] | None, file: Path) -> UInt8Array:
+    """To 0..255 by the window of intensities, or by percentiles; bytes stay as they are.
+
+    Voxels without a number are black.
+    """
     if window is None and image.dtype == np.uint8:
         return np.asarray(image, dtype=np.uint8)
     values = np.asarray(image, dtype=np.float32)
-    low, high = window or np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE])
-    scaled = (values - low) * (255.0 / max(float(high - low), 1e-6))
+    known = np.isfinite(values)
+    if not known.any():
+        raise DataError(f"data: {file} has no voxel with a number")
+    low, high = window or np.percentile(values[known], [LOW_PERCENTILE, HIGH_PERCENTILE])
+    scaled = (np.where(known, values, low) - low) * (255.0 / max(float(high - low), 1e-6))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _to_indices(labels: AnyArray, config: SourceConfig, values: list[int] | None) -> UInt8Array:
-    whole = labels.astype(np.int64)
+def _to_indices(
+    labels: AnyArray, config: SourceConfig, values: list[int] | None, file: Path
+) -> UInt8Array:
+    if not np.allclose(labels, np.rint(labels), atol=1e-3):
+        raise DataError(f"data: {file} has labels that are no whole numbers")
+    whole = np.rint(labels).astype(np.int64)
     if config.binary:
         return np.asarray(whole > 0, dtype=np.uint8)
     if values is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -180,18 +180,19 @@ class Stage1Trainer:
     def _fitting(self, work: Callable[[], Result]) -> Result:
         """Do ``work``; with half of the batch from then on where memory is too small."""
         while True:
+            groups = self.config.groups // 2
             try:
                 return work()
             except torch.OutOfMemoryError:
-                groups = self.config.groups // 2
                 if groups < 1 or self.processes.world > 1:
                     raise
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                console.print(f"Out of memory: going on with batches of {groups} tasks")
-                self.config = dataclasses.replace(self.config, groups=groups)
-                self.generator = self.generator.with_config(self.config)
-                self.schedule.config = self.config
+            # Outside of `except`, whose traceback holds what was computed.
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            console.print(f"Out of memory: going on with batches of {groups} tasks")
+            self.config = dataclasses.replace(self.config, groups=groups)
+            self.generator = self.generator.with_config(self.config)
+            self.schedule.config = self.config
 
     def _next(self) -> StepOutput:
         return self.train_step([self.generator[n] for n in self._numbers_of(self.step)])
@@ -216,8 +217,8 @@ class Stage1Trainer:
                 assert output is not None
                 finite &= torch.isfinite(output.total.detach())
                 (output.total / len(episodes)).backward()
-            self.images += len(episode.image_N3HW) * self.processes.world
         assert output is not None
+        self.images += sum(len(e.image_N3HW) for e in episodes) * self.processes.world
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         finite &= torch.isfinite(norm)
         self._bad = torch.where((self._bad < 0) & ~finite, self.step, self._bad)
@@ -250,7 +251,8 @@ class Stage1Trainer:
         checkpoint.write_safetensors(file, tensors, {"step": str(bad)})
         raise NotFiniteError(
             f"loss of update {bad} is not finite; its batch is in {file}, the weights are those "
-            "before it. A lower learning_rate, or precision: fp32, may help"
+            f"before it. Go on in another folder with --init {self.out} and a lower "
+            "learning_rate, or with precision: fp32"
         )
 
     @torch.no_grad()
@@ -299,19 +301,27 @@ class Stage1Trainer:
         """Load the state in ``out``, if there is one.
 
         Raises:
-            ConfigError: the state is of another configuration.
+            ConfigError: the state is of another run, or damaged.
         """
         file = self.out / STATE_FILE
         if not file.is_file():
             return False
-        with safe_open(file, framework="pt") as stored:
-            identity = (stored.metadata() or {}).get("identity", "")
-        if identity != self.identity:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                identity = (stored.metadata() or {}).get("identity", "")
+            if identity != self.identity:
+                raise ConfigError(
+                    f"out: {self.out} holds a run of other data, beginning or configuration; "
+                    "choose another folder, or those that it was begun with"
+                )
+            self._take_state(load_file(file, device=str(self.processes.device)))
+        except (SafetensorError, RuntimeError, KeyError) as error:
             raise ConfigError(
-                f"out: {self.out} holds a run of another configuration; choose another folder, "
-                "or the configuration that it was begun with"
-            )
-        tensors = load_file(file, device=str(self.processes.device))
+                f"out: {file} cannot be read: {error}; choose another folder, or move it away"
+            ) from error
+        return True
+
+    def _take_state(self, tensors: dict[str, Tensor]) -> None:
         self.schedule.step = int(tensors["step"])
         self.schedule.seconds = float(tensors["seconds"])
         self.images = int(tensors["images"])
@@ -326,7 +336,6 @@ class Stage1Trainer:
             if values:
                 state["state"][index] = values
         self.optimizer.load_state_dict(state)
-        return True
 
     def _look_at_first_batch(self) -> None:
         """Fail before hours of computing, not after: one forward, and its picture."""

@@ -39,9 +39,9 @@ class Views:
         kind_N: whole image, zoomed into it, or close to its structures as a second look is.
         angle_N, mirror_N: turn in radians; -1 mirrors, 1 does not.
         zoom_N: of whole and zoomed images; of close ones the factor on their own zoom.
-        shift_N2: x and y of the centre, as a share of what is seen.
+        shift_N2: x and y of the centre, as a share of half of what is seen.
         pull_N2: x and y, -1 to 1, of a place in the structures' box that stays in sight.
-        elastic_N, cells_N: strength, a share of what is seen, and bumps of the deformation.
+        elastic_N, cells_N: strength, a share of half of what is seen, and bumps of the deformation.
         gamma_N, gain_N, lift_N, invert_N: of the intensities.
         bias_N, blur_N, noise_N: strengths; 0 for none.
         same_NM: which members of its group are of the same subject.
