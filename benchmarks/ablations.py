@@ -1,17 +1,40 @@
-"""VESSA with one part switched off: masked at inference, not trained anew without it."""
+"""VESSA without one of its parts, masked at inference, or without rules of its engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vessa_server.engine import EngineSettings
 from vessa_server.matching.template_matcher import NOT_A_POINT, MatchPrompts, foreground_prototype
 from vessa_server.model.vessa import ImageFeatures, Reasoned, TemplateFeatures, Vessa
 
+
+@dataclass(frozen=True)
+class Rules:
+    """What the engine does beside the paper's five steps: quarter turns, second looks, votes."""
+
+    turn: bool = True
+    focus: bool = True
+    together: bool = True
+
+    def settings(self) -> EngineSettings:
+        """Of the engine; slices are sent with their volume where they go ``together``."""
+        return EngineSettings(turn=self.turn, focus=self.focus)
+
+
+RULES = {
+    "all rules": Rules(),
+    "no turns": Rules(turn=False),
+    "no second look": Rules(focus=False),
+    "each slice alone": Rules(together=False),
+    "five steps": Rules(turn=False, focus=False, together=False),
+}
 # Similarity of a cell to the prototype, relative to the image's range, that counts as one half.
 PROTOTYPE_SHARPNESS = 12.0
 

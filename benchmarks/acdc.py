@@ -23,7 +23,7 @@ from vessa_client import AnyArray, ClassDefinition, UInt8Array, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import TemplateBank
 from vessa_server.cache import NoCache
-from vessa_server.engine import VessaEngine
+from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.vessa import Vessa
 
@@ -71,9 +71,11 @@ def slices(cases: Sequence[Case]) -> list[AnnotatedSlice]:
     return found
 
 
-def new_engine(model: Vessa, digest: str, bank: TemplateBank) -> VessaEngine:
+def new_engine(
+    model: Vessa, digest: str, bank: TemplateBank, settings: EngineSettings | None = None
+) -> VessaEngine:
     """An engine that remembers nothing of another one."""
-    return VessaEngine(model, digest, bank, NoCache())
+    return VessaEngine(model, digest, bank, NoCache(), settings)
 
 
 def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:

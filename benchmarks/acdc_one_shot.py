@@ -1,4 +1,4 @@
-"""One-shot Dice on ACDC: VESSA, VESSA without each of its parts, fitted to the bank, and rivals.
+"""One-shot Dice on ACDC: VESSA, without rules or parts of it, fitted to the bank, and rivals.
 
     python benchmarks/acdc_one_shot.py --data DATA/acdc --split val --cases 1 --seeds 0 1 2
 
@@ -26,14 +26,14 @@ import numpy as np
 from rich.table import Table
 
 import acdc
-from ablations import without
+from ablations import RULES, Rules, without
 from acdc import NAMES, Segment
 from baselines import copy_mask, matched_template, register
 from ssl_trainer.data.cases import Case
 from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console
 from vessa_server.bank import TemplateBank
-from vessa_server.engine import VessaEngine
+from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
@@ -41,7 +41,8 @@ from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import adaptation
 
 Result = dict[str, object]
-PARTS = ["rivals", "ablations", "fitted"]
+ALL_RULES = Rules()
+PARTS = ["rivals", "rules", "ablations", "fitted"]
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ def main() -> None:
         results: dict[str, Result] = {}
         for name, segment in runner.methods().items():
             results[name] = acdc.evaluate(name, segment, cases)
+        if "rules" in arguments.parts:
+            results |= runner.rules(cases)
         if "ablations" in arguments.parts:
             results |= runner.ablations(cases)
         if "fitted" in arguments.parts:
@@ -110,14 +113,14 @@ class Runner:
         """The weights as shipped."""
         return checkpoint.load(preset("nano"), self.arguments.weights)
 
-    def engine(self, model: Vessa) -> VessaEngine:
+    def engine(self, model: Vessa, settings: EngineSettings | None = None) -> VessaEngine:
         """A fresh engine: nothing that another variant computed is reused."""
-        return acdc.new_engine(model, self.digest, self.bank)
+        return acdc.new_engine(model, self.digest, self.bank, settings)
 
-    def one_shot(self, model: Vessa, *, together: bool = True) -> Segment:
+    def one_shot(self, model: Vessa, rules: Rules = ALL_RULES) -> Segment:
         """VESSA's label maps; the slices of a volume together, or each alone."""
-        engine = self.engine(model)
-        return lambda volume: self._ask(engine, volume, together=together)
+        engine = self.engine(model, rules.settings())
+        return lambda volume: self._ask(engine, volume, together=rules.together)
 
     def _ask(
         self,
@@ -149,14 +152,19 @@ class Runner:
             )
         return methods
 
+    def rules(self, cases: tuple[Case, ...]) -> dict[str, Result]:
+        """Each rule of the engine off in turn, and all of them."""
+        return {
+            name: acdc.evaluate(name, self.one_shot(self.model(), rules), cases)
+            for name, rules in RULES.items()
+            if rules != ALL_RULES
+        }
+
     def ablations(self, cases: tuple[Case, ...]) -> dict[str, Result]:
         """Each part off in turn, masked."""
-        name = "each slice alone"
-        alone = self.one_shot(self.model(), together=False)
-        results = {name: acdc.evaluate(name, alone, cases)}
+        results: dict[str, Result] = {}
         for part, name in (
             ("matching", "without dense matching"),
-            ("vlm", "without <SEG>"),
             ("memory", "without memory"),
             ("prototype", "prototype matching alone"),
         ):

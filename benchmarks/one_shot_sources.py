@@ -35,7 +35,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from acdc import RESULTS, AnnotatedSlice, circumstances
+from ablations import RULES, Rules
+from acdc import RESULTS, AnnotatedSlice, circumstances, new_engine
 from annotated_sources import Item, Scores, Source, choose, dice, mean_of_classes, renumber
 from baselines import copy_mask, matched_template
 from vessa_client import (
@@ -47,33 +48,15 @@ from vessa_client import (
 )
 from vessa_client.console import console
 from vessa_server.bank import TemplateBank
-from vessa_server.cache import NoCache
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
 from vessa_server.serving.settings import SHIPPED_WEIGHTS
 
-
-@dataclass(frozen=True)
-class Rules:
-    """What the engine does beside the paper's five steps."""
-
-    turn: bool = True
-    focus: bool = True
-    together: bool = True
-
-
 COPY = "copy of the best template"
-ROWS = {
-    "all rules": Rules(),
-    "five steps": Rules(turn=False, focus=False, together=False),
-    COPY: Rules(),
-    "no turns": Rules(turn=False),
-    "no second look": Rules(focus=False),
-    "each slice alone": Rules(together=False),
-}
-USUAL = tuple(ROWS)[:3]
+ROWS = RULES | {COPY: Rules()}
+USUAL = ("all rules", "five steps", COPY)
 TEMPLATES = 3
 # Which of a volume's annotated slices are templates.
 EVERY = {"left_atrium": 2}
@@ -195,8 +178,7 @@ class Runner:
                 annotated = np.flatnonzero(item.labels_ZHW.any(axis=(1, 2))).tolist()
                 for z in annotated[:: EVERY.get(source.folder.name, 1)]:
                     bank.add(item.image.slice(z), item.labels_ZHW[z], classes)
-            settings = EngineSettings(turn=ROWS[row].turn, focus=ROWS[row].focus)
-            engine = VessaEngine(self.model, self.digest, bank, NoCache(), settings)
+            engine = new_engine(self.model, self.digest, bank, ROWS[row].settings())
             yield Method(row, source, engine)
 
 
@@ -292,7 +274,8 @@ def panel(method: Method, test: Sequence[Item], found: Measured) -> UInt8Array:
             (f"{method.row}: {mean:.2f}", pictures.overlay(image, method.segment(item.image)[z])),
             ("truth", pictures.overlay(image, item.labels_ZHW[z])),
         ],
-        height=TILE,
+        # Wide images are made low, so that columns stay narrow.
+        height=round(TILE * min(1.0, image.shape[0] / image.shape[1])),
     )
 
 
