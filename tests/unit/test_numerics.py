@@ -15,6 +15,7 @@ from vessa_server.model.preprocess import normalise, overlay, vlm_view
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Conditioned, Decoded, Reasoned, Vessa
 
+SIDE = preset("nano").image_size
 WEIGHTS = Path(checkpoint.__file__).resolve().parents[3] / "weights" / "nano"
 
 
@@ -31,7 +32,7 @@ def _all_steps(
     image_P = torch.tensor([0])
     features = model.encode_image(normalise(image, config), vlm_view(image, config.vlm.image_size))
     templates = model.encode_template(features, mask)
-    seen = model.reasoner.see(overlay(image, mask[:, 0]))
+    seen = model.reasoner.see(vlm_view(overlay(image, mask[:, 0]), config.vlm.image_size))
     ids, attention = model.reasoner.tokenize(["Segment the heart, the red area."])
     prefix = model.reasoner.prefix(ids, attention, seen)
     reasoned = model.reason(prefix, features, image_P, model.reasoner.answer_ids([" absent"]))
@@ -44,7 +45,7 @@ def _all_steps(
         seg_P1D=reasoned.seg_P1D,
         seg_map_P1HW=reasoned.seg_map_P1HW,
     )
-    student = torch.zeros(1, 1, 64, 64)
+    student = torch.zeros(1, 1, SIDE // 2, SIDE // 2)
     student[..., 20:40, 20:40] = 1
     decoded = model.decode(features, image_P, conditioned, student, torch.tensor([True]))
     return matched, reasoned, decoded, features.match_BDHW
@@ -52,15 +53,15 @@ def _all_steps(
 
 @pytest.fixture(scope="module")
 def image() -> Tensor:
-    return torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    return torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_certain_prior_has_finite_logits_and_gradients_in_bf16(
     nano: Vessa, image: Tensor, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mask = torch.zeros(1, 1, 128, 128)
-    mask[..., : 128 if whole else 64] = 1
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., : SIDE if whole else SIDE // 2] = 1
     nano.zero_grad()
     # As sharp as matching may become: half of a template then gives a prior of 1, too.
     monkeypatch.setattr(nano.matcher.log_scale, "data", torch.tensor(100.0).log())
@@ -84,7 +85,7 @@ def test_a_certain_prior_has_finite_logits_and_gradients_in_bf16(
 
 @torch.no_grad()
 def test_bf16_decides_nearly_as_fp32(nano: Vessa, image: Tensor) -> None:
-    mask = torch.zeros(1, 1, 128, 128)
+    mask = torch.zeros(1, 1, SIDE, SIDE)
     mask[..., 30:90, 40:100] = 1
     _, _, exact, _ = _all_steps(nano, image, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):

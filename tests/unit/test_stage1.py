@@ -322,6 +322,7 @@ def test_a_run_goes_on_with_the_data_and_the_weights_that_it_began_with(tmp_path
         return packs.build([(PackedSource(name="p", texts=(ClassText(name="x"),)), subjects)], 64)
 
     weights = tmp_path / "before"
+    weights.mkdir()
     run.build(config, of(20), weights).save()
     begun = ((of(20), None), (of(30), None), (None, None), (of(20), weights))
     found = [run.build(config, data, tmp_path, init=init).identity for data, init in begun]
@@ -423,7 +424,7 @@ def test_the_shipped_weights_train_in_bf16_on_this_cpu(tmp_path: Path, kind: str
         precision="bf16",
     )
     model = checkpoint.load(preset("nano"), SHIPPED_WEIGHTS / "nano").requires_grad_(True)
-    generator = EpisodeGenerator(slices, config, 128)
+    generator = EpisodeGenerator(slices, config, model.config.image_size)
     trainer = Stage1Trainer(model, generator, tmp_path)
     totals = [_step(trainer)["loss/total"] for _ in range(2)]
     trainer._check_finite()
