@@ -48,6 +48,8 @@ def prepare(
     Raises:
         ValueError: something is missing or wrong, or it is too much to travel.
     """
+    if data is None and pack is None:
+        raise JobError("--data or --pack: expected one of them")
     machine = machines.read(paths.MACHINE)
     if job.seconds + GRACE_SECONDS >= machine.command_seconds:
         raise JobError(f"{job.name}: {job.seconds} s and more, too long for gpu/machine.toml")
@@ -106,11 +108,9 @@ def _candidates(recipe: Path, data: Path | None, pack: Path | None) -> Iterator[
     """Packs, the best first."""
     if pack is not None:
         yield pack
-    elif data is not None:
+    if data is not None:
         for quality in slices.QUALITIES:
             yield slices.pack(recipe, data, quality, paths.WORK / "packs")
-    else:
-        raise JobError("--data or --pack: expected one of them")
 
 
 def _put_slices(candidates: Iterator[Path], folder: Path, machine: Machine) -> None:

@@ -189,8 +189,10 @@ def test_labels_that_lie_elsewhere_or_are_none_are_refused(tmp_path: Path) -> No
         read(_one(tmp_path, image, labels, turned=-1.0), tmp_path)
     with pytest.raises(DataError, match="no whole numbers"):
         read(_one(tmp_path, image, labels * 0.6), tmp_path)
-    with pytest.raises(DataError, match=r"no label is one of 1 to 1; .* `binary: true`"):
+    with pytest.raises(DataError, match=r"labels 0 to 255, expected 0 to 1; .* `binary: true`"):
         read(_one(tmp_path, image, labels * 255), tmp_path)
+    with pytest.raises(DataError, match="no image shows any of its 1 classes"):
+        read(_one(tmp_path, image, labels * 0), tmp_path)
     with pytest.raises(DataError, match="expected labels of two or three axes"):
         read(_one(tmp_path, image, labels[..., None, None]), tmp_path)
     config = dataclasses.replace(_one(tmp_path, image[..., None], labels), channel=1)

@@ -59,8 +59,8 @@ class SourceConfig:
         classes: texts of labels 1, 2, ...; may be left out where ``dataset.json`` names them,
             whose label values are then taken in rising order.
         weight: share of the tasks, relative to the other sources.
-        subject_pattern: what of a file's name says whom it is of, a regular expression; its
-            first group, where it has one. Subjects are held out whole.
+        subject_pattern: a regular expression for the start of a file's name, which says whom it
+            is of; its first group, where it has one. Subjects are held out whole.
         slices_per_volume: along each axis, at most; evenly spread.
         axes: along which volumes are cut into slices.
         spacing: of the voxels along the three axes, where the files do not know it.
@@ -140,7 +140,7 @@ class TrainingConfig:
         steps: updates in all; 0 where only the clock ends the run.
         minutes: of training after which a run ends, 0 for no such limit.
         decay_share: last part of the run, by updates or by the clock, in which the learning rate
-            falls to 0; before that it is constant. 0 leaves a run that another can go on from.
+            falls to 1 %; before that it is constant. 0 leaves a run that another can go on from.
         synthetic_share: share of the tasks that are made up.
         nested: share of these about a ring, its cavity, and a shape that leans on the ring: a
             prior for hearts in short axis; 0 to learn without it.

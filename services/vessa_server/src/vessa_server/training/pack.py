@@ -106,11 +106,13 @@ class Pack:
         return cropped
 
     def digest(self) -> str:
-        """Of all but the pictures: whom slices are of, what they show, what it is called."""
+        """Of pictures, labels, whom they are of, and what it is called."""
         parts = [repr(self.sources).encode()]
         parts += [np.ascontiguousarray(getattr(self, name)).tobytes() for name in _COLUMNS]
-        parts.append(self.labels_RHW.cpu().numpy().tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        digest = hashlib.sha256(b"".join(parts))
+        for tensor in (self.planes_LHW, self.labels_RHW):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+        return digest.hexdigest()
 
     def present(self) -> npt.NDArray[np.bool_]:
         """Which classes each slice shows, (R, MAX_CLASSES + 1); the first column is no class."""

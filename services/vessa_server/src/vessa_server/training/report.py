@@ -16,8 +16,8 @@ from vessa_client import files
 from vessa_client.console import progress_bar
 from vessa_server.training.schedule import Schedule
 
-# Of the bar, since a run may end by the clock: per mille.
-PARTS = 1000
+# Of the bar, since a run may end by the clock: percent.
+PARTS = 100
 
 
 class Report:
@@ -26,6 +26,7 @@ class Report:
     def __init__(self, out: Path, schedule: Schedule) -> None:
         purge = schedule.step + 1
         self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
+        self.schedule = schedule
         self.log_file = out / "log.jsonl"
         self._forget_after(schedule.step)
         self.progress = progress_bar()
@@ -57,11 +58,14 @@ class Report:
 
     def step(self, scalars: dict[str, Tensor]) -> None:
         """Note one update; its numbers stay where they are."""
+        self.progress.update(self.task, completed=PARTS * self.schedule.progress)
         for name, value in scalars.items():
             self._recent.setdefault(name, []).append(value)
 
-    def flush(self, schedule: Schedule, images: int) -> None:
+    def flush(self, images: int) -> None:
         """Write the means since the last time, and how many images a second there were."""
+        if not self._recent:
+            return
         means = {name: torch.stack(values).mean() for name, values in self._recent.items()}
         numbers = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
         self._recent.clear()
@@ -69,10 +73,14 @@ class Report:
         if self._seen is not None:
             numbers["images_per_second"] = (images - self._seen[1]) / (now - self._seen[0])
         self._seen = now, images
-        numbers |= {"learning_rate": schedule.rate, "images": images, "seconds": schedule.seconds}
-        self.write(schedule.step, numbers)
+        numbers |= {
+            "learning_rate": self.schedule.rate,
+            "images": images,
+            "seconds": self.schedule.seconds,
+        }
+        self.write(self.schedule.step, numbers)
         note = f"Dice {numbers['dice/one_shot']:.3f} loss {numbers['loss/total']:.3f}"
-        self.progress.update(self.task, completed=PARTS * schedule.progress, note=note)
+        self.progress.update(self.task, note=note)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values to TensorBoard and to ``log.jsonl``."""

@@ -62,8 +62,7 @@ def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSli
         slices += list(_slices(arrays, config, name, held_out=name in held_out))
     if not any(item.labels.any() for item in slices):
         raise DataError(
-            f"data: {root / config.folder}: no label is one of 1 to {len(texts)}; for masks of 0 "
-            "and 255 set `binary: true`"
+            f"data: {root / config.folder}: no image shows any of its {len(texts)} classes"
         )
     source = PackedSource(
         name=config.folder.split("/", maxsplit=1)[0],
@@ -197,8 +196,12 @@ def _to_indices(
     if config.binary:
         return np.asarray(whole > 0, dtype=np.uint8)
     if values is None:
-        whole = np.where(whole > len(config.classes), 0, whole)
-        return np.maximum(whole, 0).astype(np.uint8)
+        if whole.min() < 0 or whole.max() > len(config.classes):
+            raise DataError(
+                f"data: {file} has labels {whole.min()} to {whole.max()}, expected 0 to "
+                f"{len(config.classes)}; for masks of 0 and 255 set `binary: true`"
+            )
+        return whole.astype(np.uint8)
     out = np.zeros(whole.shape, dtype=np.uint8)
     for index, value in enumerate(values, start=1):
         out[whole == value] = index

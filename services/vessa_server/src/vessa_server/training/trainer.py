@@ -159,6 +159,8 @@ class Stage1Trainer:
                 if first and now - last_saved > 60 * self.config.checkpoint_minutes:
                     self.save()
                     last_saved = time.monotonic()
+            if report is not None:
+                report.flush(self.images)
         self._check_finite()
         if first:
             self.save()
@@ -167,7 +169,7 @@ class Stage1Trainer:
         step, config = self.step, self.config
         report.step(output.scalars)
         if step % config.log_every == 0:
-            report.flush(self.schedule, self.images)
+            report.flush(self.images)
         if step % config.image_every == 0:
             report.picture(step, picture(self._episode(step - 1), output))
         if self.held_out is not None and step % config.validate_every == 0:
@@ -312,7 +314,8 @@ class Stage1Trainer:
             if identity != self.identity:
                 raise ConfigError(
                     f"out: {self.out} holds a run of other data, beginning or configuration; "
-                    "choose another folder, or those that it was begun with"
+                    "go on with those that it was begun with, or in another folder, from its "
+                    f"weights with --init {self.out}"
                 )
             self._take_state(load_file(file, device=str(self.processes.device)))
         except (SafetensorError, RuntimeError, KeyError) as error:
