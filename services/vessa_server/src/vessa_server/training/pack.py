@@ -111,7 +111,7 @@ class Pack:
         parts += [np.ascontiguousarray(getattr(self, name)).tobytes() for name in _COLUMNS]
         digest = hashlib.sha256(b"".join(parts))
         for tensor in (self.planes_LHW, self.labels_RHW):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+            digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def present(self) -> npt.NDArray[np.bool_]:
