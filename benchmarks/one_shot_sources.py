@@ -112,7 +112,9 @@ class Method:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the sources")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS / "nano")
     parser.add_argument("--label", default="shipped", help="of the weights, before each row")
@@ -124,6 +126,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "one_shot_sources.json")
     parser.add_argument("--picture", type=Path, help="PNG of an image of each source, first row")
     arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        parser.error(f"--data: no folder {arguments.data}")
     torch.set_num_threads(1)
     names = arguments.sources or sorted(
         f.name for f in arguments.data.iterdir() if f.is_dir() and f.name != "acdc"
