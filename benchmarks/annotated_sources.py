@@ -26,7 +26,6 @@ OLDER = {
     "drive": ("retinal vessels",),
     "isbi_em": ("cell membrane",),
 }
-OLDER_NAMES = ", ".join(OLDER)
 # Every label but 0 is the one class.
 BINARY = ("drive", "isbi_em")
 # Slicing axis of volumes.
@@ -65,9 +64,10 @@ class Source:
             classes = json.loads(note.read_text())["classes"]
             return Source(folder, tuple(int(value) for value in classes), tuple(classes.values()))
         names = OLDER.get(folder.name, ())
-        if not names or not folder.is_dir():
-            raise SystemExit(
-                f"{folder}: expected a folder with `meta.json`, or one of {OLDER_NAMES}"
+        if not names:
+            known = ", ".join(OLDER)
+            raise files.FileError(
+                f"{folder}: expected a folder with `meta.json`, or one of {known}"
             )
         return Source(folder, tuple(range(1, 1 + len(names))), names)
 
