@@ -101,7 +101,7 @@ def test_sources_without_a_note_are_in_the_table(tmp_path: Path) -> None:
     source = Source.of(tmp_path / "chest_xray")
     assert source.names == OLDER["chest_xray"]
     assert source.values == (1, 2, 3)
-    with pytest.raises(files.FileError, match=r"pics: expected a folder with `meta\.json`"):
+    with pytest.raises(files.FileError, match=r"pics: expected `meta\.json`"):
         Source.of(tmp_path / "pics")
 
 
