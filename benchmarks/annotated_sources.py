@@ -66,9 +66,7 @@ class Source:
         names = OLDER.get(folder.name, ())
         if not names:
             known = ", ".join(OLDER)
-            raise files.FileError(
-                f"{folder}: expected a folder with `meta.json`, or one of {known}"
-            )
+            raise files.FileError(f"{folder}: expected `meta.json` in it, or one of {known}")
         return Source(folder, tuple(range(1, 1 + len(names))), names)
 
     def items(self, part: str) -> list[Item]:
