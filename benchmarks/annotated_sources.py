@@ -6,7 +6,6 @@ Axes: H W space, Z slices.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ import numpy as np
 
 from vessa_client import AnyArray, UInt8Array, files
 from vessa_server.training import config
+from vessa_server.training.config import SourceConfig
 
 # Sources without `meta.json`: names of the label values 1, 2, ...
 OLDER = {
@@ -75,9 +75,9 @@ class Source:
 
     def subject(self, item: Item) -> str:
         """Whose image it is, by its name."""
-        found = re.match(_subject_patterns()[self.folder.name], item.image.stem)
+        found = _trained_on()[self.folder.name].subject_of(item.image.stem)
         assert found is not None
-        return found.group(found.re.groups and 1)
+        return found
 
     def _item(self, path: Path) -> Item:
         label_file = files.find_label(path)
@@ -97,10 +97,9 @@ class Source:
 
 
 @cache
-def _subject_patterns() -> dict[str, str]:
-    """Of each source, from the recipe that trains on them."""
-    sources = config.load("nano").data.sources
-    return {source.folder.split("/")[0]: source.subject_pattern for source in sources}
+def _trained_on() -> dict[str, SourceConfig]:
+    """Each source as the recipe has it."""
+    return {source.folder.split("/")[0]: source for source in config.load("nano").data.sources}
 
 
 def renumber(labels: UInt8Array, own: Sequence[str], names: Sequence[str]) -> UInt8Array:

@@ -85,6 +85,11 @@ class SourceConfig:
     subject_pattern: str = ".*"
     slices_per_volume: int = 24
 
+    def subject_of(self, name: str) -> str | None:
+        """Whom a file of this name is of; None where the pattern does not match."""
+        found = re.match(self.subject_pattern, name)
+        return found and found.group(found.re.groups and 1)
+
     def __post_init__(self) -> None:
         try:
             re.compile(self.subject_pattern)

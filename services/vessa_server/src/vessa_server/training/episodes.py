@@ -109,14 +109,12 @@ class EpisodeGenerator:
         config: TrainingConfig,
         canvas_size: int,
         device: torch.device | None = None,
-        *,
-        held_out: bool = False,
     ) -> None:
-        """Without a pack all tasks are made up; ``held_out`` takes held-out subjects only."""
+        """Without a pack all tasks are made up."""
         self.device = device or torch.device("cpu")
         self.config = config
         self.canvas_size = canvas_size
-        self.planner = Planner(pack, config, held_out=held_out)
+        self.planner = Planner(pack, config)
         self.held = _Held.of(pack, self.device) if pack is not None else None
 
     def with_config(self, config: TrainingConfig) -> EpisodeGenerator:
@@ -125,6 +123,12 @@ class EpisodeGenerator:
         other.config = config
         other.planner = copy.copy(self.planner)
         other.planner.configure(config)
+        return other
+
+    def of_held_out(self, pack: Pack) -> EpisodeGenerator:
+        """Batches of the held-out subjects of the same pack; what the device holds is shared."""
+        other = copy.copy(self)
+        other.planner = Planner(pack, self.config, held_out=True)
         return other
 
     @torch.no_grad()

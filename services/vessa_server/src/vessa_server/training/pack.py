@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,6 @@ class Pack:
     def side(self) -> int:
         """Height and width of the planes."""
         return int(self.planes_LHW.shape[-1])
-
-    def to(self, device: torch.device) -> Pack:
-        """The same with its pictures on ``device``."""
-        planes_LHW, labels_RHW = self.planes_LHW.to(device), self.labels_RHW.to(device)
-        return replace(self, planes_LHW=planes_LHW, labels_RHW=labels_RHW)
 
     def image(self, row: int) -> UInt8Array:
         """Slice ``row`` as it was packed, (H, W, 3)."""

@@ -302,7 +302,7 @@ class Task:
         """Slices of different volumes at similar heights."""
         members = config.images_per_group
         axis = self._axis(rng)
-        position = self._showing(rng, self.pack.axis_R[self.rows] == axis)
+        position = self._showing(rng, self._along(axis))
         subjects = self._subjects(rng, axis, members)
         heights = position + rng.normal(0, NEIGHBOURHOOD, members)
         rows = [self._nearest(s, axis, h) for s, h in zip(subjects, heights, strict=True)]
@@ -318,9 +318,7 @@ class Task:
         halves = _halves(config.images_per_group)
         heights = _heights(rng, halves)
         for half, subject in enumerate(pair):
-            there = (self.pack.axis_R[self.rows] == axis) & (
-                self.pack.subject_R[self.rows] == subject
-            )
+            there = self._along(axis) & self._is_of(subject)
             heights[rng.choice(np.flatnonzero(halves == half))] = self._showing(rng, there)
         rows = [self._nearest(pair[h], axis, z) for h, z in zip(halves, heights, strict=True)]
         return np.array(rows), halves
@@ -330,17 +328,25 @@ class Task:
         shown = self.rows[there & self.present[:, self.value]]
         return float(rng.choice(self.pack.position_R[shown])) if len(shown) else rng.uniform()
 
+    def _along(self, axis: int) -> BoolArray:
+        """Which of the rows are cut along ``axis``."""
+        found: BoolArray = self.pack.axis_R[self.rows] == axis
+        return found
+
+    def _is_of(self, subject: int) -> BoolArray:
+        """Which of the rows are of ``subject``."""
+        found: BoolArray = self.pack.subject_R[self.rows] == subject
+        return found
+
     def _axis(self, rng: np.random.Generator) -> int:
         return int(rng.choice(np.unique(self.pack.axis_R[self.rows])))
 
     def _subjects(self, rng: np.random.Generator, axis: int, count: int) -> IntArray:
-        there = np.unique(self.pack.subject_R[self.rows[self.pack.axis_R[self.rows] == axis]])
+        there = np.unique(self.pack.subject_R[self.rows[self._along(axis)]])
         return np.resize(rng.permutation(there), count)
 
     def _nearest(self, subject: int, axis: int, height: float) -> int:
-        of = self.rows[
-            (self.pack.subject_R[self.rows] == subject) & (self.pack.axis_R[self.rows] == axis)
-        ]
+        of = self.rows[self._along(axis) & self._is_of(subject)]
         return int(of[np.abs(self.pack.position_R[of] - height).argmin()])
 
 

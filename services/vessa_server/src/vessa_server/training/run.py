@@ -93,15 +93,14 @@ def build(
 
         export = partial(lora.merged, handle=lora.inject(model, config.fine_tuning))
     size, device = architecture.image_size, processes.device
-    if slices is not None:
-        slices = slices.to(device)  # once, for training and held-out batches
     start = Start.after(init)
+    generator = EpisodeGenerator(slices, config.training, size, device)
     held_out = None
     if slices is not None and planning.tasks(slices, config.training, held_out=True):
-        held_out = EpisodeGenerator(slices, config.training, size, device, held_out=True)
+        held_out = generator.of_held_out(slices)
     return Stage1Trainer(
         model,
-        EpisodeGenerator(slices, config.training, size, device),
+        generator,
         out,
         held_out=held_out,
         processes=processes,

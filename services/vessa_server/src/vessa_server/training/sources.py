@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +73,13 @@ def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSli
 
 
 def _subject(subject: Subject, config: SourceConfig) -> str:
-    found = re.match(config.subject_pattern, subject.name)
+    found = config.subject_of(subject.name)
     if found is None:
         raise DataError(
             f"data: {config.folder}: subject_pattern {config.subject_pattern!r} does not match "
             f"{subject.name!r}"
         )
-    return found.group(found.re.groups and 1)
+    return found
 
 
 def _slices(
