@@ -2,10 +2,28 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 import vessa_client
 from support import ROOT
+from vessa.v1 import pseudo_label_pb2 as pb
+from vessa_client import (
+    ClassDefinition,
+    ClassResult,
+    InvalidRequestError,
+    SegmentationRequest,
+    SegmentationResult,
+    ServerInfo,
+    ServerLimits,
+    TemplateUse,
+    VolumeReference,
+    VolumeRequest,
+    convert,
+)
 
 PROTO = ROOT / "proto" / "vessa" / "v1" / "pseudo_label.proto"
 GENERATED = ROOT / "proto" / "src" / "vessa" / "v1"
@@ -35,3 +53,120 @@ def test_the_client_does_not_load_torch() -> None:
 
     code = "import sys, vessa_client, vessa_client.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_field_of_a_request_comes_back() -> None:
+    request = SegmentationRequest(
+        image=b"png",
+        class_names=("disc", "bar"),
+        text="words",
+        volume=(b"one", b"two"),
+        volume_ref=VolumeReference("a" * 64),
+        top_k=3,
+        template_ids=("t",),
+        return_probabilities=True,
+        explain=True,
+        bank="cardiac",
+        policy_off=("rule one", "rule two"),
+        priority="bulk",
+        request_id="7",
+    )
+    message = convert.request_to_message(request)
+    assert convert.request_from_message(message) == request
+    unset = SegmentationRequest(image=b"png")
+    assert convert.request_from_message(convert.request_to_message(unset)) == unset
+
+
+@pytest.mark.parametrize("reference", [None, VolumeReference("a" * 64)])
+def test_a_volume_comes_back_header_first(reference: VolumeReference | None) -> None:
+    mask = np.array([[0, 2, 1]], np.uint8)
+    request = VolumeRequest(
+        slices=(b"one", b"two"),
+        class_names=("disc", "bar"),
+        text="words",
+        student_masks={1: mask},
+        top_k=3,
+        template_ids=("t",),
+        return_probabilities=True,
+        explain=True,
+        bank="cardiac",
+        policy_off=("rule",),
+        priority="interactive",
+        request_id="7",
+    )
+    header = convert.volume_header_to_message(request, reference)
+    assert header.num_slices == 2
+    bare = replace(request, slices=(), student_masks={})
+    assert convert.volume_header_from_message(header) == (bare, reference)
+    first, second = (convert.volume_slice_to_message(request, i) for i in range(2))
+    assert convert.image_from_message(first.image) == b"one"
+    assert convert.student_from_message(first.student_mask) is None
+    assert second.index == 1
+    student = convert.student_from_message(second.student_mask)
+    assert student is not None
+    assert np.array_equal(student, mask)
+    assert not convert.volume_slice_to_message(request, 1, image=False).HasField("image")
+
+
+def test_every_field_of_a_result_comes_back() -> None:
+    labels = np.array([[0, 1]], np.uint8)
+    result = SegmentationResult(
+        request_id="7",
+        labels=labels,
+        confidence=labels + 100,
+        classes=(ClassResult(class_name="disc", predicted_iou=0.5, explanation="words"),),
+        templates=(TemplateUse(template_id="t", class_name="disc", similarity=0.25),),
+        stage_ms={"decode_mask": 1.5},
+        model_digest="d",
+        bank_version="b",
+        image_features_cached=True,
+        template_features_cached=False,
+        image_sha256="e",
+        probabilities=labels[None],
+        slice_index=4,
+        volume_sha256="f",
+    )
+    back = convert.result_from_message(convert.result_to_message(result))
+    for field in fields(result):
+        assert np.array_equal(getattr(back, field.name), getattr(result, field.name)), field.name
+
+
+def test_every_field_of_the_server_information_comes_back() -> None:
+    info = ServerInfo(
+        version="1",
+        model_name="nano",
+        model_digest="d",
+        model_parameters=5,
+        canvas_size=256,
+        bank_version="b",
+        num_templates=2,
+        classes=(ClassDefinition(name="disc", description="Bright."),),
+        limits=ServerLimits(
+            max_image_bytes=1,
+            max_image_side=2,
+            max_classes=3,
+            max_top_k=4,
+            max_stream_in_flight=5,
+            max_request_pixels=1 << 40,
+        ),
+        cache_backend="disk",
+        runtime="torch",
+        device="cuda:0",
+        dtype="bfloat16",
+        device_memory_bytes=1 << 36,
+        bank="cardiac",
+        banks=("cardiac", "brain"),
+        policy_version="p1",
+        policy_rules=("rule one",),
+    )
+    assert convert.info_from_message(convert.info_to_message(info)) == info
+
+
+def test_an_unknown_priority_is_refused() -> None:
+    message = convert.request_to_message(SegmentationRequest(image=b"png"))
+    message.options.priority = 9  # type: ignore[assignment]
+    with pytest.raises(InvalidRequestError, match="PRIORITY_BULK") as caught:
+        convert.request_from_message(message)
+    assert caught.value.field == "options.priority"
+    with pytest.raises(InvalidRequestError):
+        convert.volume_header_from_message(pb.VolumeHeader(options=message.options))

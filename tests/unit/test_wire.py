@@ -119,3 +119,10 @@ def test_digest_is_the_one_of_the_contract() -> None:
     assert wire.image_digest(array.astype(">i2")) == expected
     assert wire.image_digest(b"png") == hashlib.sha256(b"png").hexdigest()
     assert wire.image_digest(array.reshape(3, 2)) != expected
+
+
+def test_a_volume_is_named_by_its_slices_in_their_order() -> None:
+    digests = ["a" * 64, "b" * 64]
+    expected = hashlib.sha256(b"a" * 64 + b"b" * 64).hexdigest()
+    assert wire.volume_digest(digests) == expected
+    assert wire.volume_digest(reversed(digests)) != expected

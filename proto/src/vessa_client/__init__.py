@@ -40,6 +40,8 @@ from vessa_client._types import (
     TemplateInfo,
     TemplateUse,
     UInt8Array,
+    VolumeReference,
+    VolumeRequest,
 )
 
 __all__ = [
@@ -69,4 +71,6 @@ __all__ = [
     "UnavailableError",
     "VessaClient",
     "VessaError",
+    "VolumeReference",
+    "VolumeRequest",
 ]

@@ -5,8 +5,9 @@ Axes: H W space, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,15 @@ class ImageReference:
 
 # Pixels, (H, W) or (H, W, 3); an encoded file; or a reference.
 ImageInput = AnyArray | bytes | ImageReference
+# Whether somebody waits for the answer; empty leaves it to the server.
+Priority = Literal["", "interactive", "bulk"]
+
+
+@dataclass(frozen=True)
+class VolumeReference:
+    """A volume that the server already holds, by the digest of its slices' digests."""
+
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +49,14 @@ class SegmentationRequest:
         volume: slices, of the image's size, of the volume that it is a slice of, the image
             itself among them or not; at most 32. They agree on where the structures are.
             All slices of a volume should name the same ones: then they are looked at once.
+        volume_ref: the volume, sent before, that it is a slice of; instead of ``volume``.
         top_k: templates for each class; 0 for the server's default.
         template_ids: use only these templates.
         return_probabilities: ask for the probability of each class.
         explain: ask the language model for words.
+        bank: name of the bank; empty for the server's default.
+        policy_off: rules of the server's policy that are not applied, by name.
+        priority: whether somebody waits for the answer.
         request_id: comes back with the result.
     """
 
@@ -51,10 +65,41 @@ class SegmentationRequest:
     text: str = ""
     student_mask: AnyArray | None = None
     volume: tuple[ImageInput, ...] = ()
+    volume_ref: VolumeReference | None = None
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
     return_probabilities: bool = False
     explain: bool = False
+    bank: str = ""
+    policy_off: tuple[str, ...] = ()
+    priority: Priority = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeRequest:
+    """A volume to segment; it is sent once.
+
+    Attributes:
+        slices: all slices of the volume, of one size, in order.
+        student_masks: by index of a slice, as in :class:`SegmentationRequest`.
+        indices: slices to answer; empty for all.
+
+    The other attributes are those of :class:`SegmentationRequest`.
+    """
+
+    slices: tuple[ImageInput, ...]
+    class_names: tuple[str, ...] = ()
+    text: str = ""
+    student_masks: Mapping[int, AnyArray] = field(default_factory=dict)
+    indices: tuple[int, ...] = ()
+    top_k: int = 0
+    template_ids: tuple[str, ...] = ()
+    return_probabilities: bool = False
+    explain: bool = False
+    bank: str = ""
+    policy_off: tuple[str, ...] = ()
+    priority: Priority = ""
     request_id: str = ""
 
 
@@ -87,6 +132,8 @@ class SegmentationResult:
         stage_ms: time of each stage that was run, in milliseconds.
         image_features_cached: no image encoder, VLM or memory work was done.
         template_features_cached: no template had to be encoded.
+        slice_index: which slice of a volume it is.
+        volume_sha256: reference under which the server holds the volume.
     """
 
     request_id: str
@@ -101,6 +148,8 @@ class SegmentationResult:
     template_features_cached: bool
     image_sha256: str
     probabilities: UInt8Array | None = None
+    slice_index: int = 0
+    volume_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +182,29 @@ class BankListing:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """What the server accepts."""
+    """What the server accepts; ``max_request_pixels`` counts pixels x classes x slices."""
 
     max_image_bytes: int
     max_image_side: int
     max_classes: int
     max_top_k: int
     max_stream_in_flight: int
+    max_request_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """Model, bank and limits of a server."""
+    """Model, bank and limits of a server.
+
+    Attributes:
+        runtime: torch or triton.
+        device: where the model runs, such as cpu or cuda:0.
+        dtype: in which precision.
+        device_memory_bytes: held by the model and its features now.
+        bank: name of the bank that is described.
+        banks: names of all banks.
+        policy_rules: names that ``policy_off`` takes.
+    """
 
     version: str
     model_name: str
@@ -156,6 +216,14 @@ class ServerInfo:
     classes: tuple[ClassDefinition, ...]
     limits: ServerLimits
     cache_backend: str
+    runtime: str = ""
+    device: str = ""
+    dtype: str = ""
+    device_memory_bytes: int = 0
+    bank: str = ""
+    banks: tuple[str, ...] = ()
+    policy_version: str = ""
+    policy_rules: tuple[str, ...] = ()
 
 
 class Segmenter(Protocol):

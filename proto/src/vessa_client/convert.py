@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from vessa.v1 import pseudo_label_pb2 as pb
@@ -14,6 +16,7 @@ from vessa_client._types import (
     ClassResult,
     ImageInput,
     ImageReference,
+    Priority,
     SegmentationRequest,
     SegmentationResult,
     ServerInfo,
@@ -21,7 +24,16 @@ from vessa_client._types import (
     TemplateInfo,
     TemplateUse,
     UInt8Array,
+    VolumeReference,
+    VolumeRequest,
 )
+
+_PRIORITIES: Final[dict[Priority, pb.Priority]] = {
+    "": pb.PRIORITY_UNSPECIFIED,
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "bulk": pb.PRIORITY_BULK,
+}
+_PRIORITY_NAMES: Final = {value: name for name, value in _PRIORITIES.items()}
 
 
 def image_to_message(image: ImageInput) -> pb.Image:
@@ -61,24 +73,14 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
         volume=[image_to_message(slice_) for slice_ in request.volume],
         text=request.text,
         class_names=request.class_names,
-        options=pb.SegmentOptions(
-            top_k=request.top_k,
-            template_ids=request.template_ids,
-            return_probabilities=request.return_probabilities,
-            explain=request.explain,
-        ),
+        options=_options_to_message(request),
+        bank=request.bank,
     )
-    student = request.student_mask
-    if student is None:
-        return message
-    if student.ndim == 3:
-        tensor = wire.encode_tensor(student, field="student_mask.probabilities")
-        message.student_mask.probabilities.CopyFrom(tensor)
-    else:
-        highest = int(student.max()) if student.size else 0
-        count = len(request.class_names) or highest
-        labels = wire.encode_label_map(student, count, field="student_mask.label_map")
-        message.student_mask.label_map.CopyFrom(labels)
+    if request.student_mask is not None:
+        mask = _student_to_message(request.student_mask, request.class_names)
+        message.student_mask.CopyFrom(mask)
+    if request.volume_ref is not None:
+        message.volume_ref.sha256 = request.volume_ref.sha256
     return message
 
 
@@ -88,27 +90,91 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
     Raises:
         InvalidRequestError: a field is malformed.
     """
-    student: AnyArray | None = None
-    source = message.student_mask.WhichOneof("source")
-    if source == "label_map":
-        student = wire.decode_label_map(
-            message.student_mask.label_map, field="student_mask.label_map"
-        )
-    elif source == "probabilities":
-        student = wire.decode_tensor(
-            message.student_mask.probabilities, field="student_mask.probabilities"
-        )
+    reference = message.volume_ref.sha256 if message.HasField("volume_ref") else None
     return SegmentationRequest(
         image=image_from_message(message.image),
         class_names=tuple(message.class_names),
         text=message.text,
-        student_mask=student,
+        student_mask=student_from_message(message.student_mask),
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
+        volume_ref=None if reference is None else VolumeReference(reference),
         top_k=message.options.top_k,
         template_ids=tuple(message.options.template_ids),
         return_probabilities=message.options.return_probabilities,
         explain=message.options.explain,
+        bank=message.bank,
+        policy_off=tuple(message.options.policy_off),
+        priority=_priority_from_message(message.options),
         request_id=message.request_id,
+    )
+
+
+def student_from_message(message: pb.StudentMask) -> AnyArray | None:
+    """Message to (H, W) labels, (C, H, W) probabilities, or None where there is no mask.
+
+    Raises:
+        InvalidRequestError: a field is malformed.
+    """
+    source = message.WhichOneof("source")
+    if source == "label_map":
+        return wire.decode_label_map(message.label_map, field="student_mask.label_map")
+    if source == "probabilities":
+        return wire.decode_tensor(message.probabilities, field="student_mask.probabilities")
+    return None
+
+
+def volume_header_to_message(
+    request: VolumeRequest, reference: VolumeReference | None = None
+) -> pb.VolumeHeader:
+    """First message of a volume; with ``reference`` no image follows."""
+    return pb.VolumeHeader(
+        request_id=request.request_id,
+        text=request.text,
+        class_names=request.class_names,
+        options=_options_to_message(request),
+        bank=request.bank,
+        num_slices=len(request.slices),
+        ref=None if reference is None else pb.VolumeRef(sha256=reference.sha256),
+    )
+
+
+def volume_header_from_message(
+    message: pb.VolumeHeader,
+) -> tuple[VolumeRequest, VolumeReference | None]:
+    """What a header says: a request that has no slices yet, and the volume's reference.
+
+    Raises:
+        InvalidRequestError: a field is malformed.
+    """
+    request = VolumeRequest(
+        slices=(),
+        class_names=tuple(message.class_names),
+        text=message.text,
+        top_k=message.options.top_k,
+        template_ids=tuple(message.options.template_ids),
+        return_probabilities=message.options.return_probabilities,
+        explain=message.options.explain,
+        bank=message.bank,
+        policy_off=tuple(message.options.policy_off),
+        priority=_priority_from_message(message.options),
+        request_id=message.request_id,
+    )
+    return request, VolumeReference(message.ref.sha256) if message.HasField("ref") else None
+
+
+def volume_slice_to_message(
+    request: VolumeRequest, index: int, *, image: bool = True
+) -> pb.VolumeSlice:
+    """One slice of a volume, with its student mask, and with its image or by index alone.
+
+    Raises:
+        InvalidRequestError: an array has a dtype or rank that the wire does not carry.
+    """
+    student = request.student_masks.get(index)
+    return pb.VolumeSlice(
+        index=index,
+        image=image_to_message(request.slices[index]) if image else None,
+        student_mask=None if student is None else _student_to_message(student, request.class_names),
     )
 
 
@@ -142,7 +208,10 @@ def result_to_message(result: SegmentationResult) -> pb.SegmentResponse:
             template_features=_state(result.template_features_cached),
         ),
         image_ref=pb.ImageRef(sha256=result.image_sha256),
+        slice_index=result.slice_index,
     )
+    if result.volume_sha256:
+        message.volume_ref.sha256 = result.volume_sha256
     if result.probabilities is not None:
         message.probabilities.CopyFrom(wire.encode_tensor(result.probabilities))
     return message
@@ -180,6 +249,8 @@ def result_from_message(message: pb.SegmentResponse) -> SegmentationResult:
         template_features_cached=message.cache.template_features == pb.CACHE_STATE_HIT,
         image_sha256=message.image_ref.sha256,
         probabilities=probabilities,
+        slice_index=message.slice_index,
+        volume_sha256=message.volume_ref.sha256,
     )
 
 
@@ -242,8 +313,17 @@ def info_from_message(message: pb.GetServerInfoResponse) -> ServerInfo:
             max_classes=limits.max_classes,
             max_top_k=limits.max_top_k,
             max_stream_in_flight=limits.max_stream_in_flight,
+            max_request_pixels=limits.max_request_pixels,
         ),
         cache_backend=message.cache_backend,
+        runtime=message.runtime,
+        device=message.device,
+        dtype=message.dtype,
+        device_memory_bytes=message.device_memory_bytes,
+        bank=message.bank,
+        banks=tuple(message.banks),
+        policy_version=message.policy_version,
+        policy_rules=tuple(message.policy_rules),
     )
 
 
@@ -265,9 +345,49 @@ def info_to_message(info: ServerInfo) -> pb.GetServerInfoResponse:
             max_classes=limits.max_classes,
             max_top_k=limits.max_top_k,
             max_stream_in_flight=limits.max_stream_in_flight,
+            max_request_pixels=limits.max_request_pixels,
         ),
         cache_backend=info.cache_backend,
+        runtime=info.runtime,
+        device=info.device,
+        dtype=info.dtype,
+        device_memory_bytes=info.device_memory_bytes,
+        bank=info.bank,
+        banks=info.banks,
+        policy_version=info.policy_version,
+        policy_rules=info.policy_rules,
     )
+
+
+def _options_to_message(request: SegmentationRequest | VolumeRequest) -> pb.SegmentOptions:
+    return pb.SegmentOptions(
+        top_k=request.top_k,
+        template_ids=request.template_ids,
+        return_probabilities=request.return_probabilities,
+        explain=request.explain,
+        policy_off=request.policy_off,
+        priority=_PRIORITIES[request.priority],
+    )
+
+
+def _priority_from_message(options: pb.SegmentOptions) -> Priority:
+    if options.priority not in _PRIORITY_NAMES:
+        raise InvalidRequestError(
+            f"options.priority: {options.priority}, expected one of "
+            f"{', '.join(pb.Priority.keys())}",
+            field="options.priority",
+        )
+    return _PRIORITY_NAMES[options.priority]
+
+
+def _student_to_message(student: AnyArray, class_names: tuple[str, ...]) -> pb.StudentMask:
+    if student.ndim == 3:
+        tensor = wire.encode_tensor(student, field="student_mask.probabilities")
+        return pb.StudentMask(probabilities=tensor)
+    highest = int(student.max()) if student.size else 0
+    count = len(class_names) or highest
+    labels = wire.encode_label_map(student, count, field="student_mask.label_map")
+    return pb.StudentMask(label_map=labels)
 
 
 def _state(hit: bool) -> pb.CacheState:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -25,6 +25,7 @@ MAX_VOLUME_SLICES: Final = 32
 METADATA_FIELD: Final = "vessa-field"
 METADATA_RETRY_AFTER: Final = "vessa-retry-after"
 IMAGE_REF_FIELD: Final = "image.ref"
+VOLUME_REF_FIELD: Final = "volume.ref"
 
 _DTYPES: Final[dict[str, pb.DataType]] = {
     "uint8": pb.DATA_TYPE_UINT8,
@@ -235,3 +236,8 @@ def image_digest(image: AnyArray | bytes) -> str:
     state = hashlib.sha256(header.encode())
     state.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")).tobytes())
     return state.hexdigest()
+
+
+def volume_digest(digests: Iterable[str]) -> str:
+    """Reference of a volume, from those of its slices: as the contract's ``VolumeRef`` says."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -20,6 +20,12 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DATA_TYPE_FLOAT32: _ClassVar[DataType]
     DATA_TYPE_FLOAT64: _ClassVar[DataType]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BULK: _ClassVar[Priority]
+
 class MaskEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MASK_ENCODING_UNSPECIFIED: _ClassVar[MaskEncoding]
@@ -42,6 +48,9 @@ DATA_TYPE_INT32: DataType
 DATA_TYPE_FLOAT16: DataType
 DATA_TYPE_FLOAT32: DataType
 DATA_TYPE_FLOAT64: DataType
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BULK: Priority
 MASK_ENCODING_UNSPECIFIED: MaskEncoding
 MASK_ENCODING_RAW: MaskEncoding
 MASK_ENCODING_BIT_PACKED: MaskEncoding
@@ -84,20 +93,30 @@ class StudentMask(_message.Message):
     probabilities: Tensor
     def __init__(self, label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
+class VolumeRef(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    def __init__(self, sha256: _Optional[str] = ...) -> None: ...
+
 class SegmentOptions(_message.Message):
-    __slots__ = ("top_k", "template_ids", "return_probabilities", "explain")
+    __slots__ = ("top_k", "template_ids", "return_probabilities", "explain", "policy_off", "priority")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_IDS_FIELD_NUMBER: _ClassVar[int]
     RETURN_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    POLICY_OFF_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     template_ids: _containers.RepeatedScalarFieldContainer[str]
     return_probabilities: bool
     explain: bool
-    def __init__(self, top_k: _Optional[int] = ..., template_ids: _Optional[_Iterable[str]] = ..., return_probabilities: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
+    policy_off: _containers.RepeatedScalarFieldContainer[str]
+    priority: Priority
+    def __init__(self, top_k: _Optional[int] = ..., template_ids: _Optional[_Iterable[str]] = ..., return_probabilities: _Optional[bool] = ..., explain: _Optional[bool] = ..., policy_off: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume")
+    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +124,8 @@ class SegmentRequest(_message.Message):
     STUDENT_MASK_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     text: str
@@ -112,7 +133,45 @@ class SegmentRequest(_message.Message):
     student_mask: StudentMask
     options: SegmentOptions
     volume: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+    bank: str
+    volume_ref: VolumeRef
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
+
+class SegmentVolumeRequest(_message.Message):
+    __slots__ = ("header", "slice")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    header: VolumeHeader
+    slice: VolumeSlice
+    def __init__(self, header: _Optional[_Union[VolumeHeader, _Mapping]] = ..., slice: _Optional[_Union[VolumeSlice, _Mapping]] = ...) -> None: ...
+
+class VolumeHeader(_message.Message):
+    __slots__ = ("request_id", "text", "class_names", "options", "bank", "num_slices", "ref")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    NUM_SLICES_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    text: str
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    options: SegmentOptions
+    bank: str
+    num_slices: int
+    ref: VolumeRef
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., bank: _Optional[str] = ..., num_slices: _Optional[int] = ..., ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
+
+class VolumeSlice(_message.Message):
+    __slots__ = ("index", "image", "student_mask")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STUDENT_MASK_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    image: Image
+    student_mask: StudentMask
+    def __init__(self, index: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ...) -> None: ...
 
 class LabelMap(_message.Message):
     __slots__ = ("height", "width", "num_classes", "encoding", "payload")
@@ -177,7 +236,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("request_id", "label_map", "confidence", "classes", "templates", "stage_times", "model_digest", "bank_version", "cache", "image_ref", "probabilities", "error")
+    __slots__ = ("request_id", "label_map", "confidence", "classes", "templates", "stage_times", "model_digest", "bank_version", "cache", "image_ref", "probabilities", "error", "slice_index", "volume_ref")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +249,8 @@ class SegmentResponse(_message.Message):
     IMAGE_REF_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SLICE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label_map: LabelMap
     confidence: Tensor
@@ -202,7 +263,9 @@ class SegmentResponse(_message.Message):
     image_ref: ImageRef
     probabilities: Tensor
     error: Error
-    def __init__(self, request_id: _Optional[str] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., confidence: _Optional[_Union[Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassResult, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[UsedTemplate, _Mapping]]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model_digest: _Optional[str] = ..., bank_version: _Optional[str] = ..., cache: _Optional[_Union[CacheReport, _Mapping]] = ..., image_ref: _Optional[_Union[ImageRef, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    slice_index: int
+    volume_ref: VolumeRef
+    def __init__(self, request_id: _Optional[str] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., confidence: _Optional[_Union[Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassResult, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[UsedTemplate, _Mapping]]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model_digest: _Optional[str] = ..., bank_version: _Optional[str] = ..., cache: _Optional[_Union[CacheReport, _Mapping]] = ..., image_ref: _Optional[_Union[ImageRef, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., slice_index: _Optional[int] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
 
 class Template(_message.Message):
     __slots__ = ("template_id", "name", "height", "width", "class_names")
@@ -227,16 +290,18 @@ class ClassDefinition(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class AddTemplateRequest(_message.Message):
-    __slots__ = ("image", "label_map", "classes", "name")
+    __slots__ = ("image", "label_map", "classes", "name", "bank")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
     image: Image
     label_map: LabelMap
     classes: _containers.RepeatedCompositeFieldContainer[ClassDefinition]
     name: str
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., name: _Optional[str] = ...) -> None: ...
+    bank: str
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., name: _Optional[str] = ..., bank: _Optional[str] = ...) -> None: ...
 
 class AddTemplateResponse(_message.Message):
     __slots__ = ("template", "bank_version", "created")
@@ -249,8 +314,10 @@ class AddTemplateResponse(_message.Message):
     def __init__(self, template: _Optional[_Union[Template, _Mapping]] = ..., bank_version: _Optional[str] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class ListTemplatesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    def __init__(self, bank: _Optional[str] = ...) -> None: ...
 
 class ListTemplatesResponse(_message.Message):
     __slots__ = ("templates", "classes", "bank_version")
@@ -263,10 +330,12 @@ class ListTemplatesResponse(_message.Message):
     def __init__(self, templates: _Optional[_Iterable[_Union[Template, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., bank_version: _Optional[str] = ...) -> None: ...
 
 class DeleteTemplateRequest(_message.Message):
-    __slots__ = ("template_id",)
+    __slots__ = ("template_id", "bank")
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
     template_id: str
-    def __init__(self, template_id: _Optional[str] = ...) -> None: ...
+    bank: str
+    def __init__(self, template_id: _Optional[str] = ..., bank: _Optional[str] = ...) -> None: ...
 
 class DeleteTemplateResponse(_message.Message):
     __slots__ = ("bank_version",)
@@ -275,25 +344,29 @@ class DeleteTemplateResponse(_message.Message):
     def __init__(self, bank_version: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    def __init__(self, bank: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_image_bytes", "max_image_side", "max_classes", "max_top_k", "max_stream_in_flight")
+    __slots__ = ("max_image_bytes", "max_image_side", "max_classes", "max_top_k", "max_stream_in_flight", "max_request_pixels")
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_SIDE_FIELD_NUMBER: _ClassVar[int]
     MAX_CLASSES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAM_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_PIXELS_FIELD_NUMBER: _ClassVar[int]
     max_image_bytes: int
     max_image_side: int
     max_classes: int
     max_top_k: int
     max_stream_in_flight: int
-    def __init__(self, max_image_bytes: _Optional[int] = ..., max_image_side: _Optional[int] = ..., max_classes: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_stream_in_flight: _Optional[int] = ...) -> None: ...
+    max_request_pixels: int
+    def __init__(self, max_image_bytes: _Optional[int] = ..., max_image_side: _Optional[int] = ..., max_classes: _Optional[int] = ..., max_top_k: _Optional[int] = ..., max_stream_in_flight: _Optional[int] = ..., max_request_pixels: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model_name", "model_digest", "model_parameters", "canvas_size", "bank_version", "num_templates", "classes", "limits", "cache_backend")
+    __slots__ = ("version", "model_name", "model_digest", "model_parameters", "canvas_size", "bank_version", "num_templates", "classes", "limits", "cache_backend", "runtime", "device", "dtype", "device_memory_bytes", "bank", "banks", "policy_version", "policy_rules")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +377,14 @@ class GetServerInfoResponse(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     CACHE_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    POLICY_RULES_FIELD_NUMBER: _ClassVar[int]
     version: str
     model_name: str
     model_digest: str
@@ -314,4 +395,12 @@ class GetServerInfoResponse(_message.Message):
     classes: _containers.RepeatedCompositeFieldContainer[ClassDefinition]
     limits: Limits
     cache_backend: str
-    def __init__(self, version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_digest: _Optional[str] = ..., model_parameters: _Optional[int] = ..., canvas_size: _Optional[int] = ..., bank_version: _Optional[str] = ..., num_templates: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., cache_backend: _Optional[str] = ...) -> None: ...
+    runtime: str
+    device: str
+    dtype: str
+    device_memory_bytes: int
+    bank: str
+    banks: _containers.RepeatedScalarFieldContainer[str]
+    policy_version: str
+    policy_rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_digest: _Optional[str] = ..., model_parameters: _Optional[int] = ..., canvas_size: _Optional[int] = ..., bank_version: _Optional[str] = ..., num_templates: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., cache_backend: _Optional[str] = ..., runtime: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., device_memory_bytes: _Optional[int] = ..., bank: _Optional[str] = ..., banks: _Optional[_Iterable[str]] = ..., policy_version: _Optional[str] = ..., policy_rules: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -29,8 +29,8 @@ class PseudoLabelServiceStub:
     """Labels medical images from a bank of annotated templates.
 
     Errors are gRPC status codes. INVALID_ARGUMENT names the field and what was expected;
-    NOT_FOUND answers an image_ref that the server does not hold (any more), an unknown class
-    or an unknown template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
+    NOT_FOUND answers an image_ref or volume_ref that the server does not hold (any more), an
+    unknown bank, class or template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
     the limit; UNAVAILABLE that the server is starting or stopping and the call may be repeated.
     """
 
@@ -48,6 +48,11 @@ class PseudoLabelServiceStub:
         self.SegmentStream = channel.stream_stream(
                 '/vessa.v1.PseudoLabelService/SegmentStream',
                 request_serializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.FromString,
+                _registered_method=True)
+        self.SegmentVolume = channel.stream_stream(
+                '/vessa.v1.PseudoLabelService/SegmentVolume',
+                request_serializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentVolumeRequest.SerializeToString,
                 response_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.FromString,
                 _registered_method=True)
         self.AddTemplate = channel.unary_unary(
@@ -76,8 +81,8 @@ class PseudoLabelServiceServicer:
     """Labels medical images from a bank of annotated templates.
 
     Errors are gRPC status codes. INVALID_ARGUMENT names the field and what was expected;
-    NOT_FOUND answers an image_ref that the server does not hold (any more), an unknown class
-    or an unknown template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
+    NOT_FOUND answers an image_ref or volume_ref that the server does not hold (any more), an
+    unknown bank, class or template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
     the limit; UNAVAILABLE that the server is starting or stopping and the call may be repeated.
     """
 
@@ -91,6 +96,16 @@ class PseudoLabelServiceServicer:
     def SegmentStream(self, request_iterator, context):
         """Segments many images. Answers carry the request's id and may come out of order. A bad
         request fails alone: its answer carries `error` and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SegmentVolume(self, request_iterator, context):
+        """Segments the slices of one volume, which is sent once. The first message is the header; the
+        others are slices. One answer a slice, as they are ready, in any order. A wrong slice fails
+        alone: its answer carries `error`; a wrong header ends the call with its status, such as
+        NOT_FOUND with field volume.ref where the server does not hold the volume (any more).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +148,11 @@ def add_PseudoLabelServiceServicer_to_server(servicer, server):
                     request_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentRequest.FromString,
                     response_serializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.SerializeToString,
             ),
+            'SegmentVolume': grpc.stream_stream_rpc_method_handler(
+                    servicer.SegmentVolume,
+                    request_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentVolumeRequest.FromString,
+                    response_serializer=vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.SerializeToString,
+            ),
             'AddTemplate': grpc.unary_unary_rpc_method_handler(
                     servicer.AddTemplate,
                     request_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateRequest.FromString,
@@ -165,8 +185,8 @@ class PseudoLabelService:
     """Labels medical images from a bank of annotated templates.
 
     Errors are gRPC status codes. INVALID_ARGUMENT names the field and what was expected;
-    NOT_FOUND answers an image_ref that the server does not hold (any more), an unknown class
-    or an unknown template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
+    NOT_FOUND answers an image_ref or volume_ref that the server does not hold (any more), an
+    unknown bank, class or template; RESOURCE_EXHAUSTED says that the queue is full or the image is over
     the limit; UNAVAILABLE that the server is starting or stopping and the call may be repeated.
     """
 
@@ -213,6 +233,33 @@ class PseudoLabelService:
             target,
             '/vessa.v1.PseudoLabelService/SegmentStream',
             vessa_dot_v1_dot_pseudo__label__pb2.SegmentRequest.SerializeToString,
+            vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SegmentVolume(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/vessa.v1.PseudoLabelService/SegmentVolume',
+            vessa_dot_v1_dot_pseudo__label__pb2.SegmentVolumeRequest.SerializeToString,
             vessa_dot_v1_dot_pseudo__label__pb2.SegmentResponse.FromString,
             options,
             channel_credentials,
