@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,13 +15,16 @@ from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
 from vessa_client import convert, wire
 from vessa_client._errors import UnavailableError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
+from vessa_client._outbox import AsyncOutbox
 from vessa_client._session import (
     CHANNEL_OPTIONS,
+    Backoff,
     References,
-    StreamSession,
-    is_unknown_reference,
+    is_unknown_image,
     to_error,
+    with_bank,
 )
+from vessa_client._streams import Outgoing, StreamSession, VolumeSession
 from vessa_client._types import (
     AnyArray,
     BankListing,
@@ -32,6 +33,7 @@ from vessa_client._types import (
     SegmentationResult,
     ServerInfo,
     TemplateInfo,
+    VolumeRequest,
 )
 
 T = TypeVar("T")
@@ -70,15 +72,16 @@ class AsyncVessaClient:
 
     async def segment(self, request: SegmentationRequest) -> SegmentationResult:
         """See :meth:`vessa_client.VessaClient.segment`."""
-        light = self._references.by_reference(request)
+        request = with_bank(request, self.options.bank)
+        light, backoff = self._references.by_reference(request), self._backoff()
         try:
-            response = await self._segment_once(light)
+            response = await self._segment_once(light, backoff)
         except VessaError as error:
-            if light is request or not is_unknown_reference(error):
+            if light is request or not is_unknown_image(error):
                 raise
             self._references.forget(request)
             light = request
-            response = await self._segment_once(request)
+            response = await self._segment_once(request, backoff)
         result = convert.result_from_message(response)
         self._references.confirm(light)
         return result
@@ -91,31 +94,56 @@ class AsyncVessaClient:
         timeout: float | None = None,
     ) -> AsyncIterator[SegmentationResult | VessaError]:
         """See :meth:`vessa_client.VessaClient.segment_stream`."""
-        session, attempt = StreamSession(self._references, requests, window), 0
+        named = (with_bank(request, self.options.bank) for request in requests)
+        session = StreamSession(
+            self._references, named, window=window, retry=self.options.retry, timeout=timeout
+        )
         while True:
-            call = self._stub.SegmentStream(timeout=timeout, metadata=self.options.metadata())
+            outbox = AsyncOutbox(session.unfinished())
+            call = self._stub.SegmentStream(
+                aiter(outbox), timeout=session.remaining(), metadata=self.options.metadata()
+            )
             try:
-                for message in session.unfinished():
-                    await _write(call, message)
                 while True:
                     for item in session.fill():
                         if isinstance(item, VessaError):
                             yield item
                         else:
-                            await _write(call, item)
+                            outbox.put(item)
                     if session.idle:
                         return
-                    settled = session.close(await _read(call))
-                    attempt = 0
-                    if isinstance(settled, pb.SegmentRequest):
-                        await _write(call, settled)
+                    settled = session.settle(await self._receive(call))
+                    if isinstance(settled, Outgoing):
+                        outbox.put(settled)
                     else:
                         yield settled
-            except UnavailableError:
-                attempt += 1
-                if attempt >= self.options.retry.attempts:
-                    raise
-                await asyncio.sleep(self.options.retry.delay(attempt - 1, random.random()))
+            except VessaError as error:
+                await asyncio.sleep(session.wait(error))
+            finally:
+                outbox.close()
+                call.cancel()
+
+    async def segment_volume(
+        self, request: VolumeRequest, *, timeout: float | None = None
+    ) -> AsyncIterator[SegmentationResult | VessaError]:
+        """See :meth:`vessa_client.VessaClient.segment_volume`."""
+        session = VolumeSession(
+            self._references,
+            with_bank(request, self.options.bank),
+            retry=self.options.retry,
+            timeout=timeout,
+        )
+        while not session.idle:
+            call = self._stub.SegmentVolume(
+                session.messages(), timeout=session.remaining(), metadata=self.options.metadata()
+            )
+            try:
+                while not session.idle:
+                    settled = session.settle(await self._receive(call))
+                    if settled is not None:
+                        yield settled
+            except VessaError as error:
+                await asyncio.sleep(session.wait(error))
             finally:
                 call.cancel()
 
@@ -126,6 +154,7 @@ class AsyncVessaClient:
         classes: Iterable[ClassDefinition],
         *,
         name: str = "",
+        bank: str = "",
     ) -> tuple[TemplateInfo, bool]:
         """See :meth:`vessa_client.VessaClient.add_template`."""
         definitions = list(classes)
@@ -134,28 +163,27 @@ class AsyncVessaClient:
             label_map=wire.encode_label_map(labels, len(definitions), field="label_map"),
             classes=[convert.class_to_message(c) for c in definitions],
             name=name,
+            bank=bank or self.options.bank,
         )
         response = await self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created
 
-    async def list_templates(self) -> BankListing:
+    async def list_templates(self, *, bank: str = "") -> BankListing:
         """Templates and classes of the bank."""
-        return convert.listing_from_message(
-            await self._call(self._stub.ListTemplates, pb.ListTemplatesRequest())
-        )
+        message = pb.ListTemplatesRequest(bank=bank or self.options.bank)
+        return convert.listing_from_message(await self._call(self._stub.ListTemplates, message))
 
-    async def delete_template(self, template_id: str) -> str:
+    async def delete_template(self, template_id: str, *, bank: str = "") -> str:
         """Delete a template; returns the new version of the bank."""
-        message = pb.DeleteTemplateRequest(template_id=template_id)
+        message = pb.DeleteTemplateRequest(template_id=template_id, bank=bank or self.options.bank)
         response = await self._call(self._stub.DeleteTemplate, message)
         version: str = response.bank_version
         return version
 
-    async def info(self) -> ServerInfo:
+    async def info(self, *, bank: str = "") -> ServerInfo:
         """Model, bank and limits."""
-        return convert.info_from_message(
-            await self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
-        )
+        message = pb.GetServerInfoRequest(bank=bank or self.options.bank)
+        return convert.info_from_message(await self._call(self._stub.GetServerInfo, message))
 
     async def healthy(self) -> bool:
         """Whether the server serves now; no retries, False where it cannot be reached."""
@@ -167,49 +195,42 @@ class AsyncVessaClient:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def _segment_once(self, request: SegmentationRequest) -> pb.SegmentResponse:
-        return await self._call(
-            self._stub.Segment, convert.request_to_message(request), request.request_id
+    async def _segment_once(
+        self, request: SegmentationRequest, backoff: Backoff
+    ) -> pb.SegmentResponse:
+        message = convert.request_to_message(request)
+        response: pb.SegmentResponse = await self._call(
+            self._stub.Segment, message, backoff, request.request_id
         )
+        return response
+
+    def _backoff(self) -> Backoff:
+        return Backoff(self.options.retry, self.options.timeout)
 
     async def _call(
-        self, method: Callable[..., Awaitable[T]], message: object, request_id: str = ""
+        self,
+        method: Callable[..., Awaitable[T]],
+        message: object,
+        backoff: Backoff | None = None,
+        request_id: str = "",
     ) -> T:
-        deadline = time.monotonic() + self.options.timeout
-        for attempt in range(self.options.retry.attempts):
-            remaining = deadline - time.monotonic()
+        backoff = backoff or self._backoff()
+        while True:
             try:
-                return await method(message, timeout=remaining, metadata=self.options.metadata())
+                return await method(
+                    message, timeout=backoff.remaining(), metadata=self.options.metadata()
+                )
             except grpc.RpcError as raised:
-                error = to_error(raised, request_id)
-                wait = self.options.retry.delay(attempt, random.random())
-                last = attempt + 1 == self.options.retry.attempts
-                out_of_time = time.monotonic() + wait > deadline
-                if not isinstance(error, UnavailableError) or last or out_of_time:
-                    raise error from raised
-                await asyncio.sleep(wait)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                await asyncio.sleep(backoff.wait(to_error(raised, request_id)))
 
-
-async def _write(
-    call: grpc.aio.StreamStreamCall[pb.SegmentRequest, pb.SegmentResponse],
-    message: pb.SegmentRequest,
-) -> None:
-    try:
-        await call.write(message)
-    except grpc.RpcError as raised:
-        raise to_error(raised) from raised
-    except asyncio.InvalidStateError:
-        raise UnavailableError("the server closed the stream") from None
-
-
-async def _read(
-    call: grpc.aio.StreamStreamCall[pb.SegmentRequest, pb.SegmentResponse],
-) -> pb.SegmentResponse:
-    try:
-        response = await call.read()
-    except grpc.RpcError as raised:
-        raise to_error(raised) from raised
-    if not isinstance(response, pb.SegmentResponse):
-        raise UnavailableError("the server closed the stream")
-    return response
+    @staticmethod
+    async def _receive(
+        call: grpc.aio.StreamStreamCall[object, pb.SegmentResponse],
+    ) -> pb.SegmentResponse:
+        try:
+            response = await call.read()
+        except grpc.RpcError as raised:
+            raise to_error(raised) from raised
+        if not isinstance(response, pb.SegmentResponse):
+            raise UnavailableError("the server closed the stream")
+        return response

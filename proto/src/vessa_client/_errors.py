@@ -16,18 +16,32 @@ from __future__ import annotations
 
 
 class VessaError(Exception):
-    """Base of all errors; ``field`` names the request's field, ``request_id`` the request."""
+    """Base of all errors.
+
+    Attributes:
+        field: the request's field that is wrong.
+        request_id: the request.
+        retry_after: seconds after which to try again; 0 where the server does not say.
+        slice_index: the slice of a volume; None where the error is of no single one.
+    """
 
     code = "UNKNOWN"
 
     def __init__(
-        self, message: str, *, field: str = "", request_id: str = "", retry_after: float = 0.0
+        self,
+        message: str,
+        *,
+        field: str = "",
+        request_id: str = "",
+        retry_after: float = 0.0,
+        slice_index: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.request_id = request_id
         self.retry_after = retry_after
+        self.slice_index = slice_index
 
 
 class InvalidRequestError(VessaError):

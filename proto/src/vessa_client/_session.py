@@ -1,31 +1,35 @@
-"""What both clients share, free of input and output: references, error mapping, streams."""
+"""What both clients share, free of input and output: errors, attempts, references."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import random
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 import grpc
 
 from vessa.v1 import pseudo_label_pb2 as pb
-from vessa_client import convert, wire
+from vessa_client import wire
 from vessa_client._errors import (
     BY_CODE,
-    InvalidRequestError,
     NotFoundError,
-    ProtocolError,
+    OverloadedError,
+    UnavailableError,
     VessaError,
 )
 from vessa_client._types import (
     ImageInput,
     ImageReference,
+    RetryPolicy,
     SegmentationRequest,
-    SegmentationResult,
+    VolumeRequest,
 )
+
+Request = TypeVar("Request", SegmentationRequest, VolumeRequest)
 
 REMEMBERED_REFERENCES = 100_000
 
@@ -53,16 +57,104 @@ def to_error(error: grpc.RpcError, request_id: str = "") -> VessaError:
     )
 
 
-def is_unknown_reference(error: VessaError) -> bool:
+def error_of(response: pb.SegmentResponse) -> VessaError:
+    """The error that an answer of a stream carries."""
+    detail = response.error
+    return BY_CODE.get(detail.code, VessaError)(
+        detail.message,
+        field=detail.field,
+        request_id=response.request_id,
+        retry_after=detail.retry_after_seconds,
+    )
+
+
+def is_unknown_image(error: VessaError) -> bool:
     """Whether the server no longer holds an image that was sent by reference."""
     return isinstance(error, NotFoundError) and error.field == wire.IMAGE_REF_FIELD
 
 
-class References:
-    """Digests of images that the server has confirmed to hold; oldest are forgotten."""
+def is_unknown_volume(error: VessaError) -> bool:
+    """Whether the server no longer holds a volume that was sent by reference."""
+    return isinstance(error, NotFoundError) and error.field == wire.VOLUME_REF_FIELD
+
+
+def is_transient(error: VessaError) -> bool:
+    """Whether the same request may succeed later: not where it is over a limit."""
+    overloaded = isinstance(error, OverloadedError) and error.retry_after > 0
+    return overloaded or isinstance(error, UnavailableError)
+
+
+def with_bank(request: Request, bank: str) -> Request:
+    """The request, for ``bank`` where it names none."""
+    return request if request.bank or not bank else dataclasses.replace(request, bank=bank)
+
+
+class Backoff:
+    """When one call is tried again, until ``timeout`` seconds from now; None for no end."""
+
+    def __init__(self, policy: RetryPolicy, timeout: float | None) -> None:
+        self._policy = policy
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._failures = 0
+
+    def remaining(self) -> float | None:
+        """Seconds that are left."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def succeeded(self) -> None:
+        """Start over: the server answers."""
+        self._failures = 0
+
+    def wait(self, error: VessaError) -> float:
+        """Seconds to wait after an attempt that failed: as long as the server says, or longer.
+
+        Raises:
+            VessaError: ``error``, where no attempt is left, or no time for one, or none would help.
+        """
+        attempt, uniform = self._failures, random.random()
+        self._failures += 1
+        if not is_transient(error) or self._failures >= self._policy.attempts:
+            raise error
+        if error.retry_after > 0:
+            wait = error.retry_after * (1 + self._policy.jitter * uniform)
+        else:
+            wait = self._policy.delay(attempt, uniform)
+        remaining = self.remaining()
+        if remaining is not None and wait > remaining:
+            raise error
+        return wait
+
+
+class Digests:
+    """Digests of what the server has confirmed to hold; the oldest are forgotten."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._known
+
+    def add(self, digest: str) -> None:
+        """The server holds it."""
+        with self._lock:
+            self._known[digest] = None
+            self._known.move_to_end(digest)
+            while len(self._known) > REMEMBERED_REFERENCES:
+                self._known.popitem(last=False)
+
+    def discard(self, digest: str) -> None:
+        """The server does not hold it."""
+        with self._lock:
+            self._known.pop(digest, None)
+
+
+class References:
+    """Images and volumes that the server has confirmed to hold."""
+
+    def __init__(self) -> None:
+        self.images = Digests()
+        self.volumes = Digests()
 
     def by_reference(self, request: SegmentationRequest) -> SegmentationRequest:
         """The request with references for its images where those will do; or itself."""
@@ -74,120 +166,24 @@ class References:
     def confirm(self, sent: SegmentationRequest) -> None:
         """The server holds the images of a request that it answered."""
         for image in _images(sent):
-            digest = _digest(image)
-            self._known[digest] = None
-            self._known.move_to_end(digest)
-        while len(self._known) > REMEMBERED_REFERENCES:
-            self._known.popitem(last=False)
+            self.images.add(digest_of(image))
 
     def forget(self, request: SegmentationRequest) -> None:
         """The server does not hold all images of a request."""
         for image in _images(request):
-            self._known.pop(_digest(image), None)
+            self.images.discard(digest_of(image))
 
     def _reference(self, image: ImageInput) -> ImageInput:
         if isinstance(image, ImageReference):
             return image
-        digest = _digest(image)
-        return ImageReference(digest) if digest in self._known else image
+        digest = digest_of(image)
+        return ImageReference(digest) if digest in self.images else image
 
 
 def _images(request: SegmentationRequest) -> tuple[ImageInput, ...]:
     return (request.image, *request.volume)
 
 
-def _digest(image: ImageInput) -> str:
+def digest_of(image: ImageInput) -> str:
+    """Reference of an image, or the reference that it is."""
     return image.sha256 if isinstance(image, ImageReference) else wire.image_digest(image)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request in flight, and how it was sent last."""
-
-    request: SegmentationRequest
-    sent: SegmentationRequest
-
-
-class StreamSession:
-    """Bookkeeping of one logical stream: what is in flight, what to send again."""
-
-    def __init__(
-        self, references: References, requests: Iterable[SegmentationRequest], window: int
-    ) -> None:
-        if window < 1:
-            raise ValueError(f"window {window}: expected at least 1")
-        self._references = references
-        self._source = iter(requests)
-        self._window = window
-        self._pending: OrderedDict[str, _Asked] = OrderedDict()
-        self._numbers = itertools.count()
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is unanswered."""
-        return not self._pending
-
-    def fill(self) -> Iterator[pb.SegmentRequest | VessaError]:
-        """Messages to send until the window is full; the error of a request that cannot be."""
-        while len(self._pending) < self._window:
-            request = next(self._source, None)
-            if request is None:
-                return
-            try:
-                yield self._open(request)
-            except VessaError as error:
-                error.request_id = request.request_id
-                yield error
-
-    def _open(self, request: SegmentationRequest) -> pb.SegmentRequest:
-        request_id = request.request_id or f"#{next(self._numbers)}"
-        if request_id in self._pending:
-            raise InvalidRequestError(
-                f"request_id: {request_id!r} is in flight already, expected unique ids",
-                field="request_id",
-            )
-        named = dataclasses.replace(request, request_id=request_id)
-        return self._send(named)
-
-    def unfinished(self) -> list[pb.SegmentRequest]:
-        """Messages to send again on a new connection."""
-        return [self._send(asked.request) for asked in [*self._pending.values()]]
-
-    def close(
-        self, response: pb.SegmentResponse
-    ) -> SegmentationResult | VessaError | pb.SegmentRequest:
-        """Settle an answer.
-
-        Returns:
-            The result, the request's error, or a message to send again in full.
-
-        Raises:
-            ProtocolError: the answer belongs to no request.
-        """
-        asked = self._pending.get(response.request_id)
-        if asked is None:
-            raise ProtocolError(f"stream: answer to unknown request {response.request_id!r}")
-        if response.HasField("error"):
-            detail = response.error
-            error = BY_CODE.get(detail.code, VessaError)(
-                detail.message,
-                field=detail.field,
-                request_id=response.request_id,
-                retry_after=detail.retry_after_seconds,
-            )
-            if is_unknown_reference(error) and asked.sent is not asked.request:
-                self._references.forget(asked.request)
-                return self._send(asked.request)
-            del self._pending[response.request_id]
-            return error
-        del self._pending[response.request_id]
-        result = convert.result_from_message(response)
-        self._references.confirm(asked.sent)
-        return result
-
-    def _send(self, request: SegmentationRequest) -> pb.SegmentRequest:
-        """The message of a request, which is in flight from now on."""
-        sent = self._references.by_reference(request)
-        message = convert.request_to_message(sent)
-        self._pending[request.request_id] = _Asked(request, sent)
-        return message

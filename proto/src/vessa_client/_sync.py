@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -17,13 +15,16 @@ from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
 from vessa_client import convert, wire
 from vessa_client._errors import DeadlineError, UnavailableError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
+from vessa_client._outbox import Outbox
 from vessa_client._session import (
     CHANNEL_OPTIONS,
+    Backoff,
     References,
-    StreamSession,
-    is_unknown_reference,
+    is_unknown_image,
     to_error,
+    with_bank,
 )
+from vessa_client._streams import Outgoing, StreamSession, VolumeSession
 from vessa_client._types import (
     AnyArray,
     BankListing,
@@ -32,6 +33,7 @@ from vessa_client._types import (
     SegmentationResult,
     ServerInfo,
     TemplateInfo,
+    VolumeRequest,
 )
 
 T = TypeVar("T")
@@ -74,15 +76,16 @@ class VessaClient:
         Raises:
             VessaError: see the tree in :mod:`vessa_client`.
         """
-        light = self._references.by_reference(request)
+        request = with_bank(request, self.options.bank)
+        light, backoff = self._references.by_reference(request), self._backoff()
         try:
-            response = self._segment_once(light)
+            response = self._segment_once(light, backoff)
         except VessaError as error:
-            if light is request or not is_unknown_reference(error):
+            if light is request or not is_unknown_image(error):
                 raise
             self._references.forget(request)
             light = request
-            response = self._segment_once(request)
+            response = self._segment_once(request, backoff)
         result = convert.result_from_message(response)
         self._references.confirm(light)
         return result
@@ -98,7 +101,7 @@ class VessaClient:
 
         Results come as they are ready, out of order; use ``request_id``. A bad request gives
         its error in place of a result. When the connection breaks, what is unfinished is
-        sent again.
+        sent again; where the server's queue is full, that request is, as soon as it says.
 
         Args:
             requests: read as places in the window become free.
@@ -109,13 +112,14 @@ class VessaClient:
             UnavailableError: the server stayed away for all attempts of the retry policy.
             DeadlineError: not all answers came within ``timeout``.
         """
-        session, attempt = StreamSession(self._references, requests, window), 0
+        named = (with_bank(request, self.options.bank) for request in requests)
+        session = StreamSession(
+            self._references, named, window=window, retry=self.options.retry, timeout=timeout
+        )
         while True:
-            outgoing: queue.SimpleQueue[pb.SegmentRequest | None] = queue.SimpleQueue()
-            for message in session.unfinished():
-                outgoing.put(message)
+            outbox = Outbox(session.unfinished())
             call = self._stub.SegmentStream(
-                iter(outgoing.get, None), timeout=timeout, metadata=self.options.metadata()
+                iter(outbox), timeout=session.remaining(), metadata=self.options.metadata()
             )
             try:
                 while True:
@@ -123,22 +127,54 @@ class VessaClient:
                         if isinstance(item, VessaError):
                             yield item
                         else:
-                            outgoing.put(item)
+                            outbox.put(item)
                     if session.idle:
                         return
-                    settled = session.close(self._receive(call))
-                    attempt = 0
-                    if isinstance(settled, pb.SegmentRequest):
-                        outgoing.put(settled)
+                    settled = session.settle(self._receive(call))
+                    if isinstance(settled, Outgoing):
+                        outbox.put(settled)
                     else:
                         yield settled
-            except UnavailableError:
-                attempt += 1
-                if attempt >= self.options.retry.attempts:
-                    raise
-                time.sleep(self.options.retry.delay(attempt - 1, random.random()))
+            except VessaError as error:
+                time.sleep(session.wait(error))
             finally:
-                outgoing.put(None)
+                outbox.close()
+                call.cancel()
+
+    def segment_volume(
+        self, request: VolumeRequest, *, timeout: float | None = None
+    ) -> Iterator[SegmentationResult | VessaError]:
+        """Segment a volume, which is sent once: by reference where the server holds it.
+
+        Results come as they are ready, out of order; use ``slice_index``. A wrong slice gives
+        its error in place of a result. When the connection breaks, or the server's queue is
+        full, only what is unanswered is asked for again.
+
+        Args:
+            request: the volume.
+            timeout: seconds for the whole volume; None for no end.
+
+        Raises:
+            VessaError: see the tree in :mod:`vessa_client`.
+        """
+        session = VolumeSession(
+            self._references,
+            with_bank(request, self.options.bank),
+            retry=self.options.retry,
+            timeout=timeout,
+        )
+        while not session.idle:
+            call = self._stub.SegmentVolume(
+                session.messages(), timeout=session.remaining(), metadata=self.options.metadata()
+            )
+            try:
+                while not session.idle:
+                    settled = session.settle(self._receive(call))
+                    if settled is not None:
+                        yield settled
+            except VessaError as error:
+                time.sleep(session.wait(error))
+            finally:
                 call.cancel()
 
     def add_template(
@@ -148,6 +184,7 @@ class VessaClient:
         classes: Iterable[ClassDefinition],
         *,
         name: str = "",
+        bank: str = "",
     ) -> tuple[TemplateInfo, bool]:
         """Add an annotated image; returns it and whether it is new.
 
@@ -156,6 +193,7 @@ class VessaClient:
             labels: (H, W) integers; i is the i-th of ``classes``.
             classes: names and descriptions.
             name: free name, for people.
+            bank: name of the bank; empty for the one of the client's options.
         """
         definitions = list(classes)
         message = pb.AddTemplateRequest(
@@ -163,27 +201,26 @@ class VessaClient:
             label_map=wire.encode_label_map(labels, len(definitions), field="label_map"),
             classes=[convert.class_to_message(c) for c in definitions],
             name=name,
+            bank=bank or self.options.bank,
         )
         response = self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created
 
-    def list_templates(self) -> BankListing:
+    def list_templates(self, *, bank: str = "") -> BankListing:
         """Templates and classes of the bank."""
-        return convert.listing_from_message(
-            self._call(self._stub.ListTemplates, pb.ListTemplatesRequest())
-        )
+        message = pb.ListTemplatesRequest(bank=bank or self.options.bank)
+        return convert.listing_from_message(self._call(self._stub.ListTemplates, message))
 
-    def delete_template(self, template_id: str) -> str:
+    def delete_template(self, template_id: str, *, bank: str = "") -> str:
         """Delete a template; returns the new version of the bank."""
-        message = pb.DeleteTemplateRequest(template_id=template_id)
+        message = pb.DeleteTemplateRequest(template_id=template_id, bank=bank or self.options.bank)
         version: str = self._call(self._stub.DeleteTemplate, message).bank_version
         return version
 
-    def info(self) -> ServerInfo:
+    def info(self, *, bank: str = "") -> ServerInfo:
         """Model, bank and limits."""
-        return convert.info_from_message(
-            self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
-        )
+        message = pb.GetServerInfoRequest(bank=bank or self.options.bank)
+        return convert.info_from_message(self._call(self._stub.GetServerInfo, message))
 
     def healthy(self) -> bool:
         """Whether the server serves now; no retries, False where it cannot be reached."""
@@ -207,26 +244,31 @@ class VessaClient:
                 raise DeadlineError(f"{self.target}: not serving after {timeout:g} s")
             time.sleep(0.1)
 
-    def _segment_once(self, request: SegmentationRequest) -> pb.SegmentResponse:
+    def _segment_once(self, request: SegmentationRequest, backoff: Backoff) -> pb.SegmentResponse:
         message = convert.request_to_message(request)
-        response: pb.SegmentResponse = self._call(self._stub.Segment, message, request.request_id)
+        response: pb.SegmentResponse = self._call(
+            self._stub.Segment, message, backoff, request.request_id
+        )
         return response
 
-    def _call(self, method: Callable[..., T], message: object, request_id: str = "") -> T:
-        deadline = time.monotonic() + self.options.timeout
-        for attempt in range(self.options.retry.attempts):
-            remaining = deadline - time.monotonic()
+    def _backoff(self) -> Backoff:
+        return Backoff(self.options.retry, self.options.timeout)
+
+    def _call(
+        self,
+        method: Callable[..., T],
+        message: object,
+        backoff: Backoff | None = None,
+        request_id: str = "",
+    ) -> T:
+        backoff = backoff or self._backoff()
+        while True:
             try:
-                return method(message, timeout=remaining, metadata=self.options.metadata())
+                return method(
+                    message, timeout=backoff.remaining(), metadata=self.options.metadata()
+                )
             except grpc.RpcError as raised:
-                error = to_error(raised, request_id)
-                wait = self.options.retry.delay(attempt, random.random())
-                last = attempt + 1 == self.options.retry.attempts
-                out_of_time = time.monotonic() + wait > deadline
-                if not isinstance(error, UnavailableError) or last or out_of_time:
-                    raise error from raised
-                time.sleep(wait)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                time.sleep(backoff.wait(to_error(raised, request_id)))
 
     @staticmethod
     def _receive(call: Iterator[pb.SegmentResponse]) -> pb.SegmentResponse:

@@ -236,7 +236,11 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Back-off on ``UNAVAILABLE``: waits initial, initial*multiplier, ..., with jitter."""
+    """Back-off where the server is away: waits initial, initial*multiplier, ..., with jitter.
+
+    Where the server says how long to wait (its queue is full), that is waited, and up to
+    ``jitter`` of it more.
+    """
 
     attempts: int = 6
     initial_seconds: float = 0.2

@@ -29,7 +29,9 @@ app.add_typer(templates, name="templates")
 Server = Annotated[
     str, typer.Option("--server", envvar="VESSA_SERVER", help="host:port of the gRPC server.")
 ]
-Token = Annotated[str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token, printable ASCII.")
+]
 Classes = Annotated[
     list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. Default: all.")
 ]
@@ -51,7 +53,11 @@ _explained = explained(VessaError, files.FileError, OSError)
 
 
 def _client(server: str, token: str | None) -> VessaClient:
-    return VessaClient(server, ClientOptions(token=token))
+    try:
+        options = ClientOptions(token=token)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--token (VESSA_TOKEN)") from error
+    return VessaClient(server, options)
 
 
 @app.command()
