@@ -162,6 +162,19 @@ def test_every_field_of_the_server_information_comes_back() -> None:
     assert convert.info_from_message(convert.info_to_message(info)) == info
 
 
+@pytest.mark.parametrize("change", [{"height": 3, "width": 2}, {"num_classes": 2}])
+def test_student_masks_that_do_not_fit_their_image_are_refused(change: dict[str, int]) -> None:
+    image = np.zeros((2, 3), np.uint8)
+    request = SegmentationRequest(image=image, class_names=("disc",), student_mask=image)
+    message = convert.request_to_message(request)
+    assert convert.request_from_message(message).student_mask is not None
+    for name, value in change.items():
+        setattr(message.student_mask.label_map, name, value)
+    with pytest.raises(InvalidRequestError) as caught:
+        convert.request_from_message(message)
+    assert caught.value.field == "student_mask.label_map"
+
+
 def test_an_unknown_priority_is_refused() -> None:
     message = convert.request_to_message(SegmentationRequest(image=b"png"))
     message.options.priority = 9  # type: ignore[assignment]

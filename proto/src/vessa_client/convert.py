@@ -91,11 +91,15 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
         InvalidRequestError: a field is malformed.
     """
     reference = message.volume_ref.sha256 if message.HasField("volume_ref") else None
+    image = image_from_message(message.image)
+    height_width = image.shape[:2] if isinstance(image, np.ndarray) and image.ndim > 1 else None
     return SegmentationRequest(
-        image=image_from_message(message.image),
+        image=image,
         class_names=tuple(message.class_names),
         text=message.text,
-        student_mask=student_from_message(message.student_mask),
+        student_mask=student_from_message(
+            message.student_mask, height_width, len(message.class_names) or wire.MAX_CLASSES
+        ),
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         volume_ref=None if reference is None else VolumeReference(reference),
         top_k=message.options.top_k,
@@ -109,15 +113,29 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
     )
 
 
-def student_from_message(message: pb.StudentMask) -> AnyArray | None:
+def student_from_message(
+    message: pb.StudentMask,
+    expected: tuple[int, int] | None = None,
+    max_classes: int = wire.MAX_CLASSES,
+) -> AnyArray | None:
     """Message to (H, W) labels, (C, H, W) probabilities, or None where there is no mask.
 
+    Args:
+        message: the mask.
+        expected: height and width of its image, where they are known.
+        max_classes: number of asked classes.
+
     Raises:
-        InvalidRequestError: a field is malformed.
+        InvalidRequestError: a field is malformed, or labels do not fit the image.
     """
     source = message.WhichOneof("source")
     if source == "label_map":
-        return wire.decode_label_map(message.label_map, field="student_mask.label_map")
+        return wire.decode_label_map(
+            message.label_map,
+            field="student_mask.label_map",
+            expected=expected,
+            max_classes=max_classes,
+        )
     if source == "probabilities":
         return wire.decode_tensor(message.probabilities, field="student_mask.probabilities")
     return None

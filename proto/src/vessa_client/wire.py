@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from vessa.v1 import pseudo_label_pb2 as pb
+from vessa_client import _runs
 from vessa_client._errors import InvalidRequestError
 from vessa_client._types import AnyArray, UInt8Array
 
 # Largest array that is accepted, in elements; servers set lower limits for images.
 MAX_ELEMENTS: Final = 1 << 28
+MAX_CLASSES: Final = 255
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 # Most slices that a request may name of the volume that its image is a slice of.
 MAX_VOLUME_SLICES: Final = 32
@@ -98,134 +99,111 @@ def encode_label_map(
             f"{field}: shape {labels.shape} of {labels.dtype}, expected (H, W) integers",
             field=field,
         )
-    if num_classes > 255 or (labels.size and not 0 <= labels.min() <= labels.max() <= num_classes):
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, -1)
+    if not 0 <= low <= high <= num_classes <= MAX_CLASSES:
         raise InvalidRequestError(
-            f"{field}: labels {labels.min()}..{labels.max()}, expected 0..{num_classes} "
-            "and at most 255 classes",
+            f"{field}: labels {low}..{high} of {labels.size} pixels, expected 0..{num_classes} "
+            f"of at least one, and at most {MAX_CLASSES} classes",
             field=field,
         )
-    values = labels.astype(np.uint8, copy=False)
-    runs = [_encode_runs(values == i) for i in range(1, num_classes + 1)]
+    values = np.ascontiguousarray(labels, dtype=np.uint8).reshape(-1)
     packed_bytes = num_classes * math.ceil(values.size / 8)
-    run_bytes = sum(len(run) for run in runs)
+    runs = _runs.encode(values, num_classes, min(values.size, packed_bytes))
+    run_bytes = math.inf if runs is None else sum(map(len, runs))
     if values.size <= min(packed_bytes, run_bytes):
-        encoding, payload = pb.MASK_ENCODING_RAW, [np.ascontiguousarray(values).tobytes()]
-    elif packed_bytes < run_bytes:
+        encoding, payload = pb.MASK_ENCODING_RAW, [values.tobytes()]
+    elif runs is None or packed_bytes < run_bytes:
         encoding = pb.MASK_ENCODING_BIT_PACKED
         payload = [np.packbits(values == i).tobytes() for i in range(1, num_classes + 1)]
     else:
         encoding, payload = pb.MASK_ENCODING_RUN_LENGTH, runs
     return pb.LabelMap(
-        height=values.shape[0],
-        width=values.shape[1],
+        height=labels.shape[0],
+        width=labels.shape[1],
         num_classes=num_classes,
         encoding=encoding,
         payload=payload,
     )
 
 
-def decode_label_map(message: pb.LabelMap, *, field: str = "label_map") -> UInt8Array:
+def decode_label_map(
+    message: pb.LabelMap,
+    *,
+    field: str = "label_map",
+    expected: tuple[int, int] | None = None,
+    max_classes: int = MAX_CLASSES,
+) -> UInt8Array:
     """Message to (H, W) uint8 labels.
 
+    Args:
+        message: a label map in any encoding.
+        field: its name in errors.
+        expected: height and width that it must have; None for any.
+        max_classes: most classes that it may have.
+
     Raises:
-        InvalidRequestError: the payload does not fit height, width and number of classes.
+        InvalidRequestError: it is not of the expected size, the payload does not fit height,
+            width and number of classes, or classes overlap.
     """
     height, width, count = message.height, message.width, message.num_classes
     size = height * width
-    if size == 0 or size > MAX_ELEMENTS or count > 255:
+    if expected is not None and (height, width) != expected:
+        raise InvalidRequestError(
+            f"{field}: {height} x {width}, expected {expected[0]} x {expected[1]}", field=field
+        )
+    if size == 0 or size > MAX_ELEMENTS or count > max_classes:
         raise InvalidRequestError(
             f"{field}: {height} x {width} with {count} classes, expected at least one pixel, "
-            f"at most {MAX_ELEMENTS}, and at most 255 classes",
+            f"at most {MAX_ELEMENTS}, and at most {max_classes} classes",
             field=field,
         )
-    raw = message.encoding == pb.MASK_ENCODING_RAW
-    if len(message.payload) != (1 if raw else count):
-        raise InvalidRequestError(
-            f"{field}.payload: {len(message.payload)} parts, expected {1 if raw else count}",
-            field=f"{field}.payload",
-        )
-    if raw:
-        if len(message.payload[0]) != size:
-            raise _payload_error(field, len(message.payload[0]), size)
-        labels = np.frombuffer(message.payload[0], dtype=np.uint8).reshape(height, width)
-        if labels.max() > count:
-            raise InvalidRequestError(
-                f"{field}: label {labels.max()}, expected 0..{count}", field=field
-            )
-        return labels
-    flat = np.zeros(size, dtype=np.uint8)
-    for index, payload in enumerate(message.payload):
-        flat[_decode_mask(payload, message.encoding, size, field)] = index + 1
+    parts = 1 if message.encoding == pb.MASK_ENCODING_RAW else count
+    if len(message.payload) != parts:
+        raise _payload_error(field, f"{len(message.payload)} parts, expected {parts}")
+    flat = _decode_labels(message, size, field)
     return flat.reshape(height, width)
 
 
-def _decode_mask(
-    payload: bytes, encoding: pb.MaskEncoding, size: int, field: str
-) -> npt.NDArray[np.bool_]:
-    if encoding == pb.MASK_ENCODING_BIT_PACKED:
-        expected = math.ceil(size / 8)
-        if len(payload) != expected:
-            raise _payload_error(field, len(payload), expected)
-        bits = np.unpackbits(np.frombuffer(payload, dtype=np.uint8), count=size)
-        return bits.astype(bool)
-    if encoding == pb.MASK_ENCODING_RUN_LENGTH:
-        mask = np.zeros(size, dtype=bool)
-        position, value = 0, False
-        for length in _varints(payload, field):
-            if length > size - position:
-                raise _payload_error(field, position + length, size)
-            mask[position : position + length] = value
-            position, value = position + length, not value
-        if position != size:
-            raise _payload_error(field, position, size)
-        return mask
+def _decode_labels(message: pb.LabelMap, size: int, field: str) -> UInt8Array:
+    if message.encoding == pb.MASK_ENCODING_RAW:
+        _check_bytes(message.payload[0], size, field)
+        labels = np.frombuffer(message.payload[0], dtype=np.uint8)
+        if labels.max() > message.num_classes:
+            raise InvalidRequestError(
+                f"{field}: label {labels.max()}, expected 0..{message.num_classes}", field=field
+            )
+        return labels
+    if message.encoding == pb.MASK_ENCODING_BIT_PACKED:
+        return _decode_bits(message.payload, size, field)
+    if message.encoding == pb.MASK_ENCODING_RUN_LENGTH:
+        return _runs.decode(message.payload, size, field)
     raise InvalidRequestError(
-        f"{field}.encoding: {encoding}, expected RAW, BIT_PACKED or RUN_LENGTH",
+        f"{field}.encoding: {message.encoding}, expected RAW, BIT_PACKED or RUN_LENGTH",
         field=f"{field}.encoding",
     )
 
 
-def _payload_error(field: str, got: int, expected: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{field}.payload: covers {got}, expected {expected}", field=f"{field}.payload"
-    )
+def _decode_bits(payloads: Sequence[bytes], size: int, field: str) -> UInt8Array:
+    for payload in payloads:
+        _check_bytes(payload, math.ceil(size / 8), field)
+    flat, covered = np.zeros(size, dtype=np.uint8), 0
+    for label, payload in enumerate(payloads, start=1):
+        bits = np.unpackbits(np.frombuffer(payload, dtype=np.uint8), count=size)
+        covered += int(np.count_nonzero(bits))
+        bits *= np.uint8(label)
+        flat += bits
+    if np.count_nonzero(flat) != covered:
+        raise _payload_error(field, "classes overlap, expected each pixel in one at most")
+    return flat
 
 
-def _encode_runs(mask: npt.NDArray[np.bool_]) -> bytes:
-    flat = mask.reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    bounds = np.concatenate(([0], changes, [flat.size]))
-    lengths = np.diff(bounds).tolist()
-    if flat[0]:
-        lengths.insert(0, 0)
-    out = bytearray()
-    for length in lengths:
-        remaining = int(length)
-        while remaining >= 0x80:
-            out.append((remaining & 0x7F) | 0x80)
-            remaining >>= 7
-        out.append(remaining)
-    return bytes(out)
+def _check_bytes(payload: bytes, expected: int, field: str) -> None:
+    if len(payload) != expected:
+        raise _payload_error(field, f"{len(payload)} bytes, expected {expected}")
 
 
-def _varints(data: bytes, field: str) -> Iterator[int]:
-    value, shift = 0, 0
-    for byte in data:
-        value |= (byte & 0x7F) << shift
-        if byte & 0x80:
-            shift += 7
-            if shift > 35:
-                raise InvalidRequestError(
-                    f"{field}.payload: a run length is longer than 5 bytes",
-                    field=f"{field}.payload",
-                )
-            continue
-        yield value
-        value, shift = 0, 0
-    if shift:
-        raise InvalidRequestError(
-            f"{field}.payload: ends in the middle of a run length", field=f"{field}.payload"
-        )
+def _payload_error(field: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field}.payload: {message}", field=f"{field}.payload")
 
 
 def image_digest(image: AnyArray | bytes) -> str:
