@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vessa_server.matching.attention import attend
 from vessa_server.model.precision import in_full_precision
 
 # Labels of SAM's point prompts.
@@ -95,19 +96,19 @@ class TemplateMatcher(nn.Module):
         """Dense matching: carry the templates' labels over to the image.
 
         Every cell of the image attends to all foreground and background cells of its
-        templates; the attention-weighted label is the similarity prior. In fp32 also under
-        autocast: bf16 rounds a prior near 1 to 1, whose logit is infinite.
+        templates; the attention-weighted label is the similarity prior. The attention matrix,
+        of gigabytes on large canvases, is never whole in memory. In fp32 also under autocast:
+        bf16 rounds a prior near 1 to 1, whose logit is infinite.
 
         Returns:
             (P, 1, H, W) prior in [0, 1].
         """
-        pairs, _, height, width = query_PDHW.shape
-        scale = self.log_scale.clamp(max=math.log(100.0)).exp()
+        height, width = query_PDHW.shape[2:]
+        scale = self.log_scale.float().clamp(max=math.log(100.0)).exp()
         query_PQD = scale * query_PDHW.flatten(2).transpose(1, 2)
-        template_PDR = template_PKDHW.transpose(1, 2).flatten(2)
-        mask_PR1 = template_mask_PK1HW.flatten(1)[..., None]
-        attention_PQR = torch.softmax(query_PQD @ template_PDR, dim=-1)
-        return (attention_PQR @ mask_PR1).reshape(pairs, 1, height, width)
+        key_PRD = template_PKDHW.permute(0, 1, 3, 4, 2).flatten(1, 3)
+        prior_PQ = attend(query_PQD, key_PRD, template_mask_PK1HW.flatten(1))
+        return prior_PQ.view(-1, 1, height, width)
 
     def prompts(self, prior_P1HW: Tensor) -> MatchPrompts:
         """Positive points at the peaks, one negative at the trough, and a box."""

@@ -17,6 +17,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # What Linux calls the instructions that multiply bf16 numbers.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 CPU_INFO = Path("/proc/cpuinfo")
 
 _Arguments = ParamSpec("_Arguments")
@@ -49,17 +50,19 @@ def bf16_is_native(device: torch.device) -> bool:
 
 
 def in_full_precision(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Let ``function`` compute in fp32 under autocast too: its tensors are cast, its products not.
+    """Let ``function`` compute in fp32 in half-precision models and under autocast too.
 
     For what eight bits are too few for: logits of probabilities near 0 and 1, sharp softmaxes,
-    lengths of vectors, phases of position encodings. Without autocast nothing changes.
+    lengths of vectors, phases of position encodings. Its tensors are cast, its products not;
+    without autocast those in fp32 and fp64 stay as they are.
     """
     call = cast("Callable[..., _Result]", function)
 
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
+        halves = any(tensor.dtype in HALF_PRECISION for tensor in tensors)
+        if not tensors or not (halves or torch.is_autocast_enabled(tensors[0].device.type)):
             return call(*args, **kwargs)
         with torch.autocast(tensors[0].device.type, enabled=False):
             named = {name: _widened(value) for name, value in kwargs.items()}
