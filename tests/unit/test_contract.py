@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -48,11 +49,38 @@ def test_exported_names_are_those_of_the_docs() -> None:
     assert documented == set(vessa_client.__all__)
 
 
-def test_the_client_does_not_load_torch() -> None:
-    import subprocess
+def test_names_are_imported_when_they_are_used() -> None:
+    for name in vessa_client.__all__:
+        assert getattr(vessa_client, name) is not None
+    assert set(dir(vessa_client)) >= set(vessa_client.__all__)
+    with pytest.raises(AttributeError, match="Segmentor"):
+        vessa_client.Segmentor  # type: ignore[attr-defined]  # noqa: B018
 
-    code = "import sys, vessa_client, vessa_client.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+def modules_after(code: str) -> set[str]:
+    """Packages that are imported after some code has run in a new process."""
+    program = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["segment"], ["label"], ["templates", "add"], ["info"], ["health"]]
+)
+def test_help_imports_nothing_that_only_the_work_needs(arguments: list[str]) -> None:
+    help_ = [*arguments, "--help"]
+    code = f"from vessa_client.cli import app\napp({help_}, standalone_mode=False)"
+    needless = {"grpc", "google", "numpy", "scipy", "nibabel", "PIL", "asyncio"}
+    assert not modules_after(code) & needless
+
+
+def test_the_client_does_not_load_torch() -> None:
+    modules = ("cli", "labelling", "_sync", "_async")
+    code = "\n".join(f"import vessa_client.{name}" for name in modules)
+    loaded = modules_after(code)
+    assert {"grpc", "nibabel"} <= loaded
+    assert "torch" not in loaded
 
 
 def test_every_field_of_a_request_comes_back() -> None:

@@ -21,10 +21,10 @@ from vessa_client._errors import (
     UnavailableError,
     VessaError,
 )
+from vessa_client._options import RetryPolicy
 from vessa_client._types import (
     ImageInput,
     ImageReference,
-    RetryPolicy,
     SegmentationRequest,
     VolumeRequest,
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import convert, wire
 from vessa_client._errors import InvalidRequestError, ProtocolError, VessaError
+from vessa_client._options import RetryPolicy
 from vessa_client._session import (
     Backoff,
     References,
@@ -22,7 +23,6 @@ from vessa_client._session import (
     is_unknown_volume,
 )
 from vessa_client._types import (
-    RetryPolicy,
     SegmentationRequest,
     SegmentationResult,
     VolumeReference,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
-import numpy as np
 import typer
 from rich.table import Table
 
-from vessa_client import files, pictures
 from vessa_client._errors import NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
-from vessa_client._sync import VessaClient
-from vessa_client._types import ClassDefinition, SegmentationRequest
 from vessa_client.console import HELP_OPTIONS, console, explained, print_error, progress_bar
-from vessa_client.labelling import LabelJob, label_folder
+
+# Everything else is imported by the commands when they run, so that --help is fast.
+if TYPE_CHECKING:
+    from vessa_client import ClassDefinition, VessaClient
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 app = typer.Typer(
     help="Segment medical images with a VESSA server.",
@@ -49,10 +53,19 @@ Alone = Annotated[
 ]
 
 
-_explained = explained(VessaError, files.FileError, OSError)
+def _explained(command: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from vessa_client.files import FileError
+
+        return explained(VessaError, FileError, OSError)(command)(*args, **kwargs)
+
+    return run
 
 
 def _client(server: str, token: str | None) -> VessaClient:
+    from vessa_client import VessaClient
+
     try:
         options = ClientOptions(token=token)
     except ValueError as error:
@@ -77,6 +90,8 @@ def segment(
     token: Token = None,
 ) -> None:
     """Segment one image or volume: writes NAME_pseudo and a picture NAME_pseudo_overlay.png."""
+    from vessa_client import SegmentationRequest, files, pictures
+
     source = files.read(image, axis=axis)
     student = None
     if student_mask is not None:
@@ -133,6 +148,9 @@ def label(
     Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry), NAME_confidence, a picture for
     each image in previews/, and summary.csv.
     """
+    from vessa_client import files
+    from vessa_client.labelling import LabelJob, label_folder
+
     names = tuple(classes or ())
     job = LabelJob(folder, out, class_names=names, window=window, axis=axis, alone=alone)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
@@ -179,6 +197,10 @@ def templates_add(
 
     Example: vessa templates add p1.nii.gz -c "liver" -c "tumour: dark lesion in the liver"
     """
+    import numpy as np
+
+    from vessa_client import files
+
     if not classes:
         raise files.FileError("--class: missing; name the labels: -c NAME for 1, -c NAME for 2")
     label_file = labels or files.find_label(image)
@@ -272,7 +294,7 @@ def info(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
 @_explained
 def health(server: Server = DEFAULT_TARGET) -> None:
     """Exit with 0 if the server serves, else with 1."""
-    with VessaClient(server) as client:
+    with _client(server, None) as client:
         serving = client.healthy()
     console.print(f"{server}: " + ("[green]serving[/]" if serving else "[red]not serving[/]"))
     if not serving:
@@ -280,6 +302,8 @@ def health(server: Server = DEFAULT_TARGET) -> None:
 
 
 def _definition(text: str) -> ClassDefinition:
+    from vessa_client import ClassDefinition
+
     name, _, description = text.partition(":")
     return ClassDefinition(name=name.strip(), description=description.strip())
 
