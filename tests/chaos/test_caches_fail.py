@@ -73,6 +73,19 @@ def test_a_disk_cache_whose_folder_vanishes(
         assert isinstance(cache, DiskCache)
         shutil.rmtree(cache.folder)
         assert same(segment(server, 0), expected[0])
+        assert cache.counts["error"] == 0
+        assert any(cache.folder.glob("*/*.vessa"))
+
+
+def test_a_disk_cache_that_cannot_be_written(
+    tmp_path: Path, expected: list[SegmentationResult]
+) -> None:
+    cache = open_cache(str(tmp_path / "cache"), 1 << 30)
+    with running(engine_of(tmp_path / "s", cache=cache)) as server:
+        assert isinstance(cache, DiskCache)
+        shutil.rmtree(cache.folder)
+        cache.folder.write_text("in the way")
+        assert same(segment(server, 0), expected[0])
         assert cache.counts["error"] > 0
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from support import CLASSES, picture
 from vessa_client import AnyArray, ClassDefinition, InvalidRequestError, NotFoundError
-from vessa_server.bank import BankError, TemplateBank
+from vessa_server.bank import BankError, TemplateBank, TemplateEntry
 
 
 @pytest.fixture
@@ -29,6 +31,7 @@ def test_a_template_survives_reopening(bank: TemplateBank) -> None:
     loaded = again.load(again.snapshot().templates[0])
     assert np.array_equal(loaded.image, image)
     assert np.array_equal(loaded.labels, labels)
+    assert loaded.labels.flags.writeable
     assert loaded.info == info
     assert (bank.folder / "templates" / info.template_id / "image.png").is_file()
 
@@ -71,23 +74,37 @@ def test_adding_again_changes_nothing(bank: TemplateBank) -> None:
     assert bank.snapshot() == before
 
 
-def test_a_new_description_is_a_new_version(bank: TemplateBank) -> None:
-    bank.add(*picture(0), CLASSES)
+def test_a_description_changes_with_a_new_template_or_by_itself(bank: TemplateBank) -> None:
+    first, _ = bank.add(*picture(0), CLASSES)
     before = bank.snapshot()
-    bank.add(*picture(0), [ClassDefinition(name="disc", description="Other."), CLASSES[1]])
-    after = bank.snapshot()
-    assert after.version != before.version
-    assert after.classes[0].description == "Other."
-    bank.add(*picture(1), [ClassDefinition(name="disc"), CLASSES[1]])
-    assert bank.snapshot().classes[0].description == "Other."
+    other = (ClassDefinition(name="disc", description="Other."), CLASSES[1])
+    again, created = bank.add(*picture(0), other, name="other name")
+    assert (again, created) == (first, False)
+    assert bank.snapshot() == before
+
+    bank.add(*picture(1), other)
+    assert [c.description for c in bank.snapshot().classes] == ["Other.", "Dark bar."]
+    bank.add(*picture(2), [ClassDefinition(name="disc"), CLASSES[1]])
+    assert [c.description for c in bank.snapshot().classes] == ["Other.", "Dark bar."]
+
+    before = bank.snapshot()
+    version = bank.describe("disc", "Third.")
+    assert version == bank.snapshot().version != before.version
+    assert [c.description for c in bank.snapshot().classes] == ["Third.", "Dark bar."]
+    assert bank.snapshot().templates == before.templates
+    with pytest.raises(NotFoundError, match="expected one of disc, bar") as caught:
+        bank.describe("ring", "A ring.")
+    assert caught.value.field == "class_name"
 
 
-def test_delete_removes_files_and_classes(bank: TemplateBank) -> None:
+def test_delete_removes_templates_and_classes(bank: TemplateBank) -> None:
     info, _ = bank.add(*picture(0), CLASSES)
-    bank.delete(info.template_id)
+    version = bank.delete(info.template_id)
     assert bank.snapshot().templates == ()
     assert bank.snapshot().classes == ()
-    assert list((bank.folder / "templates").iterdir()) == []
+    assert bank.snapshot().version == version
+    folders = [folder.name for folder in (bank.folder / "templates").iterdir()]
+    assert all(folder.startswith(".deleted-") for folder in folders)
     with pytest.raises(NotFoundError, match="no template"):
         bank.delete(info.template_id)
 
@@ -99,22 +116,62 @@ def test_only_present_classes_belong_to_a_template(bank: TemplateBank) -> None:
     assert np.array_equal(bank.load(info).mask("bar"), labels == 2)
 
 
-def test_a_crash_before_the_index_leaves_the_old_state(bank: TemplateBank) -> None:
-    bank.add(*picture(0), CLASSES)
+def test_a_class_that_no_template_shows_is_not_listed(bank: TemplateBank) -> None:
+    image, labels = picture(0)
+    bank.add(image, np.where(labels == 2, 2, 0), CLASSES)
+    assert [c.name for c in bank.snapshot().classes] == ["bar"]
+    with pytest.raises(NotFoundError, match="expected one of bar"):
+        bank.describe("disc", "Bright.")
+    bank.add(image, labels, [ClassDefinition(name=c.name) for c in CLASSES])
+    assert bank.snapshot().classes == CLASSES
+
+
+def test_several_templates_are_added_at_once(bank: TemplateBank) -> None:
+    first, _ = bank.add(*picture(1), CLASSES, name="old")
+    entries = [
+        TemplateEntry(image=image, labels=labels, classes=CLASSES, name=f"slice {seed}")
+        for seed in (0, 1, 2, 2)
+        for image, labels in [picture(seed)]
+    ]
+    results = bank.add_many(entries)
+    assert [created for _, created in results] == [True, False, True, False]
+    assert results[1][0] == first
+    assert [t.name for t in bank.snapshot().templates] == ["old", "slice 0", "slice 2"]
+    for info, _ in results:
+        assert bank.load(info).info == info
+
+
+def test_one_wrong_template_among_several_adds_none(bank: TemplateBank) -> None:
     before = bank.snapshot()
-    crashed = TemplateBank(bank.folder)
+    good = TemplateEntry(image=IMAGE, labels=LABELS, classes=CLASSES)
+    wrong = dataclasses.replace(good, labels=np.zeros_like(LABELS))
+    with pytest.raises(InvalidRequestError, match=r"entries\[1\]\.label_map: no pixel") as caught:
+        bank.add_many([good, wrong])
+    assert caught.value.field == "entries[1].label_map"
+    assert bank.snapshot() == before
 
-    def crash(*_: object) -> str:
-        raise KeyboardInterrupt
 
-    crashed._write_index = crash  # type: ignore[method-assign, assignment]
-    with pytest.raises(KeyboardInterrupt):
-        crashed.add(*picture(1), CLASSES)
-    reopened = TemplateBank(bank.folder)
-    assert reopened.snapshot() == before
-    _, created = reopened.add(*picture(1), CLASSES)
-    assert created
-    assert len(reopened.snapshot().templates) == 2
+def test_a_snapshot_reads_the_index_only_when_it_changed(bank: TemplateBank) -> None:
+    bank.add(*picture(0), CLASSES)
+    index = bank.folder / "index.json"
+    os.utime(index, (0, 0))  # longer ago than the steps of any file system's clock
+    assert bank.snapshot() is bank.snapshot()
+    TemplateBank(bank.folder).add(*picture(1), CLASSES)
+    assert len(bank.snapshot().templates) == 2
+
+
+def test_two_changes_within_one_step_of_the_clock_are_seen(bank: TemplateBank) -> None:
+    bank.add(*picture(0), CLASSES)
+    index = bank.folder / "index.json"
+    bank.describe("disc", "AAAA")
+    first = index.read_bytes()
+    bank.describe("disc", "BBBB")
+    second, stamp = bank.snapshot(), index.stat()
+    assert len(first) == stamp.st_size
+    index.write_bytes(first)
+    os.utime(index, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert bank.snapshot().classes[0].description == "AAAA"
+    assert bank.snapshot() != second
 
 
 def test_a_damaged_index_is_told_and_not_overwritten(bank: TemplateBank) -> None:
@@ -128,11 +185,50 @@ def test_a_damaged_index_is_told_and_not_overwritten(bank: TemplateBank) -> None
     assert len(index.read_text()) == 50
 
 
-def test_damaged_pixels_are_told(bank: TemplateBank) -> None:
+def test_an_index_that_fits_no_checksum_is_damaged(bank: TemplateBank) -> None:
+    bank.add(*picture(0), CLASSES)
+    index = bank.folder / "index.json"
+    content = json.loads(index.read_text())
+    index.write_text(index.read_text().replace("Bright disc.", "Bright disk."))
+    with pytest.raises(BankError, match="damaged"):
+        bank.snapshot()
+    assert content["sha256"]
+    del content["sha256"]  # as older versions wrote it
+    index.write_text(json.dumps(content))
+    assert bank.snapshot().classes == CLASSES
+
+
+def test_metrics_have_the_last_good_listing_of_a_damaged_bank(bank: TemplateBank) -> None:
+    bank.add(*picture(0), CLASSES)
+    good = bank.snapshot()
+    (bank.folder / "index.json").write_text("{")
+    with pytest.raises(BankError, match="damaged"):
+        bank.snapshot()
+    assert bank.last_good == good
+
+
+@pytest.mark.parametrize("file", ["image.png", "labels.png", "image.tiff"])
+def test_damaged_pixels_are_told(bank: TemplateBank, file: str) -> None:
+    image, labels = picture(0)
+    pixels = image.astype(np.float32) if file.endswith("tiff") else image
+    info, _ = bank.add(pixels, labels, CLASSES)
+    path = bank.folder / "templates" / info.template_id / file
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:8], b"", b"\x00" + whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BankError, match=f"{info.template_id} cannot be read"):
+            bank.load(info)
+    path.unlink()
+    with pytest.raises(BankError, match=f"{info.template_id} cannot be read"):
+        bank.load(info)
+
+
+def test_pixels_of_another_size_are_not_decoded(bank: TemplateBank) -> None:
     info, _ = bank.add(*picture(0), CLASSES)
-    file = bank.folder / "templates" / info.template_id / "image.png"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(BankError, match="cannot be read"):
+    other, _ = bank.add(*picture(0, (20, 20)), CLASSES)
+    folder = bank.folder / "templates"
+    (folder / other.template_id / "image.png").replace(folder / info.template_id / "image.png")
+    with pytest.raises(BankError, match=r"is \(20, 20\), expected \(60, 52\)"):
         bank.load(info)
 
 
@@ -157,6 +253,8 @@ def test_processes_do_not_lose_each_others_templates(bank: TemplateBank) -> None
 
 
 IMAGE, LABELS = picture(0)
+MANY_CLASSES = [ClassDefinition(name=f"class {i}") for i in range(254)]
+HUGE = np.broadcast_to(np.uint8(1), (8193, 8192))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +267,21 @@ IMAGE, LABELS = picture(0)
         (IMAGE, LABELS, CLASSES[:1], "label_map", r"expected 0\.\.1"),
         (IMAGE, LABELS, [], "classes", "one or more"),
         (IMAGE, LABELS, [CLASSES[0], CLASSES[0]], "classes", "different"),
+        (IMAGE, LABELS, [*CLASSES, *MANY_CLASSES], "classes", "at most 255"),
+        (IMAGE, LABELS, [ClassDefinition(name="a\nb"), CLASSES[1]], "classes.name", "control"),
+        (IMAGE, LABELS, [ClassDefinition(name="a\x1b[31m"), CLASSES[1]], "classes.name", "control"),
+        (IMAGE, LABELS, [ClassDefinition(name="a" * 81), CLASSES[1]], "classes.name", "at most 80"),
+        (
+            IMAGE,
+            LABELS,
+            [ClassDefinition(name="a", description="b\x00"), CLASSES[1]],
+            "classes.description",
+            "control",
+        ),
         (np.repeat(IMAGE[..., None], 3, 2).astype(float), LABELS, CLASSES, "image", "uint8"),
+        (np.repeat(IMAGE[..., None], 4, 2), LABELS, CLASSES, "image", r"\(H, W, 3\)"),
+        (IMAGE[..., None], LABELS, CLASSES, "image", r"\(H, W, 3\)"),
+        (HUGE, HUGE, CLASSES[:1], "image", "at most 67108864 pixels"),
     ],
 )
 def test_wrong_templates_are_refused(
@@ -184,4 +296,17 @@ def test_wrong_templates_are_refused(
     with pytest.raises(InvalidRequestError, match=words) as caught:
         bank.add(image, labels, classes)
     assert caught.value.field == field
+    assert bank.snapshot() == before
+
+
+def test_a_garbled_name_or_description_is_refused(bank: TemplateBank) -> None:
+    with pytest.raises(InvalidRequestError, match="control characters") as caught:
+        bank.add(IMAGE, LABELS, CLASSES, name="a\tb")
+    assert caught.value.field == "name"
+    bank.add(IMAGE, LABELS, CLASSES)
+    before = bank.snapshot()
+    for description in ("two\nlines", "half \ud800", "a\u2028b", "x" * 401):
+        with pytest.raises(InvalidRequestError) as caught:
+            bank.describe("disc", description)
+        assert caught.value.field == "description"
     assert bank.snapshot() == before

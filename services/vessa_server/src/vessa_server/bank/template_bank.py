@@ -2,32 +2,26 @@
 
 Layout, readable by people::
 
-    index.json                      version, classes, templates
-    templates/<template id>/image.png or image.tiff
-    templates/<template id>/labels.png   0 background, i the template's i-th class
+    index.json                version, classes, templates
+    templates/<template id>/  image, labels and record of a template
+    banks/<name>/             further banks, each with this layout
 
-A template is written to a scratch folder, synced and renamed into place before the index
-names it; the index is replaced atomically. A crash leaves the old index or the new one, and
-at worst a folder that no index names, which the next change removes. Writers exclude each
-other by a file lock; readers take the index as it is.
+A template's folder is written, synced and renamed into place before the index names it; the
+index is replaced atomically, and that is the moment of a change. A crash leaves the old index
+or the new one. Writers exclude each other by a file lock, which they wait for a bounded time;
+readers wait for nobody.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import structlog
 
 from vessa_client import (
     AnyArray,
@@ -36,66 +30,113 @@ from vessa_client import (
     InvalidRequestError,
     NotFoundError,
     TemplateInfo,
-    UInt8Array,
 )
-from vessa_client.wire import image_digest
-from vessa_server.bank.files import (
-    read_image,
-    sync_folder,
-    to_storable,
-    write_image,
-    write_labels,
+from vessa_server.bank import folders
+from vessa_server.bank.errors import BankError, BankFullError, as_bank_errors
+from vessa_server.bank.folders import TemplateFolders, encode_files
+from vessa_server.bank.index import (
+    INDEX_FILE,
+    Index,
+    Stamp,
+    merge_classes,
+    read_index,
+    stamp_of,
+    way_out,
+    write_index,
+)
+from vessa_server.bank.lock import exclusive
+from vessa_server.bank.rebuild import rebuild_index
+from vessa_server.bank.template import (
+    MAX_DESCRIPTION_LENGTH,
+    PreparedTemplate,
+    Template,
+    TemplateEntry,
+    check_text,
+    prepare,
 )
 
-INDEX_FILE, LOCK_FILE, TEMPLATES_FOLDER = "index.json", ".lock", "templates"
-FORMAT_VERSION = 1
-ID_DIGITS = 16
-MAX_NAME_LENGTH, MAX_DESCRIPTION_LENGTH = 80, 400
+__all__ = ["BankError", "BankFullError", "Template", "TemplateBank", "TemplateEntry"]
 
-
-class BankError(RuntimeError):
-    """The bank on disk cannot be read."""
+log = structlog.get_logger(__name__)
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 30.0
+# A file system counts time in steps, so that soon after a change a second one need not show.
+_SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Template:
-    """A template with its pixels; ``labels`` holds i for the i-th of ``info.class_names``."""
+class _State:
+    """The index as it was last read; ``settled`` when its stamp tells it from every other."""
 
-    info: TemplateInfo
-    image: AnyArray
-    labels: UInt8Array
-
-    def mask(self, class_name: str) -> UInt8Array:
-        """(H, W), 1 where the class is."""
-        value = self.info.class_names.index(class_name) + 1
-        mask: UInt8Array = (self.labels == value).astype(np.uint8)
-        return mask
+    listing: BankListing
+    stamp: Stamp | None
+    settled: bool
 
 
 class TemplateBank:
     """Durable store of templates. Thread-safe; several processes may share the folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         """Open the bank in ``folder``, which is created where it is missing.
 
+        A folder that cannot be written is opened for reading.
+
+        Args:
+            folder: of the bank.
+            lock_seconds: how long a change waits for those of others.
+
         Raises:
-            BankError: the index is damaged or of another format.
+            BankError: the folder cannot be made, or the index is damaged, lost or of another
+                format.
         """
         self.folder = folder
-        (folder / TEMPLATES_FOLDER).mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
-        self._listing = BankListing(templates=(), classes=(), version=_version((), ()))
+        self.lock_seconds = lock_seconds
+        self._folders = TemplateFolders(folder)
+        if not folder.is_dir():
+            with as_bank_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._state = _State(Index().listing, None, settled=False)
+        self._tidy_at = math.inf
         self.snapshot()
+        self._tidy()
+
+    @staticmethod
+    def rebuild(folder: Path, class_names: Sequence[str] = ()) -> BankListing:
+        """Make a new index from the templates' folders; that of now is kept beside it.
+
+        Args:
+            folder: of the bank.
+            class_names: names of classes, for templates of older versions, which do not
+                record theirs. A name is used only where it fits the template's id.
+
+        Raises:
+            BankError: names the templates that are damaged or whose classes are not known;
+                nothing was changed.
+        """
+        if not TemplateFolders(folder).parent.is_dir():
+            raise BankError(f"bank: {folder} has no templates, expected the folder of a bank")
+        with as_bank_errors(folder), exclusive(folder / LOCK_FILE, LOCK_SECONDS):
+            return rebuild_index(folder, class_names).listing
+
+    @property
+    def last_good(self) -> BankListing:
+        """The newest listing that could be read; never fails."""
+        return self._state.listing
 
     def snapshot(self) -> BankListing:
-        """Templates, classes and version, as one consistent state."""
-        with self._lock:
-            stamp = self._index_stamp()
-            if stamp != self._stamp:
-                self._listing = self._read_index()
-                self._stamp = stamp
-            return self._listing
+        """Templates, classes and version, as one consistent state.
+
+        Its templates can be loaded for minutes, whatever is deleted meanwhile.
+
+        Raises:
+            BankError: the index is damaged or lost.
+        """
+        if time.monotonic() > self._tidy_at:
+            self._tidy()
+        state = self._state
+        if not state.settled or stamp_of(self.folder) != state.stamp:
+            self._read_index()
+        return self._state.listing
 
     def load(self, info: TemplateInfo) -> Template:
         """Read a template's pixels.
@@ -103,17 +144,7 @@ class TemplateBank:
         Raises:
             BankError: its files are missing or damaged.
         """
-        folder = self._template_folder(info.template_id)
-        try:
-            image, labels = read_image(folder, "image"), read_image(folder, "labels")
-        except (OSError, ValueError) as error:
-            raise BankError(
-                f"bank: template {info.template_id} cannot be read: {error}; "
-                "delete it and add it again"
-            ) from error
-        if labels.shape != image.shape[:2]:
-            raise BankError(f"bank: template {info.template_id}: image and labels differ in size")
-        return Template(info, image, labels.astype(np.uint8))
+        return self._folders.read(info)
 
     def add(
         self,
@@ -125,204 +156,178 @@ class TemplateBank:
     ) -> tuple[TemplateInfo, bool]:
         """Add a template; adding the same content again changes nothing.
 
-        Args:
-            image: (H, W) of any real dtype, or (H, W, 3) uint8.
-            labels: (H, W) integers; i is the i-th of ``classes``.
-            classes: names and descriptions; those without a labelled pixel are left out of
-                the template, and stay known to the bank.
-            name: free name, for people.
+        The arguments are those of :class:`TemplateEntry`. A description that comes with a new
+        template replaces that of a known class.
 
         Returns:
             The template, and whether it is new.
 
         Raises:
             InvalidRequestError: names the field and what was expected.
+            BankFullError: the disk is full.
+            BankError: the bank cannot be changed.
         """
-        definitions = tuple(classes)
-        _check_classes(definitions)
-        _check_labels(image, labels, len(definitions))
-        _check_length("name", name, MAX_NAME_LENGTH)
-        storable = to_storable(image)
-        present = [i for i in range(1, len(definitions) + 1) if bool((labels == i).any())]
-        compact = np.zeros(labels.shape, dtype=np.uint8)
-        for new, old in enumerate(present, start=1):
-            compact[labels == old] = new
-        class_names = tuple(definitions[i - 1].name for i in present)
-        info = TemplateInfo(
-            template_id=_template_id(storable, compact, class_names),
-            name=name,
-            height=labels.shape[0],
-            width=labels.shape[1],
-            class_names=class_names,
-        )
-        with self._writing():
-            current = self._read_index()
-            created = all(t.template_id != info.template_id for t in current.templates)
-            templates = current.templates
-            if created:
-                self._write_template(info, storable, compact)
-                templates = (*templates, info)
-            self._write_index(templates, _merge(current.classes, definitions))
-        return info, created
+        entry = TemplateEntry(image=image, labels=labels, classes=classes, name=name)
+        return self._add([prepare(entry)])[0]
+
+    def add_many(self, entries: Iterable[TemplateEntry]) -> tuple[tuple[TemplateInfo, bool], ...]:
+        """Add several templates, all or none; see :meth:`add`.
+
+        Raises:
+            InvalidRequestError: names the entry, its field and what was expected.
+            BankFullError: the disk is full.
+            BankError: the bank cannot be changed.
+        """
+        prepared = []
+        for position, entry in enumerate(entries):
+            try:
+                prepared.append(prepare(entry))
+            except InvalidRequestError as error:
+                at = f"entries[{position}]."
+                raise InvalidRequestError(at + error.message, field=at + error.field) from error
+        return self._add(prepared)
 
     def delete(self, template_id: str) -> str:
         """Delete a template; returns the new version.
 
         Raises:
             NotFoundError: no template has that id.
+            BankError: the bank cannot be changed.
         """
-        with self._writing():
-            current = self._read_index()
-            kept = tuple(t for t in current.templates if t.template_id != template_id)
-            if len(kept) == len(current.templates):
+        with self._changing() as current:
+            if template_id not in current.ids:
                 raise NotFoundError(
                     f"template_id: no template {template_id!r}; `vessa templates list` shows all",
                     field="template_id",
                 )
+            kept = tuple(t for t in current.templates if t.template_id != template_id)
             used = {name for t in kept for name in t.class_names}
             classes = tuple(c for c in current.classes if c.name in used)
-            version = self._write_index(kept, classes)
-            self._remove_orphans(kept)
-        return version
+            self._folders.retire(template_id)
+            self._tidy_later()
+            return self._commit(current, Index(kept, classes))
+
+    def describe(self, class_name: str, description: str) -> str:
+        """Replace the description of a class; returns the new version.
+
+        Raises:
+            InvalidRequestError: the description is too long or has control characters.
+            NotFoundError: no template shows that class.
+            BankError: the bank cannot be changed.
+        """
+        check_text("description", description, MAX_DESCRIPTION_LENGTH)
+        with self._changing() as current:
+            known = [c.name for c in current.listing.classes]
+            if class_name not in known:
+                raise NotFoundError(
+                    f"class_name: {class_name!r}, expected one of {', '.join(known) or 'none yet'}",
+                    field="class_name",
+                )
+            classes = tuple(
+                ClassDefinition(name=class_name, description=description)
+                if c.name == class_name
+                else c
+                for c in current.classes
+            )
+            return self._commit(current, Index(current.templates, classes))
+
+    def _add(self, prepared: Sequence[PreparedTemplate]) -> tuple[tuple[TemplateInfo, bool], ...]:
+        # Encoding takes longest; others need not wait for it.
+        held = {t.template_id for t in self.snapshot().templates}
+        files = {
+            p.info.template_id: encode_files(p.template)
+            for p in prepared
+            if p.info.template_id not in held
+        }
+        with self._changing() as current:
+            known = {t.template_id: t for t in current.templates}
+            classes = current.classes
+            new: list[PreparedTemplate] = []
+            results = []
+            for item in prepared:
+                created = item.info.template_id not in known
+                if created:
+                    known[item.info.template_id] = item.info
+                    classes = merge_classes(classes, item.definitions)
+                    new.append(item)
+                results.append((known[item.info.template_id], created))
+            if not new:
+                return tuple(results)
+            written: list[TemplateInfo] = []
+            try:
+                for item in new:
+                    content = files.get(item.info.template_id) or encode_files(item.template)
+                    self._folders.put(item.info, classes, content)
+                    written.append(item.info)
+                self._commit(current, Index(tuple(known.values()), classes))
+            except BaseException:
+                self._withdraw(written)
+                raise
+        return tuple(results)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with self._lock, (self.folder / LOCK_FILE).open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+    def _changing(self) -> Iterator[Index]:
+        """Hold the bank alone, as it is on disk; what fails inside leaves it as it was."""
+        self.snapshot()  # where the bank is lost, nothing is made in its place
+        with as_bank_errors(self.folder):
+            self._folders.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.folder / LOCK_FILE, self.lock_seconds):
+                current, stamp = self._read_index()
+                if stamp is None:  # from now on, templates without an index are a damage
+                    write_index(self.folder, current)
+                self._folders.tidy(current.ids)
+                try:
+                    yield current
+                except BaseException:
+                    with suppress(BankError):
+                        self._folders.tidy(read_index(self.folder)[0].ids)
+                    raise
 
-    def _template_folder(self, template_id: str) -> Path:
-        return self.folder / TEMPLATES_FOLDER / template_id
+    def _commit(self, current: Index, changed: Index) -> str:
+        """Write the index; returns the new version."""
+        write_index(self.folder, changed)
+        listing = changed.listing
+        self._state = _State(listing, stamp_of(self.folder), settled=False)
+        redefined = frozenset(c.name for c in set(changed.classes) - set(current.classes))
+        self._write_records(changed, redefined)
+        return listing.version
 
-    def _write_template(self, info: TemplateInfo, image: AnyArray, labels: UInt8Array) -> None:
-        parent = self.folder / TEMPLATES_FOLDER
-        target = self._template_folder(info.template_id)
-        if target.exists():  # left by a crash before the index was written
-            shutil.rmtree(target)
-        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+    def _write_records(self, index: Index, changed: frozenset[str] = frozenset()) -> None:
         try:
-            write_image(scratch, "image", image)
-            write_labels(scratch, labels)
-            sync_folder(scratch)
-            os.replace(scratch, target)
-            sync_folder(parent)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            self._folders.write_records(index, changed)
+        except OSError as error:  # only a rebuild needs them; the next change writes them
+            log.warning("bank.record_not_written", folder=str(self.folder), error=str(error))
 
-    def _write_index(
-        self, templates: tuple[TemplateInfo, ...], classes: tuple[ClassDefinition, ...]
-    ) -> str:
-        version = _version(templates, classes)
-        content = {
-            "format": FORMAT_VERSION,
-            "version": version,
-            "classes": [dataclasses.asdict(c) for c in classes],
-            "templates": [dataclasses.asdict(t) for t in templates],
-        }
-        partial = self.folder / (INDEX_FILE + ".partial")
-        with partial.open("w") as stream:
-            json.dump(content, stream, indent=2)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, self.folder / INDEX_FILE)
-        sync_folder(self.folder)
-        return version
+    def _withdraw(self, written: Sequence[TemplateInfo]) -> None:
+        """Remove the folders of new templates, unless the index was written after all."""
+        with suppress(BankError):
+            named = read_index(self.folder)[0].ids
+            for info in written:
+                if info.template_id not in named:
+                    self._folders.withdraw(info.template_id)
 
-    def _read_index(self) -> BankListing:
-        file = self.folder / INDEX_FILE
-        if not file.exists():
-            return BankListing(templates=(), classes=(), version=_version((), ()))
-        try:
-            content = json.loads(file.read_text())
-            if content["format"] != FORMAT_VERSION:
-                raise ValueError(f"format {content['format']}, expected {FORMAT_VERSION}")
-            classes = tuple(ClassDefinition(**c) for c in content["classes"])
-            templates = tuple(
-                TemplateInfo(**{**t, "class_names": tuple(t["class_names"])})
-                for t in content["templates"]
+    def _read_index(self) -> tuple[Index, Stamp | None]:
+        index, stamp = read_index(self.folder)
+        if stamp is None and self._state.stamp is not None:
+            raise BankError(
+                f"bank: {self.folder / INDEX_FILE} is gone, it was there before; "
+                f"{way_out(self.folder)}"
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise BankError(f"bank: {file} is damaged ({error}); restore it from a copy") from error
-        return BankListing(
-            templates=templates, classes=classes, version=_version(templates, classes)
-        )
+        settled = stamp is not None and time.time() - stamp[1] / 1e9 > _SETTLED_SECONDS
+        self._state = _State(index.listing, stamp, settled)
+        return index, stamp
 
-    def _remove_orphans(self, kept: tuple[TemplateInfo, ...]) -> None:
-        names = {t.template_id for t in kept}
-        for folder in (self.folder / TEMPLATES_FOLDER).iterdir():
-            if folder.name not in names:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _tidy(self) -> None:
+        """Remove leftovers, unless the folder is read-only, or being changed."""
+        if self._state.stamp is None:
+            return
+        self._tidy_later()
+        with suppress(BankError, OSError), exclusive(self.folder / LOCK_FILE, 0):
+            index = self._read_index()[0]
+            if not self._folders.tidy(index.ids):
+                self._tidy_at = math.inf
+            self._write_records(index)
 
-    def _index_stamp(self) -> tuple[int, int, int] | None:
-        try:
-            stat = (self.folder / INDEX_FILE).stat()
-        except FileNotFoundError:
-            return None
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _template_id(image: AnyArray, labels: UInt8Array, class_names: tuple[str, ...]) -> str:
-    text = "\0".join((image_digest(image), image_digest(labels), *class_names))
-    return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
-
-
-def _version(templates: tuple[TemplateInfo, ...], classes: tuple[ClassDefinition, ...]) -> str:
-    content = json.dumps(
-        [sorted(t.template_id for t in templates), [dataclasses.astuple(c) for c in classes]]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
-
-
-def _merge(
-    known: tuple[ClassDefinition, ...], added: tuple[ClassDefinition, ...]
-) -> tuple[ClassDefinition, ...]:
-    """Known classes keep their place; a new description replaces the old one."""
-    merged = {c.name: c for c in known}
-    for definition in added:
-        if definition.name not in merged or definition.description:
-            merged[definition.name] = definition
-    return tuple(merged.values())
-
-
-def _check_classes(definitions: tuple[ClassDefinition, ...]) -> None:
-    names = [c.name for c in definitions]
-    if not names or len(set(names)) != len(names) or not all(n.strip() for n in names):
-        raise InvalidRequestError(
-            f"classes: {names}, expected one or more different, non-empty names", field="classes"
-        )
-    for definition in definitions:
-        _check_length("classes.name", definition.name, MAX_NAME_LENGTH)
-        _check_length("classes.description", definition.description, MAX_DESCRIPTION_LENGTH)
-
-
-def _check_length(field: str, text: str, limit: int) -> None:
-    if len(text) > limit:
-        raise InvalidRequestError(
-            f"{field}: {len(text)} characters, expected at most {limit}", field=field
-        )
-
-
-def _check_labels(image: AnyArray, labels: AnyArray, num_classes: int) -> None:
-    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise InvalidRequestError(
-            f"label_map: shape {labels.shape} of {labels.dtype}, expected (H, W) integers",
-            field="label_map",
-        )
-    if labels.shape != image.shape[:2]:
-        raise InvalidRequestError(
-            f"label_map: {labels.shape[0]} x {labels.shape[1]}, expected the image's size, "
-            f"{image.shape[0]} x {image.shape[1]}",
-            field="label_map",
-        )
-    if not labels.any():
-        raise InvalidRequestError(
-            "label_map: no pixel is labelled, expected at least one pixel of a class",
-            field="label_map",
-        )
-    if labels.min() < 0 or labels.max() > num_classes:
-        raise InvalidRequestError(
-            f"label_map: labels {labels.min()}..{labels.max()}, expected 0..{num_classes}, "
-            "one for each of `classes`",
-            field="label_map",
-        )
+    def _tidy_later(self) -> None:
+        """See to it that a deleted template leaves the disk, whether or not others change."""
+        self._tidy_at = time.monotonic() + folders.KEEP_DELETED_SECONDS

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 
+import structlog
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+log = structlog.get_logger(__name__)
 MAGIC = b"VESSA1"
 DIGEST_BYTES = 32
+# A store that fails does so at every request; its owner reads of it once in a while.
+WARNING_SECONDS = 60.0
 Tensors = dict[str, Tensor]
 
 
@@ -55,6 +60,7 @@ class FeatureCache(ABC):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._counting = threading.Lock()
+        self._quiet_until = 0.0
 
     def get(self, key: str) -> Tensors | None:
         """Tensors under ``key``, or None."""
@@ -91,6 +97,15 @@ class FeatureCache(ABC):
     def _count(self, event: str) -> None:
         with self._counting:
             self.counts[event] += 1
+
+    def _report_failure(self, event: str, **details: str) -> None:
+        """Count a failure of the store, and warn of it where that was not done lately."""
+        self._count("error")
+        with self._counting:
+            if time.monotonic() < self._quiet_until:
+                return
+            self._quiet_until = time.monotonic() + WARNING_SECONDS
+        log.warning(event, **details)
 
 
 class NoCache(FeatureCache):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from urllib.parse import urlsplit
 
 import redis
-import structlog
 
 from vessa_server.cache.feature_cache import FeatureCache
 
-log = structlog.get_logger(__name__)
 KEY_PREFIX = "vessa:"
 TIMEOUT_SECONDS = 2.0
 # After a failure Redis is left alone for this long, so that requests do not wait for it.
@@ -27,9 +26,13 @@ class RedisCache(FeatureCache):
         """Connect lazily.
 
         Raises:
-            ValueError: the URL cannot be parsed.
+            ValueError: the URL cannot be parsed, or names a database that is no number.
         """
         super().__init__()
+        # The client takes database 0 where it cannot read the number.
+        database = urlsplit(url).path.strip("/")
+        if database and not database.isdecimal() and not url.startswith("unix:"):
+            raise ValueError(f"database {database!r} is no number")
         self.url = url
         self._client: redis.Redis = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
@@ -80,19 +83,19 @@ class RedisCache(FeatureCache):
             return time.monotonic() < self._paused_until
 
     def _failed(self, action: str, error: redis.RedisError) -> None:
-        self._count("error")
         with self._lock:
             self._paused_until = time.monotonic() + PAUSE_SECONDS
-        log.warning(
+        self._report_failure(
             "cache.redis_unreachable",
             action=action,
-            url=_without_password(self.url),
+            url=without_password(self.url),
             error=str(error),
-            effect="features are computed again instead of read; answers stay the same",
-            fix="start Redis, correct VESSA_CACHE, or set it to a folder or to none",
+            effect="features are computed again instead of read; results stay the same",
+            fix="start Redis there, correct VESSA_CACHE, or set it to a folder or to none",
         )
 
 
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def without_password(url: str) -> str:
+    """An address that may be shown."""
+    _, at, host = url.rpartition("@")
+    return f"{url.partition(':')[0]}://{host}" if at else url
