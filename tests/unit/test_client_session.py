@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from support_client import answer, refusal
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import (
+    AsyncVessaClient,
     ClientOptions,
     DeadlineError,
     InvalidRequestError,
@@ -22,6 +25,7 @@ from vessa_client import (
     SegmentationResult,
     UInt8Array,
     UnavailableError,
+    VessaClient,
     VessaError,
     VolumeRequest,
     wire,
@@ -79,6 +83,16 @@ def test_a_token_that_metadata_cannot_carry_is_refused(token: str, position: int
     assert ClientOptions(token="s3cret-~!").metadata()
 
 
+def test_both_clients_have_the_same_methods() -> None:
+    methods = [name for name in vars(AsyncVessaClient) if not name.startswith("_")]
+    assert {"segment", "segment_stream", "segment_volume", "info"} <= set(methods)
+    for name in methods:
+        one, other = getattr(VessaClient, name), getattr(AsyncVessaClient, name)
+        assert list(signature(one).parameters.values()) == list(
+            signature(other).parameters.values()
+        ), name
+
+
 def stream_session(count: int = 3, window: int = 8) -> StreamSession:
     requests = [
         SegmentationRequest(image=image, request_id=str(i))
@@ -127,6 +141,20 @@ def test_an_image_over_a_limit_fails_at_once() -> None:
     sent(session)
     refused = session.settle(refusal("1", code="RESOURCE_EXHAUSTED", message="over the limit"))
     assert isinstance(refused, OverloadedError)
+
+
+def test_an_image_larger_than_a_message_fails_alone() -> None:
+    images = (SLICES[0], np.zeros((200, 200), np.uint8), SLICES[1])
+    requests = [
+        SegmentationRequest(image=image, request_id=str(i)) for i, image in enumerate(images)
+    ]
+    session = StreamSession(References(), requests, window=8, retry=RETRY, timeout=None)
+    with mock.patch.object(wire, "MAX_MESSAGE_BYTES", 10_000):
+        first, error, last = session.fill()
+    assert isinstance(error, OverloadedError)
+    assert (error.field, error.request_id) == ("image", "1")
+    assert isinstance(first, Outgoing)
+    assert isinstance(last, Outgoing)
 
 
 def volume_session(request: VolumeRequest, references: References | None = None) -> VolumeSession:

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import convert, wire
-from vessa_client._errors import InvalidRequestError, ProtocolError, VessaError
+from vessa_client._errors import (
+    InvalidRequestError,
+    OverloadedError,
+    ProtocolError,
+    VessaError,
+)
 from vessa_client._options import RetryPolicy
 from vessa_client._session import (
     Backoff,
@@ -133,6 +138,12 @@ class StreamSession:
         named = dataclasses.replace(request, request_id=request_id)
         asked = _Asked(named, named, Backoff(self._retry, self.remaining()))
         message = self._send(asked)
+        if message.ByteSize() > wire.MAX_MESSAGE_BYTES:
+            # gRPC would end the whole stream.
+            raise OverloadedError(
+                f"image: {message.ByteSize()} bytes, expected at most {wire.MAX_MESSAGE_BYTES}",
+                field="image",
+            )
         self._pending[request_id] = asked
         return message
 

@@ -16,7 +16,8 @@ from vessa_client.console import HELP_OPTIONS, console, explained, print_error, 
 
 # Everything else is imported by the commands when they run, so that --help is fast.
 if TYPE_CHECKING:
-    from vessa_client import ClassDefinition, VessaClient
+    from vessa_client import AnyArray, ClassDefinition, VessaClient
+    from vessa_client.files import ImageFile
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +36,12 @@ Server = Annotated[
 ]
 Token = Annotated[
     str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token, printable ASCII.")
+]
+Bank = Annotated[
+    str,
+    typer.Option(
+        "--bank", envvar="VESSA_CLIENT_BANK", help="Name of the bank. Default: the server's."
+    ),
 ]
 Classes = Annotated[
     list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. Default: all.")
@@ -63,11 +70,11 @@ def _explained(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _client(server: str, token: str | None) -> VessaClient:
+def _client(server: str, token: str | None, bank: str = "") -> VessaClient:
     from vessa_client import VessaClient
 
     try:
-        options = ClientOptions(token=token)
+        options = ClientOptions(token=token, bank=bank)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--token (VESSA_TOKEN)") from error
     return VessaClient(server, options)
@@ -86,35 +93,25 @@ def segment(
     explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
     axis: Axis = None,
     alone: Alone = False,
+    bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
     """Segment one image or volume: writes NAME_pseudo and a picture NAME_pseudo_overlay.png."""
-    from vessa_client import SegmentationRequest, files, pictures
+    from vessa_client import VolumeRequest, files, pictures
+    from vessa_client.labelling import segment_slices
 
     source = files.read(image, axis=axis)
-    student = None
-    if student_mask is not None:
-        student = files.read(student_mask, axis=source.axis, labels=True)
-        if student.pixels.shape[:3] != source.pixels.shape[: student.pixels.ndim]:
-            raise files.FileError(
-                f"{student_mask}: shape {student.pixels.shape}, expected {source.pixels.shape}"
-            )
-    volume = () if alone else source.sample()
-    with _client(server, token) as client:
-        results = [
-            client.segment(
-                SegmentationRequest(
-                    image=pixels,
-                    volume=volume,
-                    class_names=tuple(classes or ()),
-                    text=text,
-                    student_mask=None if student is None else student.slice(index),
-                    explain=explain,
-                )
-            )
-            for index, pixels in enumerate(source.slices())
-        ]
+    request = VolumeRequest(
+        slices=tuple(source.slices()),
+        class_names=tuple(classes or ()),
+        text=text,
+        student_masks=_student_masks(student_mask, source),
+        explain=explain,
+        priority="interactive",
+    )
+    with _client(server, token, bank) as client:
+        results = segment_slices(client, request, alone=alone or source.axis is None)
     target = files.output_path(out, source, "_pseudo")
     files.write_labels(target, [r.labels for r in results], source)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
@@ -140,6 +137,7 @@ def label(
     window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
     axis: Axis = None,
     alone: Alone = False,
+    bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
@@ -156,7 +154,7 @@ def label(
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise files.FileError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
-    with _client(server, token) as client, progress_bar() as progress:
+    with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
         for outcome in label_folder(client, job, images):
@@ -190,6 +188,7 @@ def templates_add(
         int, typer.Option(min=1, help="Most slices of a volume, evenly spaced.")
     ] = 32,
     axis: Axis = None,
+    bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
@@ -223,7 +222,7 @@ def templates_add(
     count = min(max_slices, len(annotated))
     picks = np.linspace(0, len(annotated) - 1, count).round().astype(int).tolist()
     added = 0
-    with _client(server, token) as client, progress_bar() as progress:
+    with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Adding", total=len(picks), note="")
         for position in picks:
             index = annotated[position]
@@ -239,9 +238,9 @@ def templates_add(
 
 @templates.command("list")
 @_explained
-def templates_list(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+def templates_list(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) -> None:
     """Show templates and classes."""
-    with _client(server, token) as client:
+    with _client(server, token, bank) as client:
         listing = client.list_templates()
     table = Table("Id", "Name", "Size", "Classes", title=f"Bank {listing.version}")
     for t in listing.templates:
@@ -255,11 +254,12 @@ def templates_list(server: Server = DEFAULT_TARGET, token: Token = None) -> None
 @_explained
 def templates_remove(
     template_ids: Annotated[list[str], typer.Argument(help="Ids, or unique beginnings of ids.")],
+    bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
     """Remove templates."""
-    with _client(server, token) as client:
+    with _client(server, token, bank) as client:
         known = [t.template_id for t in client.list_templates().templates]
         for wanted in template_ids:
             matches = [t for t in known if t.startswith(wanted)]
@@ -271,21 +271,31 @@ def templates_remove(
 
 @app.command()
 @_explained
-def info(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) -> None:
     """Show the server's model, bank and limits."""
-    with _client(server, token) as client:
+    with _client(server, token, bank) as client:
         found = client.info()
     table = Table(show_header=False)
     table.add_row("Server", f"{server}, version {found.version}")
     table.add_row("Model", f"{found.model_name}, {found.model_parameters / 1e6:.1f} M parameters")
     table.add_row("Weights", found.model_digest[:16])
-    table.add_row("Bank", f"{found.num_templates} templates, version {found.bank_version}")
+    table.add_row(
+        "Runtime",
+        f"{found.runtime} on {found.device}, {found.dtype}, "
+        f"{found.device_memory_bytes / 1024**2:.0f} MiB held",
+    )
+    table.add_row(
+        "Bank", f"{found.bank}: {found.num_templates} templates, version {found.bank_version}"
+    )
+    table.add_row("Banks", ", ".join(found.banks))
     table.add_row("Classes", ", ".join(c.name for c in found.classes) or "none yet")
+    table.add_row("Policy", f"{found.policy_version}: {', '.join(found.policy_rules)}")
     table.add_row("Cache", found.cache_backend)
     table.add_row(
         "Limits",
         f"{found.limits.max_image_bytes // 1024**2} MiB, {found.limits.max_image_side} pixels "
-        f"a side, {found.limits.max_classes} classes",
+        f"a side, {found.limits.max_classes} classes, {found.limits.max_request_pixels / 1e6:.0f} "
+        "M pixels x classes x slices a request",
     )
     console.print(table)
 
@@ -294,11 +304,25 @@ def info(server: Server = DEFAULT_TARGET, token: Token = None) -> None:
 @_explained
 def health(server: Server = DEFAULT_TARGET) -> None:
     """Exit with 0 if the server serves, else with 1."""
-    with _client(server, None) as client:
+    with _client(server, token=None) as client:
         serving = client.healthy()
     console.print(f"{server}: " + ("[green]serving[/]" if serving else "[red]not serving[/]"))
     if not serving:
         raise typer.Exit(1)
+
+
+def _student_masks(path: Path | None, source: ImageFile) -> dict[int, AnyArray]:
+    """Labels of a student for each slice; empty where there is no file of them."""
+    from vessa_client import files
+
+    if path is None:
+        return {}
+    student = files.read(path, axis=source.axis, labels=True)
+    if student.pixels.shape[:3] != source.pixels.shape[: student.pixels.ndim]:
+        raise files.FileError(
+            f"{path}: shape {student.pixels.shape}, expected {source.pixels.shape}"
+        )
+    return dict(enumerate(student.slices()))
 
 
 def _definition(text: str) -> ClassDefinition:

@@ -110,6 +110,11 @@ def is_image(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(SUFFIXES)
 
 
+def is_volume(path: Path) -> bool:
+    """Whether the file name says that it is a volume."""
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
+
+
 def find_images(folder: Path) -> list[Path]:
     """Images of a folder without the label files ``*_gt.*``, sorted.
 
@@ -147,11 +152,17 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
-        if path.name.lower().endswith(NIFTI_SUFFIXES):
+        if is_volume(path):
             return _read_nifti(path, axis, labels)
         with Image.open(path) as picture:
             pixels = np.asarray(_plain(picture, labels=labels))
-    except (OSError, UnidentifiedImageError, ImageFileError, EOFError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        ImageFileError,
+        EOFError,
+    ) as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
     return ImageFile(path, _integers(path, pixels) if labels else pixels, None, None)
 

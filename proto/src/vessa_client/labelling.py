@@ -1,20 +1,23 @@
-"""Bulk labelling of a folder: one stream, resumable, each image written when it is whole."""
+"""Bulk labelling of a folder: resumable, each image written when it is whole.
+
+A volume is one request. Pictures, and slices that are labelled each by itself, share one stream.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from vessa_client import files, pictures
-from vessa_client._errors import VessaError
+from vessa_client._errors import AuthenticationError, UnavailableError, VessaError
 from vessa_client._sync import VessaClient
-from vessa_client._types import SegmentationRequest, SegmentationResult
+from vessa_client._types import SegmentationRequest, SegmentationResult, VolumeRequest
 
 
 @dataclass(frozen=True)
@@ -55,38 +58,130 @@ class LabelOutcome:
 def label_folder(
     client: VessaClient, job: LabelJob, images: Sequence[Path]
 ) -> Iterator[LabelOutcome]:
-    """Label images; one that has its pseudo-label already is skipped, one that fails is told."""
+    """Label images; one that has its pseudo-label already is skipped, one that fails is named.
+
+    Raises:
+        VessaError: the server stayed away, or lets nobody in: no image can be labelled.
+    """
+    waiting = []
     for path in images:
         name = files.stem(path) + "_pseudo"
         if any(files.stem(f) == name for f in job.target(path).glob(name + ".*")):
             yield LabelOutcome(path, "skipped")
-            continue
-        try:
-            image = files.read(path, axis=job.axis)
-            results = _segment_slices(client, job, image)
-            _write(job, image, results)
-        except (VessaError, files.FileError) as error:
-            yield LabelOutcome(path, "failed", str(error))
         else:
-            yield LabelOutcome(path, "done")
+            waiting.append(path)
+    streamed = [path for path in waiting if job.alone or not files.is_volume(path)]
+    yield from _label_streamed(client, job, streamed)
+    if not job.alone:
+        yield from (_label_volume(client, job, path) for path in filter(files.is_volume, waiting))
 
 
-def _segment_slices(
-    client: VessaClient, job: LabelJob, image: files.ImageFile
+def segment_slices(
+    client: VessaClient, request: VolumeRequest, *, alone: bool
 ) -> list[SegmentationResult]:
-    volume = () if job.alone else image.sample()
+    """Results of all slices in order; ``alone``: each slice by itself, not as one volume.
+
+    Raises:
+        VessaError: the first of any slice.
+    """
+    if not alone:
+        return _in_order(client.segment_volume(request), lambda result: result.slice_index)
     requests = (
         SegmentationRequest(
-            image=pixels, volume=volume, class_names=job.class_names, request_id=str(index)
+            image=image,
+            class_names=request.class_names,
+            text=request.text,
+            student_mask=request.student_masks.get(index),
+            top_k=request.top_k,
+            template_ids=request.template_ids,
+            return_probabilities=request.return_probabilities,
+            explain=request.explain,
+            bank=request.bank,
+            policy_off=request.policy_off,
+            priority=request.priority,
+            request_id=str(index),
         )
-        for index, pixels in enumerate(image.slices())
+        for index, image in enumerate(request.slices)
     )
+    return _in_order(client.segment_stream(requests), lambda result: int(result.request_id))
+
+
+def _in_order(
+    items: Iterable[SegmentationResult | VessaError], index: Callable[[SegmentationResult], int]
+) -> list[SegmentationResult]:
     results: dict[int, SegmentationResult] = {}
-    for item in client.segment_stream(requests, window=job.window):
+    for item in items:
         if isinstance(item, VessaError):
             raise item
-        results[int(item.request_id)] = item
-    return [results[index] for index in range(image.depth)]
+        results[index(item)] = item
+    return [results[position] for position in sorted(results)]
+
+
+def _label_volume(client: VessaClient, job: LabelJob, path: Path) -> LabelOutcome:
+    try:
+        image = files.read(path, axis=job.axis)
+        request = VolumeRequest(
+            slices=tuple(image.slices()), class_names=job.class_names, priority="bulk"
+        )
+        results = segment_slices(client, request, alone=False)
+    except (UnavailableError, AuthenticationError):
+        raise
+    except (VessaError, files.FileError) as error:
+        return LabelOutcome(path, "failed", str(error))
+    _write(job, image, results)
+    return LabelOutcome(path, "done")
+
+
+@dataclass
+class _Image:
+    """An image whose slices are in flight: its answers so far, by slice."""
+
+    file: files.ImageFile
+    answers: dict[int, SegmentationResult | VessaError] = field(default_factory=dict)
+
+
+def _label_streamed(
+    client: VessaClient, job: LabelJob, paths: Sequence[Path]
+) -> Iterator[LabelOutcome]:
+    """Label the slices of all images over one stream."""
+    open_images: dict[int, _Image] = {}
+    unreadable: list[LabelOutcome] = []
+
+    def requests() -> Iterator[SegmentationRequest]:
+        for number, path in enumerate(paths):
+            try:
+                image = files.read(path, axis=job.axis)
+            except files.FileError as error:
+                unreadable.append(LabelOutcome(path, "failed", str(error)))
+                continue
+            open_images[number] = _Image(image)
+            for index, pixels in enumerate(image.slices()):
+                yield SegmentationRequest(
+                    image=pixels,
+                    class_names=job.class_names,
+                    priority="bulk",
+                    request_id=f"{number}/{index}",
+                )
+
+    for item in client.segment_stream(requests(), window=job.window):
+        number, index = map(int, item.request_id.split("/"))
+        image = open_images[number]
+        image.answers[index] = item
+        if len(image.answers) == image.file.depth:
+            del open_images[number]
+            yield _finish(job, image)
+        while unreadable:
+            yield unreadable.pop()
+    yield from unreadable
+
+
+def _finish(job: LabelJob, image: _Image) -> LabelOutcome:
+    try:
+        results = _in_order(image.answers.values(), lambda r: int(r.request_id.split("/")[1]))
+    except VessaError as error:
+        return LabelOutcome(image.file.path, "failed", str(error))
+    _write(job, image.file, results)
+    return LabelOutcome(image.file.path, "done")
 
 
 def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]) -> None:

@@ -1,0 +1,321 @@
+"""What the commands ask a server for, against a small real one that notes it."""
+
+# ruff: noqa: N802 (the names of the wire contract)
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from support_client import Context, Images, abort, answer, expected_labels, pixels, refusal, serving
+from vessa.v1 import pseudo_label_pb2 as pb
+from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
+from vessa_client import UInt8Array, wire
+from vessa_client.cli import app
+
+AFFINE = np.diag([1.5, 2.0, 8.0, 1.0])
+
+
+class Notes(pb_grpc.PseudoLabelServiceServicer):
+    """Answers everything, and notes it.
+
+    Attributes:
+        calls: number of calls by name.
+        requests: of streams.
+        headers: of volumes.
+        students: slices of volumes that came with a student mask.
+        banks: of all calls.
+        together: images of a stream that must be in flight before the first is answered.
+        refused: images of this width are wrong.
+        lasts: images of a stream until the server goes away, for good.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.requests: list[pb.SegmentRequest] = []
+        self.headers: list[pb.VolumeHeader] = []
+        self.students: list[int] = []
+        self.banks: list[str] = []
+        self.together = 1
+        self.refused = -1
+        self.lasts = 1000
+        self.images = Images()
+
+    async def SegmentStream(
+        self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        self.calls["SegmentStream"] += 1
+        held = [await asyncio.wait_for(anext(request_iterator), 10) for _ in range(self.together)]
+        while held:
+            message = held.pop()
+            self.requests.append(message)
+            self.banks.append(message.bank)
+            if len(self.requests) > self.lasts:
+                await abort(context, grpc.StatusCode.UNAUTHENTICATED)
+            image = self.images.pixels(message.image)
+            if image.shape[1] == self.refused:
+                yield refusal(message.request_id, code="INVALID_ARGUMENT", message="too narrow")
+            else:
+                yield answer(image, message.request_id)
+            if not held and (following := await anext(request_iterator, None)) is not None:
+                held.append(following)
+
+    async def SegmentVolume(
+        self, request_iterator: AsyncIterator[pb.SegmentVolumeRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        self.calls["SegmentVolume"] += 1
+        parts = [part async for part in request_iterator]
+        header, slices = parts[0].header, [part.slice for part in parts[1:]]
+        self.headers.append(header)
+        self.banks.append(header.bank)
+        self.students = [part.index for part in slices if part.HasField("student_mask")]
+        images = [pixels(part.image) for part in slices]
+        if images[0].shape[1] == self.refused:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, field="volume")
+        digest = wire.volume_digest(map(wire.image_digest, images))
+        for index in reversed(range(len(images))):
+            yield answer(images[index], header.request_id, index=index, volume=digest)
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        self.banks.append(request.bank)
+        return pb.GetServerInfoResponse(
+            model_name="nano",
+            runtime="triton",
+            device="cuda:0",
+            dtype="bfloat16",
+            device_memory_bytes=3 << 30,
+            bank="cardiac",
+            banks=["cardiac", "brain"],
+            policy_version="policy-7",
+            policy_rules=["rule one", "rule two"],
+            limits=pb.Limits(max_request_pixels=500_000_000),
+        )
+
+    async def ListTemplates(
+        self, request: pb.ListTemplatesRequest, context: Context
+    ) -> pb.ListTemplatesResponse:
+        self.banks.append(request.bank)
+        return pb.ListTemplatesResponse(templates=[pb.Template(template_id="abc")])
+
+    async def AddTemplate(
+        self, request: pb.AddTemplateRequest, context: Context
+    ) -> pb.AddTemplateResponse:
+        self.banks.append(request.bank)
+        return pb.AddTemplateResponse(created=True)
+
+    async def DeleteTemplate(
+        self, request: pb.DeleteTemplateRequest, context: Context
+    ) -> pb.DeleteTemplateResponse:
+        self.banks.append(request.bank)
+        return pb.DeleteTemplateResponse()
+
+
+@pytest.fixture
+def servicer() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def target(servicer: Notes) -> Iterator[str]:
+    with serving(servicer) as address:
+        yield address
+
+
+def vessa(target: str, *arguments: object, **environment: str) -> Result:
+    result = CliRunner().invoke(
+        app,
+        [*map(str, arguments)],
+        env={"COLUMNS": "200", "VESSA_SERVER": target, **environment},
+    )
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def scene(seed: int, shape: tuple[int, ...] = (20, 24)) -> UInt8Array:
+    return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+
+
+def write_volume(path: Path, seed: int) -> UInt8Array:
+    """A volume of three slices along its last axis."""
+    volume = scene(seed, (20, 24, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, AFFINE), path)
+    return volume
+
+
+def write_picture(path: Path, seed: int, shape: tuple[int, ...] = (20, 24)) -> UInt8Array:
+    image = scene(seed, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return image
+
+
+def read_volume(path: Path) -> UInt8Array:
+    image = nib.load(path)
+    assert np.allclose(image.affine, AFFINE)
+    values: UInt8Array = np.asanyarray(image.dataobj).astype(np.uint8)
+    return values
+
+
+def read_picture(path: Path) -> UInt8Array:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def test_a_volume_is_segmented_by_one_call(servicer: Notes, target: str, tmp_path: Path) -> None:
+    volume = write_volume(tmp_path / "v.nii.gz", 0)
+    nib.save(nib.Nifti1Image(volume % 2, AFFINE), tmp_path / "student.nii.gz")
+    result = vessa(
+        target, "segment", tmp_path / "v.nii.gz", "-o", tmp_path, "-c", "disc", "--text", "words",
+        "--student-mask", tmp_path / "student.nii.gz",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(read_volume(tmp_path / "v_pseudo.nii.gz"), expected_labels(volume))
+    assert servicer.calls == {"SegmentVolume": 1}
+    (header,) = servicer.headers
+    assert (header.num_slices, header.text, [*header.class_names]) == (3, "words", ["disc"])
+    assert header.options.priority == pb.PRIORITY_INTERACTIVE
+    assert servicer.students == [0, 1, 2]
+
+
+def test_slices_alone_and_pictures_are_no_volumes(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    volume = write_volume(tmp_path / "v.nii.gz", 0)
+    image = write_picture(tmp_path / "one.png", 1)
+    for name in ("v.nii.gz", "one.png"):
+        result = vessa(target, "segment", tmp_path / name, "-o", tmp_path, "--alone")
+        assert result.exit_code == 0, result.output
+    assert np.array_equal(read_volume(tmp_path / "v_pseudo.nii.gz"), expected_labels(volume))
+    assert np.array_equal(read_picture(tmp_path / "one_pseudo.png"), expected_labels(image))
+    assert servicer.calls == {"SegmentStream": 2}
+    assert {r.options.priority for r in servicer.requests} == {pb.PRIORITY_INTERACTIVE}
+
+
+def test_a_folder_is_labelled_with_volumes_whole_and_pictures_in_flight(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    volumes = {i: write_volume(folder / f"v{i}.nii.gz", i) for i in range(2)}
+    images = {i: write_picture(folder / "deep" / f"p{i}.png", i) for i in range(6)}
+    write_picture(folder / "narrow.png", 9, (20, 7))
+    (folder / "broken.png").write_bytes(b"x")
+    servicer.together, servicer.refused = 4, 7
+    result = vessa(target, "label", folder, "-o", out, "--window", 4)
+    assert result.exit_code == 1
+    assert "8 labelled, 0 there already, 2 failed" in result.output
+    assert "narrow.png: too narrow" in result.output.replace("\n", "")
+    assert "broken.png" in result.output
+    assert servicer.calls == {"SegmentStream": 1, "SegmentVolume": 2}
+    for i, volume in volumes.items():
+        labels = read_volume(out / f"v{i}_pseudo.nii.gz")
+        assert np.array_equal(labels, expected_labels(volume))
+        assert np.array_equal(read_volume(out / f"v{i}_confidence.nii.gz"), volume)
+    for i, image in images.items():
+        labels = read_picture(out / "deep" / f"p{i}_pseudo.png")
+        assert np.array_equal(labels, expected_labels(image))
+    assert {r.options.priority for r in servicer.requests} == {pb.PRIORITY_BULK}
+    assert {h.options.priority for h in servicer.headers} == {pb.PRIORITY_BULK}
+    with (out / "summary.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 8
+
+
+def test_volumes_alone_share_the_stream_and_are_written_whole(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    volumes = {i: write_volume(folder / f"v{i}.nii.gz", i) for i in range(3)}
+    servicer.together = 7
+    result = vessa(target, "label", folder, "-o", out, "--alone")
+    assert result.exit_code == 0, result.output
+    assert servicer.calls == {"SegmentStream": 1}
+    for i, volume in volumes.items():
+        labels = read_volume(out / f"v{i}_pseudo.nii.gz")
+        assert np.array_equal(labels, expected_labels(volume))
+
+
+def test_labelling_goes_on_where_the_server_left_it(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    images = [write_picture(folder / f"p{i}.png", i) for i in range(5)]
+    servicer.lasts = 2
+    result = vessa(target, "label", folder, "-o", out)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert len(list(out.glob("*_pseudo.png"))) == 2
+    servicer.lasts = 1000
+    servicer.requests.clear()
+    result = vessa(target, "label", folder, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "3 labelled, 2 there already, 0 failed" in result.output
+    assert len(servicer.requests) == 3
+    for i, image in enumerate(images):
+        assert np.array_equal(read_picture(out / f"p{i}_pseudo.png"), expected_labels(image))
+
+
+def test_a_wrong_volume_fails_alone(servicer: Notes, target: str, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_volume(folder / "good.nii.gz", 0)
+    nib.save(nib.Nifti1Image(scene(1, (20, 7, 3)), AFFINE), folder / "bad.nii.gz")
+    servicer.refused = 7
+    result = vessa(target, "label", folder, "-o", out)
+    assert "1 labelled, 0 there already, 1 failed" in result.output
+    assert (out / "good_pseudo.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_every_command_names_its_bank(
+    servicer: Notes, target: str, tmp_path: Path, by_option: bool
+) -> None:
+    volume, image = tmp_path / "v.nii.gz", tmp_path / "in" / "one.png"
+    write_volume(volume, 0)
+    write_picture(image, 1)
+    Image.fromarray(scene(1) % 2).save(tmp_path / "in" / "one_gt.png")
+    commands = [
+        ("segment", volume, "-o", tmp_path),
+        ("segment", image, "-o", tmp_path),
+        ("label", image.parent, "-o", tmp_path / "out"),
+        ("templates", "add", image, "-c", "disc"),
+        ("templates", "list"),
+        ("templates", "remove", "abc"),
+        ("info",),
+    ]
+    for command in commands:
+        if by_option:
+            result = vessa(target, *command, "--bank", "brain")
+        else:
+            result = vessa(target, *command, VESSA_CLIENT_BANK="brain")
+        assert result.exit_code == 0, result.output
+    assert len(servicer.banks) >= len(commands)
+    assert set(servicer.banks) == {"brain"}
+
+
+def test_info_shows_what_the_server_runs_on(target: str) -> None:
+    shown = vessa(target, "info").output
+    for words in (
+        "triton on cuda:0, bfloat16, 3072 MiB held",
+        "cardiac, brain",
+        "policy-7: rule one, rule two",
+        "500 M pixels",
+    ):
+        assert words in shown
+
+
+def test_a_token_that_cannot_be_sent_is_refused_without_showing_it(target: str) -> None:
+    result = vessa(target, "info", VESSA_TOKEN="geheim-ü")
+    assert result.exit_code == 2
+    assert "character 8" in result.output
+    assert "geheim" not in result.output
