@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,28 +12,22 @@ from torch import Tensor
 from vessa_server.engine import EngineSettings
 from vessa_server.matching.template_matcher import NOT_A_POINT, MatchPrompts, foreground_prototype
 from vessa_server.model.vessa import ImageFeatures, Reasoned, TemplateFeatures, Vessa
+from vessa_server.policy import RULES as POLICY_RULES
+from vessa_server.policy import PolicyConfig
 
-
-@dataclass(frozen=True)
-class Rules:
-    """What the engine does beside the paper's five steps: quarter turns, second looks, votes."""
-
-    turn: bool = True
-    focus: bool = True
-    together: bool = True
-
-    def settings(self) -> EngineSettings:
-        """Of the engine; slices are sent with their volume where they go ``together``."""
-        return EngineSettings(turn=self.turn, focus=self.focus)
-
-
-RULES = {
-    "all rules": Rules(),
-    "no turns": Rules(turn=False),
-    "no second look": Rules(focus=False),
-    "each slice alone": Rules(together=False),
-    "five steps": Rules(turn=False, focus=False, together=False),
+# What the engine does beside the paper's five steps: rules that are switched off, by name.
+RULES: dict[str, tuple[str, ...]] = {
+    "all rules": (),
+    **{f"no {name}": (name,) for name in POLICY_RULES},
+    "five steps": tuple(POLICY_RULES),
 }
+
+
+def settings(rules: str) -> EngineSettings:
+    """An engine without the rules that ``rules`` leaves out."""
+    return EngineSettings(policy=PolicyConfig(off=frozenset(RULES[rules])))
+
+
 # Similarity of a cell to the prototype, relative to the image's range, that counts as one half.
 PROTOTYPE_SHARPNESS = 12.0
 

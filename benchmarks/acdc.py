@@ -26,6 +26,7 @@ from vessa_server.cache import NoCache
 from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.vessa import Vessa
+from vessa_server.runtime.torch_runtime import TorchRuntime
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,7 +76,7 @@ def new_engine(
     model: Vessa, digest: str, bank: TemplateBank, settings: EngineSettings | None = None
 ) -> VessaEngine:
     """An engine that remembers nothing of another one."""
-    return VessaEngine(model, digest, bank, NoCache(), settings)
+    return VessaEngine(TorchRuntime(model, digest), bank, NoCache(), settings)
 
 
 def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:

@@ -26,22 +26,22 @@ import numpy as np
 from rich.table import Table
 
 import acdc
-from ablations import RULES, Rules, without
+from ablations import RULES, settings, without
 from acdc import NAMES, Segment
 from baselines import copy_mask, matched_template, register
 from ssl_trainer.data.cases import Case
 from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import adaptation
 
 Result = dict[str, object]
-ALL_RULES = Rules()
+ALL_RULES = "all rules"
 PARTS = ["rivals", "rules", "ablations", "fitted"]
 
 
@@ -117,22 +117,21 @@ class Runner:
         """A fresh engine: nothing that another variant computed is reused."""
         return acdc.new_engine(model, self.digest, self.bank, settings)
 
-    def one_shot(self, model: Vessa, rules: Rules = ALL_RULES) -> Segment:
-        """VESSA's label maps; the slices of a volume together, or each alone."""
-        engine = self.engine(model, rules.settings())
-        return lambda volume: self._ask(engine, volume, together=rules.together)
+    def one_shot(self, model: Vessa, rules: str = ALL_RULES) -> Segment:
+        """VESSA's label maps, with all rules of its policy or some of them."""
+        engine = self.engine(model, settings(rules))
+        return lambda volume: self._ask(engine, volume)
 
     def _ask(
         self,
         engine: VessaEngine,
         volume: files.ImageFile,
         *,
-        together: bool = True,
         template_ids: tuple[str, ...] = (),
     ) -> list[UInt8Array]:
         plain = SegmentationRequest(
             image=volume.slice(0),
-            volume=volume.sample() if together else (),
+            volume=volume.sample(),
             top_k=self.arguments.top_k,
             template_ids=template_ids,
         )
@@ -155,9 +154,9 @@ class Runner:
     def rules(self, cases: tuple[Case, ...]) -> dict[str, Result]:
         """Each rule of the engine off in turn, and all of them."""
         return {
-            name: acdc.evaluate(name, self.one_shot(self.model(), rules), cases)
-            for name, rules in RULES.items()
-            if rules != ALL_RULES
+            name: acdc.evaluate(name, self.one_shot(self.model(), name), cases)
+            for name in RULES
+            if name != ALL_RULES
         }
 
     def ablations(self, cases: tuple[Case, ...]) -> dict[str, Result]:

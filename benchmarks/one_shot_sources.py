@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ablations import RULES, Rules
+from ablations import RULES, settings
 from acdc import RESULTS, AnnotatedSlice, circumstances, new_engine
 from annotated_sources import Item, Scores, Source, choose, dice, mean_of_classes, renumber
 from baselines import copy_mask, matched_template
@@ -47,15 +47,15 @@ from vessa_client import (
     pictures,
 )
 from vessa_client.console import console
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
 
 COPY = "copy of the best template"
-ROWS = RULES | {COPY: Rules()}
+ROWS = (*RULES, COPY)
 USUAL = ("all rules", "five steps", COPY)
 TEMPLATES = 3
 # Which of a volume's annotated slices are templates.
@@ -102,8 +102,7 @@ class Method:
         return matched_template(self.engine, image.slice(index), self.source.names)
 
     def _ask(self, image: files.ImageFile, index: int, kind: str) -> UInt8Array:
-        volume = image.sample() if ROWS[self.row].together else ()
-        request = SegmentationRequest(image=image.slice(index), volume=volume)
+        request = SegmentationRequest(image=image.slice(index), volume=image.sample())
         start = time.perf_counter()
         result = self.engine.segment(request)
         self.seconds.setdefault(kind, []).append(time.perf_counter() - start)
@@ -182,7 +181,9 @@ class Runner:
                 annotated = np.flatnonzero(item.labels_ZHW.any(axis=(1, 2))).tolist()
                 for z in annotated[:: EVERY.get(source.folder.name, 1)]:
                     bank.add(item.image.slice(z), item.labels_ZHW[z], classes)
-            engine = new_engine(self.model, self.digest, bank, ROWS[row].settings())
+            engine = new_engine(
+                self.model, self.digest, bank, settings("all rules" if row == COPY else row)
+            )
             yield Method(row, source, engine)
 
 

@@ -38,11 +38,11 @@ from ssl_trainer.unimatch import pooling
 from ssl_trainer.unimatch.trainer import load_best
 from vessa_client import SegmentationRequest, SegmentationResult, files
 from vessa_client.console import console, progress_bar
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
 from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
 
 # Of slices: whether student and VESSA agree about one, and whether VESSA is sure of it.
 KINDS = ("alike", "apart, VESSA sure", "apart, VESSA unsure")

@@ -19,7 +19,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,48 +29,44 @@ from acdc import RESULTS, circumstances
 from ssl_arms import curves, run_trainer
 from ssl_cells import TASK_NAMES, Facts, Task
 from ssl_trainer.unimatch.state import BEST_FILE
-from vessa_client import SegmentationRequest, SegmentationResult, VessaError, files
+from vessa_client import files
 from vessa_client.console import console
+from vessa_server.api.run import Ports, build_engine, serve
+from vessa_server.api.settings import ServerSettings
 from vessa_server.engine import VessaEngine
-from vessa_server.serving.run import Ports, build_engine, serve
-from vessa_server.serving.settings import ServerSettings
+from vessa_server.inference.look import Look, Prediction
 
 ALONE, BESIDE, OF_ITS_OWN = "UniMatch V2", "VESSA on the other core", "VESSA on its own machine"
 
 
 class KeepingEngine(VessaEngine):
-    """Keeps every answer, and gives the kept ones once ``replay`` is set."""
+    """Keeps every prediction, and gives the kept ones once ``replay`` is set."""
 
     replay = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._kept: dict[str, SegmentationResult] = {}
+        self._kept: dict[str, Prediction] = {}
         self.asked = 0
         self.computed = 0
 
-    def segment_batch(
-        self, requests: Sequence[SegmentationRequest]
-    ) -> list[SegmentationResult | VessaError]:
-        """The kept answers, and computed ones where there is none."""
-        keys = [self._key(request) for request in requests]
+    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+        """The kept predictions, and computed ones where there is none."""
+        keys = [self._key(look) for look in looks]
         self.asked += len(keys)
         missing = [i for i, key in enumerate(keys) if not (self.replay and key in self._kept)]
         self.computed += len(missing)
-        outcomes = super().segment_batch([requests[i] for i in missing])
-        for index, outcome in zip(missing, outcomes, strict=True):
-            if isinstance(outcome, VessaError):
-                raise outcome
-            self._kept[keys[index]] = outcome
-        pairs = zip(keys, requests, strict=True)
-        return [replace(self._kept[key], request_id=request.request_id) for key, request in pairs]
+        predictions = super().run([looks[i] for i in missing])
+        for index, prediction in zip(missing, predictions, strict=True):
+            self._kept[keys[index]] = prediction
+        return [self._kept[key] for key in keys]
 
-    def _key(self, request: SegmentationRequest) -> str:
-        """Of all that an answer depends on."""
-        work = self._accept(request, self.bank.snapshot())
-        digest = hashlib.sha256(repr(work.key()).encode())
-        if request.student_mask is not None:
-            digest.update(request.student_mask.tobytes())
+    @staticmethod
+    def _key(look: Look) -> str:
+        """Of all that a prediction depends on."""
+        digest = hashlib.sha256(repr(look.condition_key).encode())
+        if look.prompt_CHW is not None:
+            digest.update(look.prompt_CHW.tobytes())
         return digest.hexdigest()
 
 
@@ -109,7 +104,7 @@ async def measure(task: Task, arguments: argparse.Namespace) -> dict[str, Facts]
         threads=1,
     )
     plain = build_engine(settings)
-    engine = KeepingEngine(plain.model, plain.model_digest, plain.bank, plain.cache, plain.settings)
+    engine = KeepingEngine(plain.runtime, plain.bank, plain.cache, plain.settings)
     for image, labels, name in task.templates(arguments.cases):
         engine.bank.add(image, labels, task.classes, name=name)
     stop = asyncio.Event()

@@ -26,7 +26,7 @@ from rich.table import Table
 from acdc import RESULTS, ROOT, circumstances
 from vessa_client import files
 from vessa_client.console import console
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.training import config as configuration
 from vessa_server.training import pack as packs
 from vessa_server.training.run import build

@@ -25,11 +25,11 @@ from ablations import without
 from acdc import RESULTS, circumstances
 from vessa_client import files
 from vessa_client.console import console
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.model import checkpoint, preprocess, prompts
 from vessa_server.model.preprocess import Canvas
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Conditioned, ImageFeatures, Vessa
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training.config import SourceConfig, load
 from vessa_server.training.losses import hard_dice
 from vessa_server.training.sources import read

@@ -8,17 +8,22 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vessa_client import ClassDefinition, UInt8Array
+from vessa_client import ClassDefinition, SegmentationRequest, SegmentationResult, UInt8Array
+from vessa_server.api.run import Ports, serve
+from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import TemplateBank
 from vessa_server.cache import FeatureCache, NoCache
+from vessa_server.cases.segment import segment
 from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.inference.look import Look, Prediction
 from vessa_server.model import prompts, tokenizer
 from vessa_server.model.config import (
     DecoderConfig,
@@ -29,8 +34,9 @@ from vessa_server.model.config import (
     VlmConfig,
 )
 from vessa_server.model.vessa import Vessa
-from vessa_server.serving.run import Ports, serve
-from vessa_server.serving.settings import ServerSettings
+from vessa_server.policy import PolicyConfig
+from vessa_server.runtime.torch_runtime import TorchRuntime
+from vessa_server.scheduler.scheduler import Scheduler, Ticket
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "examples" / "acdc-sample"
@@ -106,8 +112,7 @@ def engine_of(
 ) -> VessaEngine:
     """An engine of a tiny model with a filled bank."""
     engine = VessaEngine(
-        model or tiny_model(),
-        "0" * 64,
+        TorchRuntime(model or tiny_model(), "0" * 64),
         TemplateBank(folder / "bank"),
         cache or NoCache(),
         settings,
@@ -116,6 +121,40 @@ def engine_of(
         image, labels = picture(100 + seed)
         engine.add_template(image, labels, CLASSES, name=f"picture {seed}")
     return engine
+
+
+def model_of(engine: VessaEngine) -> Vessa:
+    """The model of an engine that runs it in this process."""
+    assert isinstance(engine.runtime, TorchRuntime)
+    return engine.runtime.model
+
+
+def without(*rules: str) -> EngineSettings:
+    """Settings with rules switched off."""
+    return EngineSettings(policy=PolicyConfig(off=frozenset(rules)))
+
+
+def segment_together(
+    engine: VessaEngine, requests: Sequence[SegmentationRequest]
+) -> list[SegmentationResult]:
+    """Answers to requests that are in the queue at the same time."""
+    first_look = threading.Event()
+
+    def run(looks: Sequence[Look]) -> list[Prediction]:
+        first_look.wait(10)
+        return engine.run(looks)
+
+    most = engine.settings.max_batch if engine.settings.fuse else 1
+    scheduler = Scheduler(run, max_batch=most, max_wait=0, max_requests=99, max_bytes=1 << 30)
+    cases = [engine.open(request) for request in requests]
+    futures = [scheduler.submit(segment(case), Ticket()) for case in cases]
+    first_look.set()
+    results = [
+        engine.finish(request, case, *future.result(30))
+        for request, case, future in zip(requests, cases, futures, strict=True)
+    ]
+    scheduler.drain(time.monotonic())
+    return results
 
 
 class RunningServer:

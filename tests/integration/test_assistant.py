@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,9 @@ from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data.cases import Case, read_slices
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
 from trainer_support import single_slices
-from vessa_client import SegmentationRequest, SegmentationResult, VessaError
+from vessa_client import SegmentationRequest
 from vessa_server.engine import VessaEngine
+from vessa_server.inference.look import Look, Prediction
 
 NAMES = tuple(c.name for c in CLASSES)
 
@@ -97,9 +99,9 @@ class _SlowEngine(VessaEngine):
 
     go: threading.Event
 
-    def segment_batch(self, requests: object) -> list[SegmentationResult | VessaError]:
+    def run(self, looks: Sequence[Look]) -> list[Prediction]:
         self.go.wait(30)
-        return super().segment_batch(requests)  # type: ignore[arg-type]
+        return super().run(looks)
 
 
 def _slow_engine(folder: Path) -> _SlowEngine:

@@ -69,7 +69,7 @@ def test_make_targets_of_the_readme_exist() -> None:
 
 
 def test_all_settings_are_documented() -> None:
-    from vessa_server.serving.settings import ServerSettings
+    from vessa_server.api.settings import ServerSettings
 
     text = (ROOT / "docs" / "serving.md").read_text()
     for name, field in ServerSettings.model_fields.items():

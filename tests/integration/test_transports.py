@@ -114,7 +114,7 @@ def test_a_second_request_by_reference_only_decodes(client: VessaClient) -> None
     assert not first.image_features_cached
     assert second.image_features_cached
     assert second.template_features_cached
-    assert set(second.stage_ms) == {"decode_image", "decode_mask"}
+    assert set(second.stage_ms) == {"decode_image", "decode_mask", "restore"}
 
 
 def test_an_evicted_image_is_sent_again_by_itself(tmp_path: Path) -> None:
@@ -302,7 +302,8 @@ def test_metrics_count_what_happened(server: RunningServer, client: VessaClient)
     [
         ({"image": png(IMAGE)[:200]}, {}, 422, "image.encoded"),
         ({"image": b"text"}, {}, 422, "image.encoded"),
-        ({"other": png(IMAGE)}, {}, 422, "image"),
+        ({}, {"text": "x"}, 422, "image"),
+        ({"image": png(IMAGE), "other": b"x"}, {}, 422, "other"),
         ({"image": png(IMAGE)}, {"class_names": "liver"}, 404, "class_names"),
         ({"image": png(IMAGE)}, {"top_k": "x"}, 422, "top_k"),
         ({"image": png(IMAGE), "student_mask": png(LABELS[1:])}, {}, 422, "student_mask.label_map"),

@@ -5,15 +5,17 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vessa_server.engine.core import DOUBTED_LOGIT, INSIDE, doubt_outside
-from vessa_server.engine.quality import Answer
-from vessa_server.engine.work import OWN_SHARE_RANGE, mixed
+from vessa_server.policy import PolicyConfig
+from vessa_server.policy.answers import Answer, doubted, lowered
+from vessa_server.policy.students import prompt
 
+POLICY = PolicyConfig()
+DOUBT = POLICY.doubt
+OWN_SHARE_RANGE = POLICY.student.share
 maps = arrays.arrays(np.bool_, (2, 9, 9))
 
 
@@ -39,9 +41,23 @@ def _flood(mask: npt.NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
     return found
 
 
-def _islands(shape: tuple[int, int], *rows: slice) -> torch.Tensor:
+def doubt_outside(
+    logits: npt.NDArray[np.float32],
+    core: npt.NDArray[np.bool_],
+    student: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    return lowered(logits, doubted(logits, core, DOUBT, student), DOUBT)
+
+
+def mixed(
+    student: npt.NDArray[np.float32], own: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    return prompt(student, own, POLICY, is_label_map=False)
+
+
+def _islands(shape: tuple[int, int], *rows: slice) -> npt.NDArray[np.float32]:
     """A class with components in the same columns, one below the other."""
-    logits = torch.full((1, *shape), -9.0)
+    logits = np.full((1, *shape), -9.0, np.float32)
     for island in rows:
         logits[0, island, 2:6] = 3.0
     return logits
@@ -56,40 +72,38 @@ LARGE, SMALL, LAST = slice(0, 6), slice(8, 10), slice(12, 14)
         (SMALL, None, [SMALL]),
         (LARGE, SMALL, [LARGE, SMALL]),  # the student sees one that lies outside
         (slice(9, 13), None, [SMALL, LAST]),  # partly inside
-        (None, None, [LARGE, SMALL, LAST]),
     ],
-    ids=["inside", "seen", "partly", "no volume"],
+    ids=["inside", "seen", "partly"],
 )
 def test_what_lies_outside_of_the_volumes_core_is_doubted(
-    core: slice | None, seen: slice | None, left: list[slice]
+    core: slice, seen: slice | None, left: list[slice]
 ) -> None:
     logits = _islands((15, 8), LARGE, SMALL, LAST)
-    core_CHW = student_CHW = None
-    if core is not None:
-        core_CHW = torch.zeros(logits.shape, dtype=torch.bool)
-        core_CHW[0, core] = True
+    student_CHW = None
+    core_CHW = np.zeros(logits.shape, np.bool_)
+    core_CHW[0, core] = True
     if seen is not None:
-        student_CHW = torch.zeros_like(logits)
+        student_CHW = np.zeros_like(logits)
         student_CHW[0, seen] = 0.9
     out = doubt_outside(logits, core_CHW, student_CHW)
     assert [i for i in (LARGE, SMALL, LAST) if bool((out[0, i, 2:6] > 0).all())] == left
     assert int((out > 0).sum()) == sum(4 * (i.stop - i.start) for i in left)
     changed = out != logits
-    assert bool((out[changed] == DOUBTED_LOGIT).all())
+    assert bool((out[changed] == DOUBT.logit).all())
 
 
 @settings(max_examples=100)
 @given(maps)
 def test_components_inside_of_the_core_are_left_whole(masks: npt.NDArray[np.bool_]) -> None:
     masks[1] = False
-    logits = torch.from_numpy(np.where(masks, 3.0, -3.0))
-    core = torch.zeros(logits.shape, dtype=torch.bool)
-    core[0, :, : core.shape[2] // 2] = True
-    left = (doubt_outside(logits, core)[0] > 0).numpy()
+    logits = np.where(masks, 3.0, -3.0).astype(np.float32)
+    core = np.zeros(logits.shape, np.bool_)
+    core[0, :, : masks.shape[2] // 2] = True
+    left = doubt_outside(logits, core)[0] > 0
     expected = [
         part
         for part in _flood(masks[0])
-        if sum(bool(core[0, y, x]) for y, x in part) >= INSIDE * len(part)
+        if sum(bool(core[0, y, x]) for y, x in part) >= DOUBT.inside * len(part)
     ]
     assert {p for part in expected for p in part} == {
         (int(y), int(x)) for y, x in zip(*np.nonzero(left), strict=True)
@@ -99,13 +113,13 @@ def test_components_inside_of_the_core_are_left_whole(masks: npt.NDArray[np.bool
 @settings(max_examples=50)
 @given(st.integers(0, 2**31))
 def test_expected_iou_is_that_of_certain_masks_and_falls_with_doubt(seed: int) -> None:
-    labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (12, 12)))
-    labels[0, :2] = torch.tensor([1, 2])
-    logits = torch.stack([torch.where(labels == k, 1.0, -1.0) for k in (1, 2)])
-    ious = [Answer.of(scale * logits).iou_C for scale in (0.1, 1.0, 4.0, 40.0)]
-    assert torch.allclose(ious[-1], torch.ones(2), atol=1e-4)
+    labels = np.random.default_rng(seed).integers(0, 3, (12, 12))
+    labels[0, :2] = 1, 2
+    logits = np.stack([np.where(labels == k, 1.0, -1.0) for k in (1, 2)]).astype(np.float32)
+    ious = [Answer.of(np.float32(scale) * logits).iou_C for scale in (0.1, 1.0, 4.0, 40.0)]
+    assert ious[-1] == pytest.approx(np.ones(2), abs=1e-4)
     assert all(bool((low < high).all()) for low, high in itertools.pairwise(ious))
-    assert torch.equal(Answer.of(logits - 9.0).iou_C, torch.zeros(2)), "nothing was found"
+    assert not Answer.of(logits - 9).iou_C.any(), "nothing was segmented"
 
 
 probabilities = arrays.arrays(np.float32, (2, 9, 9), elements=st.floats(0, 0.5, width=32))
@@ -116,31 +130,32 @@ probabilities = arrays.arrays(np.float32, (2, 9, 9), elements=st.floats(0, 0.5, 
 def test_a_prompt_lies_between_the_student_and_vessa(
     student: npt.NDArray[np.float32], own: npt.NDArray[np.float32]
 ) -> None:
-    prompt = mixed(torch.from_numpy(student), torch.from_numpy(own)).numpy()
-    share = (prompt - student)[own != student] / (own - student)[own != student]
+    between = mixed(student, own)
+    share = (between - student)[own != student] / (own - student)[own != student]
     least, most = OWN_SHARE_RANGE
-    assert np.all(prompt >= np.minimum(student, own) - 1e-6)
-    assert np.all(prompt <= np.maximum(student, own) + 1e-6)
+    assert np.all(between >= np.minimum(student, own) - 1e-6)
+    assert np.all(between <= np.maximum(student, own) + 1e-6)
     large = np.abs(own - student)[own != student] > 1e-3
     assert np.all((share[large] > least - 1e-2) & (share[large] < most + 1e-2))
 
 
 def test_vessa_has_less_to_say_where_the_student_is_sure() -> None:
     """Each structure by itself: one that is sure, one that is unsure, one not found at all."""
-    student = torch.zeros(3, 12, 12)
+    student = np.zeros((3, 12, 12), np.float32)
     student[0, :4] = 1.0
     student[1, 4:8] = 0.75
-    own = torch.full((3, 12, 12), 0.5)
+    own = np.full((3, 12, 12), 0.5, np.float32)
     share = (mixed(student, own) - student)[:, 9, 9] / 0.5
-    assert share[0] == OWN_SHARE_RANGE[0]
-    assert OWN_SHARE_RANGE[0] <= share[1] < share[2]
-    assert share[2] == OWN_SHARE_RANGE[1]
+    assert share[0] == pytest.approx(OWN_SHARE_RANGE[0])
+    assert share[0] <= share[1] < share[2]
+    assert share[2] == pytest.approx(OWN_SHARE_RANGE[1])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
-def test_structures_of_an_image_are_told_to_be_as_good_as_each_other_by_half(
+def test_structures_of_an_image_are_reported_to_be_as_good_as_each_other_by_half(
     ious: list[float],
 ) -> None:
-    told = np.array(Answer(torch.zeros(1), torch.tensor(ious)).told_iou())
-    assert told.mean() == pytest.approx(np.mean(ious), abs=1e-6)
-    assert told - told.mean() == pytest.approx((np.array(ious) - np.mean(ious)) / 2, abs=1e-6)
+    reported = np.array(Answer(np.zeros(1, np.float32), np.array(ious, np.float32)).reported_iou())
+    assert reported.mean() == pytest.approx(np.mean(ious), abs=1e-6)
+    half = (np.array(ious) - np.mean(ious)) / 2
+    assert reported - reported.mean() == pytest.approx(half, abs=1e-6)

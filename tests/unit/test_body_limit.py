@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from vessa_server.serving import body_limit
-from vessa_server.serving.body_limit import BodyLimit
+from vessa_server.api.rest import body_limit
+from vessa_server.api.rest.body_limit import BodyLimit
 
 
 async def _reads_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +35,11 @@ def _post(chunks: list[int], max_bytes: int) -> tuple[int, int]:
         sent.append(message)
 
     limit = BodyLimit(_reads_all, max_bytes)
-    asyncio.run(asyncio.wait_for(limit({"type": "http"}, receive, send), 5))
+    asyncio.run(
+        asyncio.wait_for(
+            limit({"type": "http", "path": "/pseudolabel", "headers": []}, receive, send), 5
+        )
+    )
     return int(sent[0]["status"]), len(left)
 
 

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from support import ROOT
-from vessa_server.serving.settings import ServerSettings
+from vessa_server.api.settings import ServerSettings
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICE_KEYS = {

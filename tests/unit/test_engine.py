@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import CLASSES, engine_of, picture, tiny_model
+from support import CLASSES, engine_of, model_of, picture, segment_together, tiny_model
 from vessa_client import (
     AnyArray,
     ImageReference,
@@ -17,8 +17,10 @@ from vessa_client import (
     SegmentationResult,
     VessaError,
 )
+from vessa_server.bank import BankError
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.runtime.torch_runtime import TorchRuntime
 
 IMAGE, LABELS = picture(0)
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
@@ -65,7 +67,7 @@ def test_a_second_request_with_a_student_mask_only_decodes(engine: VessaEngine) 
     second = engine.segment(request)
     assert second.image_features_cached
     assert second.template_features_cached
-    assert set(second.stage_ms) == {"decode_image", "decode_mask"}
+    assert set(second.stage_ms) == {"decode_image", "decode_mask", "restore"}
     assert not np.array_equal(first.confidence, second.confidence)
 
 
@@ -74,20 +76,17 @@ def test_results_do_not_depend_on_the_batch_bit_for_bit(tmp_path: Path) -> None:
     requests[2] = dataclasses.replace(requests[2], student_mask=LABELS, class_names=("disc",))
     requests[2] = dataclasses.replace(requests[2], student_mask=(LABELS == 1).astype(np.uint8))
     alone = [engine_of(tmp_path / "1").segment(r) for r in requests]
-    together = engine_of(tmp_path / "2").segment_batch(requests)
+    together = segment_together(engine_of(tmp_path / "2"), requests)
     for one, other in zip(alone, together, strict=True):
-        assert isinstance(other, SegmentationResult)
         assert same(one, other)
 
 
 def test_a_fused_batch_is_one_forward_with_the_same_answers(tmp_path: Path) -> None:
     requests = [SegmentationRequest(image=picture(i)[0], return_probabilities=True) for i in (0, 1)]
     requests.append(dataclasses.replace(requests[0], student_mask=LABELS))
-    exact = engine_of(tmp_path / "1").segment_batch(requests)
-    fused = engine_of(tmp_path / "2", settings=EngineSettings(fuse=True)).segment_batch(requests)
-    for one, other in zip(exact, fused, strict=True):
-        assert isinstance(one, SegmentationResult)
-        assert isinstance(other, SegmentationResult)
+    exact = segment_together(engine_of(tmp_path / "1"), requests)
+    engine = engine_of(tmp_path / "2", settings=EngineSettings(fuse=True))
+    for one, other in zip(exact, segment_together(engine, requests), strict=True):
         assert one.probabilities is not None
         assert other.probabilities is not None
         difference = one.probabilities.astype(int) - other.probabilities.astype(int)
@@ -113,7 +112,8 @@ def test_other_weights_do_not_read_each_others_cache(tmp_path: Path) -> None:
     address = str(tmp_path / "cache")
     engine_of(tmp_path / "a", cache=open_cache(address, 1 << 30)).segment(REQUEST)
     other = engine_of(tmp_path / "a", model=tiny_model(3), templates=0)
-    fresh = VessaEngine(other.model, "1" * 64, other.bank, open_cache(address, 1 << 30))
+    runtime = TorchRuntime(model_of(other), "1" * 64)
+    fresh = VessaEngine(runtime, other.bank, open_cache(address, 1 << 30))
     assert not fresh.segment(REQUEST).template_features_cached
     assert same(
         dataclasses.replace(fresh.segment(REQUEST), model_digest=""),
@@ -197,9 +197,6 @@ def test_wrong_requests_name_the_field_and_the_fix(
     with pytest.raises(kind, match=words) as caught:
         engine.segment(request_)
     assert caught.value.field == field
-    good, bad = engine.segment_batch([REQUEST, request_])
-    assert isinstance(good, SegmentationResult)
-    assert isinstance(bad, VessaError)
 
 
 def test_an_empty_bank_is_told(tmp_path: Path) -> None:
@@ -227,8 +224,7 @@ def test_evicted_images_are_not_found(tmp_path: Path) -> None:
 def test_a_damaged_template_fails_alone(engine: VessaEngine) -> None:
     info, _ = engine.add_template(IMAGE, LABELS, [CLASSES[0], CLASSES[1]], name="broken")
     (engine.bank.folder / "templates" / info.template_id / "image.png").write_bytes(b"x")
-    outcomes = engine.segment_batch([REQUEST])
-    assert isinstance(outcomes[0], VessaError)
-    assert "cannot be read" in str(outcomes[0])
+    with pytest.raises(BankError, match="cannot be read"):
+        engine.segment(REQUEST)
     engine.bank.delete(info.template_id)
     assert isinstance(engine.segment(REQUEST), SegmentationResult)

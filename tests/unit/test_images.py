@@ -15,7 +15,7 @@ from PIL import Image
 
 from support import picture
 from vessa_client import InvalidRequestError, OverloadedError, VessaError
-from vessa_server.engine.images import ImageLimits, ImageStore, decode
+from vessa_server.cases.images import ImageLimits, ImageStore, decode
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_side=128)
 PIXELS, LABELS = picture(0)

@@ -12,14 +12,15 @@ import torch
 from scipy import ndimage
 
 from finders import Corner, Painting
-from support import engine_of, picture
-from vessa_client import SegmentationRequest, SegmentationResult
+from support import engine_of, model_of, picture, segment_together, without
+from vessa_client import SegmentationRequest
 from vessa_server.engine import EngineSettings
-from vessa_server.engine.work import MORE_OWN_MARGIN
 from vessa_server.model.reasoner import VisualTokens
 from vessa_server.model.vessa import Decoded, Reasoned, Vessa
+from vessa_server.policy.config import StudentConfig
 
 IMAGE, LABELS = picture(0)
+MORE_MARGIN = StudentConfig().more_margin
 REQUEST = SegmentationRequest(image=IMAGE, return_probabilities=True)
 
 
@@ -31,15 +32,15 @@ def test_small_structures_get_a_second_look_which_is_sharper(tmp_path: Path) -> 
     image[truth] = 255
     errors, seen = [], []
     for focus in (False, True):
-        engine = engine_of(tmp_path / str(focus), settings=EngineSettings(focus=focus))
-        engine.model.__class__ = Painting
+        engine = engine_of(tmp_path / str(focus), settings=without(*[] if focus else ["focus"]))
+        model_of(engine).__class__ = Painting
         request = SegmentationRequest(image=image, class_names=("disc",))
         result = engine.segment(request)
         errors.append(int(((result.labels > 0) != truth).sum()))
         again = engine.segment(request)
         assert again.image_features_cached
         assert np.array_equal(again.labels, result.labels)
-        seen.append(engine.pipeline.features.bytes)
+        seen.append(engine.memory.bytes)
     assert errors[1] < errors[0] / 2
     assert seen[1] > seen[0]
 
@@ -49,7 +50,7 @@ def test_an_image_may_show_more_structures_than_any_template(tmp_path: Path) -> 
     rows, columns = np.mgrid[:120, :120] % 40
     truth = (rows - 20) ** 2 + (columns - 20) ** 2 < 9**2
     engine = engine_of(tmp_path)
-    engine.model.__class__ = Painting
+    model_of(engine).__class__ = Painting
     image = np.where(truth, 255, 0).astype(np.uint8)
     found = engine.segment(SegmentationRequest(image=image, class_names=("disc",))).labels > 0
     assert ndimage.label(found)[1] == 9
@@ -61,8 +62,7 @@ def test_a_batch_of_second_looks_is_each_image_alone(tmp_path: Path) -> None:
     requests = [SegmentationRequest(image=i, return_probabilities=True) for i in images]
     fused = engine_of(tmp_path / "a", settings=EngineSettings(fuse=True))
     alone = engine_of(tmp_path / "b", settings=EngineSettings())
-    for found, request in zip(fused.segment_batch(requests), requests, strict=True):
-        assert isinstance(found, SegmentationResult)
+    for found, request in zip(segment_together(fused, requests), requests, strict=True):
         expected = alone.segment(request)
         assert found.probabilities is not None
         assert expected.probabilities is not None
@@ -77,8 +77,8 @@ def test_turned_images_are_answered_in_their_own_frame(
 ) -> None:
     rows, columns = np.mgrid[:120, :110]
     truth = (rows - row) ** 2 + (columns - column) ** 2 < 15**2
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=turned, focus=False))
-    engine.model.__class__ = Corner
+    engine = engine_of(tmp_path, settings=without("focus", *[] if turned else ["turns"]))
+    model_of(engine).__class__ = Corner
     image = np.where(truth, 255, 0).astype(np.uint8)
     result = engine.segment(SegmentationRequest(image=image, class_names=("disc",)))
     found = result.labels > 0
@@ -105,20 +105,20 @@ def test_a_student_that_found_the_structure_elsewhere_moves_the_window(tmp_path:
     rows, columns = np.mgrid[:300, :300]
     near, far = ((rows - r) ** 2 + (columns - r) ** 2 < 15**2 for r in (60, 240))
     image = np.where(near, 255, 0).astype(np.uint8)
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False))
-    engine.model.__class__ = _Follower
+    engine = engine_of(tmp_path, settings=without("turns"))
+    model_of(engine).__class__ = _Follower
     request = SegmentationRequest(image=image, class_names=("disc",))
     engine.segment(request)
-    held = engine.pipeline.features.bytes
+    held = engine.memory.bytes
     same = engine.segment(dataclasses.replace(request, student_mask=near.astype(np.uint8)))
     assert same.classes[0].predicted_iou > 0.8
-    assert engine.pipeline.features.bytes == held
+    assert engine.memory.bytes == held
     other = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
-    grown = engine.pipeline.features.bytes
+    grown = engine.memory.bytes
     assert grown > held
     assert "encode_image" in other.stage_ms
     again = engine.segment(dataclasses.replace(request, student_mask=far.astype(np.uint8)))
-    assert engine.pipeline.features.bytes == grown
+    assert engine.memory.bytes == grown
     assert "encode_image" not in again.stage_ms
     assert np.array_equal(again.labels, other.labels)
 
@@ -142,7 +142,7 @@ class _Judge(Painting):
 
 @pytest.mark.parametrize(
     ("gain", "label_map"),
-    [(MORE_OWN_MARGIN - 0.01, False), (MORE_OWN_MARGIN + 0.01, False), (0.3, True)],
+    [(MORE_MARGIN - 0.01, False), (MORE_MARGIN + 0.01, False), (0.3, True)],
 )
 def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more_of_it(
     tmp_path: Path, gain: float, label_map: bool
@@ -150,13 +150,13 @@ def test_more_of_vessas_own_answer_counts_where_the_decoder_expects_clearly_more
     """For probabilities: a label map does not say how sure it is."""
     rows, columns = np.mgrid[:64, :64]
     own, told = ((rows - r) ** 2 + (columns - 32) ** 2 < 10**2 for r in (20, 44))
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
-    engine.model.__class__ = type("_Judge", (_Judge,), {"gain": gain})
+    engine = engine_of(tmp_path, settings=without("turns", "focus"))
+    model_of(engine).__class__ = type("_Judge", (_Judge,), {"gain": gain})
     image = np.where(own, 255, 0).astype(np.uint8)
     request = SegmentationRequest(image=image, class_names=("disc",))
     mask = told.astype(np.uint8) if label_map else told[None].astype(np.float32)
     answer = engine.segment(dataclasses.replace(request, student_mask=mask))
-    expected = own if gain > MORE_OWN_MARGIN and not label_map else told
+    expected = own if gain > MORE_MARGIN and not label_map else told
     found = answer.labels > 0
     assert (found & expected).sum() / (found | expected).sum() > 0.8
 
@@ -174,8 +174,8 @@ class _Unsure(Vessa):
 
 
 def test_where_vessa_is_unsure_a_students_structure_stays_as_it_came(tmp_path: Path) -> None:
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
-    engine.model.__class__ = _Unsure
+    engine = engine_of(tmp_path, settings=without("turns", "focus"))
+    model_of(engine).__class__ = _Unsure
     alone = engine.segment(REQUEST)
     assert not alone.labels.any()
     probabilities = np.stack([LABELS == 1, LABELS == 2]).astype(np.float32)
@@ -192,8 +192,8 @@ def test_where_to_look_does_not_depend_on_a_students_mask(tmp_path: Path) -> Non
     student[5:13, 5:13] = 1
     answers = []
     for name, first in (("a", REQUEST), ("b", dataclasses.replace(REQUEST, student_mask=student))):
-        engine = engine_of(tmp_path / name, settings=EngineSettings(turn=False))
-        engine.model.__class__ = _Unsure
+        engine = engine_of(tmp_path / name, settings=without("turns"))
+        model_of(engine).__class__ = _Unsure
         engine.segment(first)
         answers.append(engine.segment(REQUEST))
     assert np.array_equal(answers[0].confidence, answers[1].confidence)
@@ -219,16 +219,16 @@ def test_the_vlm_is_asked_only_where_a_request_has_a_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without one it neither changes the answer nor takes time; its words are there if asked."""
-    engine = engine_of(tmp_path, settings=EngineSettings(turn=False, focus=False))
-    engine.model.__class__ = _Pointing
+    engine = engine_of(tmp_path, settings=without("turns", "focus"))
+    model_of(engine).__class__ = _Pointing
     seen: list[int] = []
-    see = engine.model.reasoner.see
+    see = model_of(engine).reasoner.see
 
     def watched(images: torch.Tensor) -> VisualTokens:
         seen.append(len(images))
         return see(images)
 
-    monkeypatch.setattr(engine.model.reasoner, "see", watched)
+    monkeypatch.setattr(model_of(engine).reasoner, "see", watched)
     request = dataclasses.replace(REQUEST, class_names=("disc",))
     sure = []
     for text in ("", "the left one", ""):

@@ -7,9 +7,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vessa_server.engine.retrieval import REDUNDANCY, choose
+from vessa_server.policy import PolicyConfig, retrieval
 
+POLICY = PolicyConfig()
+REDUNDANCY = POLICY.redundancy
 Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def choose(
+    scores: torch.Tensor, embeddings: torch.Tensor, shown: torch.Tensor, count: int
+) -> list[list[int]]:
+    templates = retrieval.Diversity.of(embeddings.numpy(), shown.numpy())
+    return retrieval.choose(scores.numpy(), templates, count, POLICY)
 
 
 def _bank(seed: int, classes: int, templates: int) -> Bank:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from support import SAMPLE, tiny_config, tiny_model
 from support_syncs import counted_ops
+from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.matching.template_matcher import TemplateMatcher
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Conditioned
-from vessa_server.serving.settings import SHIPPED_WEIGHTS
 from vessa_server.training import lora, run, sources
 from vessa_server.training import pack as packs
 from vessa_server.training.config import (

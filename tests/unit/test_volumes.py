@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from finders import Corner, Painting
-from support import engine_of, picture
+from support import engine_of, model_of, picture, without
 from vessa_client import (
     InvalidRequestError,
     NotFoundError,
@@ -26,8 +24,10 @@ from vessa_client import (
 )
 from vessa_client._types import ImageInput, ImageReference
 from vessa_client.wire import MAX_VOLUME_SLICES
-from vessa_server.engine import EngineSettings, VessaEngine, volumes
-from vessa_server.engine.work import Work
+from vessa_server.engine import VessaEngine
+from vessa_server.policy import volumes
+from vessa_server.policy.answers import Answer, Bools
+from vessa_server.policy.config import VolumeConfig
 
 SIDE = 200
 
@@ -51,9 +51,9 @@ def _request(image: ImageInput, volume: tuple[ImageInput, ...]) -> SegmentationR
     return SegmentationRequest(image=image, volume=volume, class_names=("disc",))
 
 
-def _engine(folder: Path, kind: type, **settings: bool) -> VessaEngine:
-    engine = engine_of(folder, settings=EngineSettings(**settings))
-    engine.model.__class__ = kind
+def _engine(folder: Path, kind: type, *off: str) -> VessaEngine:
+    engine = engine_of(folder, settings=without(*off))
+    model_of(engine).__class__ = kind
     return engine
 
 
@@ -65,7 +65,7 @@ def _iou(found: UInt8Array, truth: npt.NDArray[np.bool_]) -> float:
 def test_a_slice_is_looked_at_where_the_others_have_the_structure(tmp_path: Path) -> None:
     image, *others = _slices(4)
     misled = np.where(ELSEWHERE, 255, image).astype(np.uint8)
-    engine = _engine(tmp_path, Painting, turn=False)
+    engine = _engine(tmp_path, Painting, "turns")
     alone = engine.segment(_request(misled, ())).labels
     assert (alone[ELSEWHERE] > 0).mean() > 0.8
     together = engine.segment(_request(misled, (misled, *others))).labels
@@ -76,7 +76,7 @@ def test_a_slice_is_looked_at_where_the_others_have_the_structure(tmp_path: Path
 def test_what_lies_beside_the_structure_of_the_other_slices_is_left_out(tmp_path: Path) -> None:
     images = _slices(4)
     images[0] = np.where(ELSEWHERE, 255, images[0]).astype(np.uint8)
-    engine = _engine(tmp_path, Painting, turn=False, focus=False)
+    engine = _engine(tmp_path, Painting, "turns", "focus")
     request = _request(images[0], tuple(images))
     alone = engine.segment(_request(images[0], ())).labels
     assert (alone[ELSEWHERE] > 0).any()
@@ -91,21 +91,33 @@ def test_a_volume_whose_place_was_forgotten_is_found_as_at_first(
 ) -> None:
     images = _slices(4)
     images[0] = np.where(ELSEWHERE, 255, images[0]).astype(np.uint8)
-    engine = _engine(tmp_path, Painting, turn=False, focus=False)
-    seen, keys, original = list[Tensor](), list[tuple[Hashable, ...]](), volumes.cores
+    engine = _engine(tmp_path, Painting, "turns", "focus")
+    seen, original = list[npt.NDArray[np.float32]](), volumes.cores
 
-    def cores(works: Sequence[Work]) -> Tensor:
-        seen.append(torch.stack([work.own_answer().probability_CHW for work in works]))
-        keys.append(("place", *works[0].volume_key()))
-        return original(works)
+    def cores(answers: Sequence[Answer], config: VolumeConfig) -> Bools:
+        seen.append(np.stack([answer.probability_CHW for answer in answers]))
+        return original(answers, config)
 
     monkeypatch.setattr(volumes, "cores", cores)
     for shade in (90, 80):
-        engine.segment(_request(np.where(TRUTH, shade, 0).astype(np.uint8), tuple(images)))
-        forgotten = engine.pipeline.features.get(keys[-1])
+        request = _request(np.where(TRUTH, shade, 0).astype(np.uint8), tuple(images))
+        engine.segment(request)
+        key = ("place", engine.open(request).volume_key)
+        forgotten = engine.memory.get(key)
         assert forgotten is not None
-        engine.pipeline.features.put(keys[-1], forgotten, engine.pipeline.features.max_bytes + 1)
-    assert torch.equal(*seen)
+        engine.memory.put(key, forgotten, engine.memory.max_bytes + 1)
+    assert np.array_equal(seen[0], seen[1])
+
+
+def test_slices_that_are_equal_are_looked_at_once(tmp_path: Path) -> None:
+    images = _slices(2)
+    engine = _engine(tmp_path, Painting, "turns", "focus")
+    once = engine.segment(_request(images[0], tuple(images)))
+    held = engine.memory.bytes
+    again = _engine(tmp_path / "again", Painting, "turns", "focus")
+    many = again.segment(_request(images[0], (*images, *images, images[1])))
+    assert np.array_equal(once.labels, many.labels)
+    assert again.memory.bytes == held
 
 
 def test_the_volume_is_looked_at_once_whoever_asks_first(tmp_path: Path) -> None:
@@ -113,11 +125,11 @@ def test_the_volume_is_looked_at_once_whoever_asks_first(tmp_path: Path) -> None
     extra = np.where(TRUTH, 90, 0).astype(np.uint8)
     answers = []
     for order in ((0, 1, 2), (2, 0, 1)):
-        engine = _engine(tmp_path / str(order), Painting, turn=False)
+        engine = _engine(tmp_path / str(order), Painting, "turns")
         found = {z: engine.segment(_request(images[z], tuple(images))) for z in order}
         cached = [found[z].image_features_cached for z in order]
         assert cached == [False, True, True]
-        assert set(found[order[1]].stage_ms) == {"decode_image", "decode_mask"}
+        assert set(found[order[1]].stage_ms) == {"decode_image", "restore"}
         outside = engine.segment(_request(extra, tuple(images)))
         assert not outside.image_features_cached
         assert _iou(outside.labels, TRUTH) > 0.9
@@ -136,7 +148,7 @@ def test_a_turned_volume_is_answered_as_the_upright_one(
     corner = _disc(30, 30, 18)
     images = [np.where(corner, 250 - 10 * z, 0).astype(np.uint8) for z in range(3)]
     turned = tuple(np.ascontiguousarray(np.rot90(image, turns)) for image in images)
-    engine = _engine(tmp_path, Corner, turn=True, focus=focus)
+    engine = _engine(tmp_path, Corner, *[] if focus else ["focus"])
     result = engine.segment(_request(turned[0], turned))
     assert _iou(result.labels, np.rot90(corner, turns)) > 0.7
     assert result.classes[0].predicted_iou > 0.5
@@ -144,7 +156,7 @@ def test_a_turned_volume_is_answered_as_the_upright_one(
 
 def test_a_students_mask_is_repaired_in_the_volumes_window(tmp_path: Path) -> None:
     images = tuple(_slices(3))
-    engine = _engine(tmp_path, Painting, turn=False)
+    engine = _engine(tmp_path, Painting, "turns")
     request = _request(images[1], images)
     engine.segment(request)
     told = dataclasses.replace(request, student_mask=TRUTH[None].astype(np.float32))

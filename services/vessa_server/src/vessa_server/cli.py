@@ -57,13 +57,13 @@ def serve(
     Every setting is also an environment variable, VESSA_GRPC_PORT and so on; flags win.
     docs/serving.md lists them all.
     """
+    from vessa_server.api.grpc.server import PortInUseError
+    from vessa_server.api.logs import configure_logs
+    from vessa_server.api.run import build_engine
+    from vessa_server.api.run import serve as run
+    from vessa_server.api.settings import ServerSettings
     from vessa_server.bank import BankError
     from vessa_server.model.checkpoint import CheckpointError
-    from vessa_server.serving.grpc_server import PortInUseError
-    from vessa_server.serving.logs import configure_logs
-    from vessa_server.serving.run import build_engine
-    from vessa_server.serving.run import serve as run
-    from vessa_server.serving.settings import ServerSettings
 
     flags: dict[str, Any] = {
         "host": host,
@@ -204,9 +204,9 @@ def adapt(
     """
     import torch
 
+    from vessa_server.api.settings import SHIPPED_WEIGHTS
     from vessa_server.bank import TemplateBank
     from vessa_server.model.presets import preset as preset_config
-    from vessa_server.serving.settings import SHIPPED_WEIGHTS
     from vessa_server.training import adaptation
 
     if threads:

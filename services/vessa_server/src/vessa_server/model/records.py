@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -36,8 +37,18 @@ class TensorRecord:
         """Rows ``index`` of every field."""
         return type(self)(**{name: value[index] for name, value in self.to_tensors().items()})
 
+    def split(self, counts: Sequence[int]) -> list[Self]:
+        """Consecutive rows, as many as each of ``counts`` says; copies, not views."""
+        columns = {name: value.split(list(counts)) for name, value in self.to_tensors().items()}
+        return [
+            type(self)(**{name: parts[i].clone() for name, parts in columns.items()})
+            for i in range(len(counts))
+        ]
+
     @classmethod
     def concatenate(cls, records: list[Self]) -> Self:
         """Join records along the first axis."""
+        if len(records) == 1:
+            return records[0]
         names = [f.name for f in fields(cls)]
         return cls(**{name: torch.cat([getattr(r, name) for r in records]) for name in names})

@@ -1,0 +1,1 @@
+"""gRPC: the wire contract, health and reflection."""

@@ -1,0 +1,277 @@
+"""gRPC transport: the wire contract, health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from vessa.v1 import pseudo_label_pb2 as pb
+from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
+from vessa_client import (
+    AnyArray,
+    ClassDefinition,
+    ImageReference,
+    InvalidRequestError,
+    VessaError,
+    convert,
+    wire,
+)
+from vessa_server.api import errors
+from vessa_server.api.service import Caller, Service
+from vessa_server.scheduler.scheduler import Priority
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PseudoLabelService"].full_name
+
+
+class PortInUseError(RuntimeError):
+    """The port that the server should listen on is taken."""
+
+
+class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
+    """Translates messages; everything else is in :class:`Service`."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
+        """One image."""
+
+        async def answer() -> pb.SegmentResponse:
+            return await self._segment(request, _caller(context, Priority.INTERACTIVE))
+
+        return await self._answer("Segment", context, answer)
+
+    async def SegmentStream(
+        self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        """Many images; reading pauses while ``max_stream_in_flight`` are unanswered."""
+        await self._authenticate(context)
+        answers: asyncio.Queue[pb.SegmentResponse | None] = asyncio.Queue()
+        places = asyncio.Semaphore(self.service.settings.max_stream_in_flight)
+        tasks: set[asyncio.Task[None]] = set()
+
+        caller = _caller(context, Priority.BULK)
+
+        async def work(message: pb.SegmentRequest) -> None:
+            await answers.put(await self._stream_answer(message, caller))
+
+        async def read() -> None:
+            async for message in request_iterator:
+                await places.acquire()
+                task = asyncio.create_task(work(message))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            if tasks:
+                await asyncio.gather(*tasks)
+            await answers.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (response := await answers.get()) is not None:
+                yield response
+                places.release()
+        finally:
+            reader.cancel()
+            for task in tasks:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
+                await reader
+
+    async def AddTemplate(
+        self, request: pb.AddTemplateRequest, context: Context
+    ) -> pb.AddTemplateResponse:
+        """Add an annotated image to the bank."""
+
+        async def answer() -> pb.AddTemplateResponse:
+            image, labels, classes = await self.service.work(lambda: _template(request))
+            info, created = await self.service.add_template(image, labels, classes, request.name)
+            listing = await self.service.listing()
+            return pb.AddTemplateResponse(
+                template=convert.template_to_message(info),
+                bank_version=listing.version,
+                created=created,
+            )
+
+        return await self._answer("AddTemplate", context, answer)
+
+    async def ListTemplates(
+        self, request: pb.ListTemplatesRequest, context: Context
+    ) -> pb.ListTemplatesResponse:
+        """Templates and classes of the bank."""
+
+        async def answer() -> pb.ListTemplatesResponse:
+            listing = await self.service.listing()
+            return pb.ListTemplatesResponse(
+                templates=[convert.template_to_message(t) for t in listing.templates],
+                classes=[convert.class_to_message(c) for c in listing.classes],
+                bank_version=listing.version,
+            )
+
+        return await self._answer("ListTemplates", context, answer)
+
+    async def DeleteTemplate(
+        self, request: pb.DeleteTemplateRequest, context: Context
+    ) -> pb.DeleteTemplateResponse:
+        """Delete a template."""
+
+        async def answer() -> pb.DeleteTemplateResponse:
+            version = await self.service.delete_template(request.template_id)
+            return pb.DeleteTemplateResponse(bank_version=version)
+
+        return await self._answer("DeleteTemplate", context, answer)
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        """Model, bank and limits."""
+
+        async def answer() -> pb.GetServerInfoResponse:
+            return convert.info_to_message(await self.service.info())
+
+        return await self._answer("GetServerInfo", context, answer)
+
+    async def _segment(self, message: pb.SegmentRequest, caller: Caller) -> pb.SegmentResponse:
+        return await self.service.segment(
+            lambda: convert.request_from_message(message), convert.result_to_message, caller
+        )
+
+    async def _stream_answer(
+        self, message: pb.SegmentRequest, caller: Caller
+    ) -> pb.SegmentResponse:
+        with self._measured("SegmentStream") as outcome:
+            try:
+                return await self._segment(message, caller)
+            except Exception as raised:
+                error = errors.public(raised)
+                outcome.code = errors.code_name(error)
+                return pb.SegmentResponse(
+                    request_id=message.request_id,
+                    error=pb.Error(
+                        code=errors.code_name(error),
+                        message=error.message,
+                        field=error.field,
+                        retry_after_seconds=error.retry_after,
+                    ),
+                )
+
+    async def _answer(self, method: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
+        await self._authenticate(context)
+        with self._measured(method) as outcome:
+            try:
+                return await answer()
+            except Exception as raised:
+                error = errors.public(raised)
+                outcome.code = errors.code_name(error)
+                await _abort(context, error)
+
+    async def _authenticate(self, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        authorization = metadata.get("authorization")
+        try:
+            self.service.authenticate(
+                authorization.decode() if isinstance(authorization, bytes) else authorization
+            )
+        except VessaError as error:
+            await _abort(context, error)
+
+    @contextmanager
+    def _measured(self, method: str) -> Iterator[_Outcome]:
+        outcome, start = _Outcome(), time.perf_counter()
+        try:
+            yield outcome
+        finally:
+            metrics = self.service.metrics
+            metrics.requests.labels("grpc", method, outcome.code).inc()
+            metrics.latency.labels("grpc", method).observe(time.perf_counter() - start)
+
+
+class _Outcome:
+    code = "OK"
+
+
+def _template(
+    request: pb.AddTemplateRequest,
+) -> tuple[AnyArray | bytes, AnyArray, list[ClassDefinition]]:
+    image = convert.image_from_message(request.image)
+    if isinstance(image, ImageReference):
+        raise InvalidRequestError(
+            "image.ref: a template needs its image, expected encoded or tensor", field="image.ref"
+        )
+    labels = wire.decode_label_map(request.label_map)
+    return (
+        image,
+        labels,
+        [ClassDefinition(name=c.name, description=c.description) for c in request.classes],
+    )
+
+
+def _caller(context: Context, priority: Priority) -> Caller:
+    """Who calls: the host, whatever the port, until the call's deadline."""
+    host = context.peer().rpartition(":")[0]
+    return Caller.within(context.time_remaining(), host, priority)
+
+
+async def _abort(context: Context, error: VessaError) -> NoReturn:
+    context.set_trailing_metadata(errors.grpc_metadata(error))
+    await context.abort(errors.grpc_status(error), error.message)
+    raise AssertionError("unreachable: abort raises")
+
+
+class GrpcServer:
+    """A grpc.aio server with health and reflection."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.health = HealthServicer()
+        self.server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+            ]
+        )
+        pb_grpc.add_PseudoLabelServiceServicer_to_server(PseudoLabelServicer(service), self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
+        )
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen and report SERVING.
+
+        Raises:
+            PortInUseError: the port is taken.
+        """
+        try:
+            self.port = self.server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise PortInUseError(
+                f"grpc_port: cannot listen on {host}:{port}, it is in use or not permitted; "
+                "stop the other program or set another with --grpc-port"
+            ) from error
+        await self.server.start()
+        await self.set_serving(True)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Report SERVING or NOT_SERVING to health checks."""
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in ("", SERVICE_NAME):
+            await self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def stop(self, grace: float) -> None:
+        """Stop accepting, let calls finish for ``grace`` seconds."""
+        await self.server.stop(grace)

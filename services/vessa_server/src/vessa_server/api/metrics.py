@@ -1,0 +1,119 @@
+"""Prometheus metrics of one server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vessa_client import SegmentationResult
+from vessa_server.engine import VessaEngine
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters, histograms and gauges in a registry of their own."""
+
+    def __init__(self, engine: VessaEngine) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "vessa_requests",
+            "Requests by transport, method and status code.",
+            ["transport", "method", "code"],
+            registry=self.registry,
+        )
+        self.latency = Histogram(
+            "vessa_request_seconds",
+            "Time from request to answer.",
+            ["transport", "method"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.stage = Histogram(
+            "vessa_stage_seconds",
+            "Time of each stage of the model.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram(
+            "vessa_batch_size",
+            "Looks that ran together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "vessa_queue_depth", "Requests that wait or run.", registry=self.registry
+        )
+        self.queue_bytes = Gauge(
+            "vessa_queue_bytes", "Bytes of those requests.", registry=self.registry
+        )
+        self.image_features = Counter(
+            "vessa_image_features",
+            "Requests whose image was encoded before (hit) or not (miss).",
+            ["state"],
+            registry=self.registry,
+        )
+        self.registry.register(_EngineCollector(engine))
+
+    def observe_queue(self, requests: int, nbytes: int) -> None:
+        """How much is waiting or running."""
+        self.queue_depth.set(requests)
+        self.queue_bytes.set(nbytes)
+
+    def observe_batch(self, looks: int) -> None:
+        """How many looks ran together."""
+        self.batch_size.observe(looks)
+
+    def observe_result(self, result: SegmentationResult) -> None:
+        """Count one answered request."""
+        self.image_features.labels("hit" if result.image_features_cached else "miss").inc()
+        for name, milliseconds in result.stage_ms.items():
+            self.stage.labels(name).observe(milliseconds / 1000)
+
+    def expose(self) -> bytes:
+        """Text format of Prometheus."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    """Reads what the engine counts itself, at the time of the scrape."""
+
+    def __init__(self, engine: VessaEngine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        cache = CounterMetricFamily(
+            "vessa_cache_events",
+            "Cache of template features: hit, miss, corrupt, error.",
+            labels=["backend", "event"],
+        )
+        for event in ("hit", "miss", "corrupt", "error"):
+            cache.add_metric([self.engine.cache.backend, event], self.engine.cache.counts[event])
+        yield cache
+        yield GaugeMetricFamily(
+            "vessa_image_feature_bytes",
+            "Bytes of image features in memory.",
+            value=self.engine.memory.bytes,
+        )
+        yield GaugeMetricFamily(
+            "vessa_image_store_bytes",
+            "Bytes of images that can be named by reference.",
+            value=self.engine.images.bytes,
+        )
+        info = self.engine.runtime.info
+        device = GaugeMetricFamily(
+            "vessa_device_bytes",
+            "Bytes that the model holds on its device.",
+            labels=["runtime", "device", "dtype"],
+        )
+        device.add_metric([info.runtime, info.device, info.dtype], info.memory)
+        yield device
+        yield GaugeMetricFamily(
+            "vessa_templates",
+            "Templates in the bank.",
+            value=len(self.engine.bank.snapshot().templates),
+        )

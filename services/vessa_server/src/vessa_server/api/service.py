@@ -1,0 +1,220 @@
+"""The service itself: one object behind every transport.
+
+Payloads are decoded and answers encoded in a pool of threads, looks run in the scheduler's: the
+event loop only passes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TypeVar
+
+from vessa_client import (
+    AnyArray,
+    AuthenticationError,
+    BankListing,
+    ClassDefinition,
+    DeadlineError,
+    SegmentationRequest,
+    SegmentationResult,
+    ServerInfo,
+    ServerLimits,
+    TemplateInfo,
+)
+from vessa_server.api.metrics import Metrics
+from vessa_server.api.settings import ServerSettings
+from vessa_server.cases.case import Case
+from vessa_server.cases.segment import segment
+from vessa_server.engine import VessaEngine
+from vessa_server.policy import POLICY_VERSION, RULES
+from vessa_server.scheduler.scheduler import Priority, Scheduler, Ticket
+
+T = TypeVar("T")
+PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who asks: by whom the device is shared, how urgent it is unless he says, and until when.
+
+    Attributes:
+        name: such as the address.
+        deadline: in seconds of ``time.monotonic``; None for no end.
+    """
+
+    name: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float | None = None
+
+    @staticmethod
+    def within(seconds: float | None, name: str, priority: Priority) -> Caller:
+        """A caller who waits for ``seconds``, or for ever."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        return Caller(name=name, priority=priority, deadline=deadline)
+
+
+class Service:
+    """Segments, and keeps the bank; coroutines are for the event loop."""
+
+    def __init__(self, engine: VessaEngine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+        self.scheduler = Scheduler(
+            engine.run,
+            max_batch=engine.settings.max_batch if engine.settings.fuse else 1,
+            max_wait=settings.max_wait_ms / 1000,
+            max_requests=settings.max_queue,
+            max_bytes=settings.max_queue_bytes,
+            observer=self.metrics,
+        )
+        self.ready = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="payloads")
+
+    def authenticate(self, authorization: str | None) -> None:
+        """Check the bearer token, where the server has one.
+
+        Raises:
+            AuthenticationError: it is missing or wrong.
+        """
+        if self.settings.token is None:
+            return
+        scheme, _, given = (authorization or "").partition(" ")
+        expected = self.settings.token.get_secret_value()
+        same = hmac.compare_digest(given.strip().encode(), expected.encode())
+        if not same or scheme.lower() != "bearer":
+            raise AuthenticationError(
+                "authorization: expected `Bearer <token>` with the server's VESSA_TOKEN",
+                field="authorization",
+            )
+
+    async def segment(
+        self,
+        parse: Callable[[], SegmentationRequest],
+        render: Callable[[SegmentationResult], T],
+        caller: Caller,
+    ) -> T:
+        """Segment one image.
+
+        Args:
+            parse: makes the request of its payload; runs in the pool.
+            render: makes the payload of the answer; runs in the pool.
+            caller: who asks.
+
+        Raises:
+            VessaError: the request is wrong, refused, or out of time.
+        """
+        self.scheduler.check_room(0)
+        self._calls += 1
+        self._idle.clear()
+        try:
+            return await self._segment(parse, render, caller)
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    async def _segment(
+        self,
+        parse: Callable[[], SegmentationRequest],
+        render: Callable[[SegmentationResult], T],
+        caller: Caller,
+    ) -> T:
+        def opened() -> tuple[SegmentationRequest, Case]:
+            request = parse()
+            return request, self.engine.open(request)
+
+        def finished() -> T:
+            result = self.engine.finish(request, case, draft, words)
+            self.metrics.observe_result(result)
+            return render(result)
+
+        try:
+            async with asyncio.timeout(_left(caller)):
+                request, case = await self.work(opened)
+                ticket = Ticket(
+                    client=caller.name,
+                    priority=PRIORITIES.get(request.priority, caller.priority),
+                    deadline=caller.deadline,
+                    nbytes=case.nbytes,
+                )
+                future = self.scheduler.submit(segment(case), ticket)
+                draft, words = await asyncio.wrap_future(future)
+                return await self.work(finished)
+        except TimeoutError:
+            raise DeadlineError("no answer within the request's deadline") from None
+
+    async def work(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
+    async def add_template(
+        self,
+        image: AnyArray | bytes,
+        labels: AnyArray,
+        classes: Sequence[ClassDefinition],
+        name: str,
+    ) -> tuple[TemplateInfo, bool]:
+        """Add a template; see :meth:`TemplateBank.add`."""
+        return await self.work(lambda: self.engine.add_template(image, labels, classes, name=name))
+
+    async def delete_template(self, template_id: str) -> str:
+        """Delete a template; see :meth:`TemplateBank.delete`."""
+        return await self.work(lambda: self.engine.bank.delete(template_id))
+
+    async def listing(self) -> BankListing:
+        """Templates and classes."""
+        return await self.work(self.engine.bank.snapshot)
+
+    async def info(self) -> ServerInfo:
+        """Model, device, bank, policy and limits."""
+        bank = await self.listing()
+        settings, runtime = self.settings, self.engine.runtime.info
+        return ServerInfo(
+            version=version("vessa-server"),
+            model_name=runtime.model_name,
+            model_digest=runtime.model_digest,
+            model_parameters=runtime.parameters,
+            canvas_size=runtime.canvas,
+            bank_version=bank.version,
+            num_templates=len(bank.templates),
+            classes=bank.classes,
+            limits=ServerLimits(
+                max_image_bytes=settings.max_image_bytes,
+                max_image_side=settings.max_image_side,
+                max_classes=settings.max_classes,
+                max_top_k=self.engine.settings.max_top_k,
+                max_stream_in_flight=settings.max_stream_in_flight,
+                max_request_pixels=settings.max_request_pixels,
+            ),
+            cache_backend=self.engine.cache.backend,
+            runtime=runtime.runtime,
+            device=runtime.device,
+            dtype=runtime.dtype,
+            device_memory_bytes=runtime.memory,
+            policy_version=POLICY_VERSION,
+            policy_rules=tuple(RULES),
+        )
+
+    async def close(self, deadline: float) -> None:
+        """Refuse new requests, finish those accepted until ``deadline``, stop."""
+        await asyncio.to_thread(self.scheduler.drain, deadline)
+        with contextlib.suppress(TimeoutError):  # answers that are being encoded
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._idle.wait()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _left(caller: Caller) -> float | None:
+    return None if caller.deadline is None else max(0.0, caller.deadline - time.monotonic())

@@ -1,0 +1,234 @@
+"""From an image to its answer: VESSA's own, and with a student's mask.
+
+Axes: C classes, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vessa_client import ClassResult, SegmentationResult, TemplateUse
+from vessa_server.cases import students
+from vessa_server.cases.case import Case, Own, Place, Shared, Steps, to_bytes
+from vessa_server.cases.frame import restore
+from vessa_server.cases.volume import find_place
+from vessa_server.inference.look import Prediction
+from vessa_server.model import preprocess
+from vessa_server.model.preprocess import Canvas
+from vessa_server.policy import answers
+from vessa_server.policy import students as rules
+from vessa_server.policy.answers import Answer, Bools, Floats
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An answer before it is brought to the image's size.
+
+    Attributes:
+        logits_CHW: of the classes, on the canvas.
+        canvas: on which they are.
+        reported_iou: of each class.
+        templates: used.
+        doubt_CHW: what the volume makes doubtful, on the frame.
+        kept_CHW: logits of the prompt, on the frame, of the classes that stay as it has them.
+        kept_C: which ones do.
+        student_share: the student's share of the answer.
+    """
+
+    logits_CHW: Floats
+    canvas: Canvas
+    reported_iou: tuple[float, ...]
+    templates: tuple[TemplateUse, ...]
+    doubt_CHW: Bools | None = None
+    kept_CHW: Floats | None = None
+    kept_C: Bools | None = None
+    student_share: float = 0.0
+
+
+def segment(case: Case) -> Steps:
+    """Segment one image; returns a :class:`Draft` and explanations."""
+    core_CHW, own = yield from _own(case)
+    explanations: tuple[str, ...] = ()
+    if case.explain:
+        asked = replace(case.look(own.canvas), explain=True)
+        explanations = case.seen((yield [asked])[0]).explanations
+    if case.student is None:
+        draft = _own_draft(case, own, core_CHW)
+    else:
+        draft = yield from _refine(case, own, core_CHW)
+    return draft, explanations
+
+
+def finish(
+    case: Case, draft: Draft, explanations: Sequence[str], *, request_id: str, probabilities: bool
+) -> SegmentationResult:
+    """Bring an answer to the image's size; the only step whose cost grows with it."""
+    with case.clock.stage("restore"):
+        probability_CHW = _at_image_size(case, draft)
+        labels_HW, confidence_HW = answers.winner(probability_CHW)
+    words = explanations or [""] * len(case.plan.classes)
+    return SegmentationResult(
+        request_id=request_id,
+        labels=labels_HW.astype(np.uint8),
+        confidence=to_bytes(confidence_HW),
+        classes=tuple(
+            ClassResult(class_name=name, predicted_iou=iou, explanation=text)
+            for name, iou, text in zip(case.plan.names, draft.reported_iou, words, strict=True)
+        ),
+        templates=draft.templates,
+        stage_ms=case.clock.milliseconds(),
+        model_digest="",
+        bank_version=case.plan.bank_version,
+        image_features_cached=case.cached,
+        template_features_cached=case.templates_cached,
+        image_sha256=case.scan.sha256,
+        probabilities=to_bytes(probability_CHW[1:]) if probabilities else None,
+    )
+
+
+def _own(case: Case) -> Steps:
+    """Where the volume shows its structures, and VESSA's own answer."""
+    core_CHW: Bools | None = None
+    canvas: Canvas | None = None
+    if case.volume and case.plan.policy.uses("votes"):
+        place = case.memory.get(("place", case.volume_key))
+        if not isinstance(place, Place):
+            place = yield Shared(("place", case.volume_key), lambda: find_place(case))
+        core_CHW, canvas = place.core_CHW, place.canvas
+    own = case.memory.get(("own", case.key))
+    if not isinstance(own, Own) or (canvas is not None and own.canvas != canvas):
+        if canvas is None:
+            own = yield from _alone(case)
+        else:
+            prediction = case.seen((yield [case.look(canvas)])[0])
+            own = case.keep(prediction, canvas, core_CHW)
+    return core_CHW, own
+
+
+def _alone(case: Case) -> Steps:
+    """The whole image, turned where it fits badly, and closer where its structures are small."""
+    policy = case.plan.policy
+    canvas = case.whole
+    prediction = case.seen((yield [case.look(canvas)])[0])
+    answer = case.own_answer(prediction, canvas)
+    if policy.uses("turns") and answer.quality < policy.turns.below:
+        turned = [replace(canvas, turns=turns) for turns in (1, 2, 3)]
+        predictions = yield [case.look(other) for other in turned]
+        tried = [
+            case.own_answer(case.seen(other), view)
+            for other, view in zip(predictions, turned, strict=True)
+        ]
+        qualities = [other.quality for other in tried]
+        best = qualities.index(max(qualities))
+        if qualities[best] > answer.quality + policy.turns.margin:
+            canvas, prediction, answer = turned[best], predictions[best], tried[best]
+    if policy.uses("focus"):
+        window = preprocess.focus(answer.foreground())
+        if window is not None:
+            canvas = replace(canvas, crop=case.frame.in_image(window))
+            prediction = case.seen((yield [case.look(canvas)])[0])
+    return case.keep(prediction, canvas, None)
+
+
+def _own_draft(case: Case, own: Own, core_CHW: Bools | None) -> Draft:
+    outside = case.plan.policy.outside_logit
+    logits_CHW = case.frame.restore(own.logits_CHW, own.canvas, outside=outside)
+    doubt_CHW = case.doubt(logits_CHW, core_CHW)
+    return Draft(own.logits_CHW, own.canvas, own.iou_C, own.templates, doubt_CHW)
+
+
+def _refine(case: Case, own: Own, core_CHW: Bools | None) -> Steps:
+    """VESSA's answer with a student's mask as prompt."""
+    assert case.student is not None
+    policy, count = case.plan.policy, len(case.plan.classes)
+    is_label_map = case.student.ndim == 2
+    student_CHW = case.frame.reduce(students.probabilities(case.student, count))
+    own_CHW = own.probability_CHW.astype(np.float32) / np.float32(255)
+    prompt_CHW = rules.prompt(student_CHW, own_CHW, policy, is_label_map=is_label_map)
+    tries = [(own.canvas, prompt_CHW, 0.0)]
+    if policy.uses("focus") and policy.uses("student_window"):
+        tries += _at_students_window(case, own, student_CHW, prompt_CHW)
+    if policy.uses("more_own") and not is_label_map:
+        more_CHW = rules.with_more_own(prompt_CHW, own_CHW, policy)
+        tries.append((own.canvas, more_CHW, policy.student.more_margin))
+    predictions = yield [case.look(canvas, prompt) for canvas, prompt, _ in tries]
+    best = 0
+    for index, (_, _, margin) in enumerate(tries):
+        if _predicted(predictions[index]) > _predicted(predictions[best]) + margin:
+            best = index
+    for prediction in predictions:
+        case.seen(prediction)
+    canvas, prompt_CHW, _ = tries[best]
+    return _refined(case, predictions[best], canvas, prompt_CHW, student_CHW, core_CHW)
+
+
+def _at_students_window(
+    case: Case, own: Own, student_CHW: Floats, prompt_CHW: Floats
+) -> list[tuple[Canvas, Floats, float]]:
+    """The same prompt where the student's structures are, if that is another place."""
+    window = preprocess.focus(student_CHW.sum(axis=0) >= 0.5)
+    there = replace(own.canvas, crop=case.frame.in_image(window))
+    if there.window.overlap(own.canvas.window) >= case.plan.policy.student.same_window:
+        return []
+    return [(there, prompt_CHW, 0.0)]
+
+
+def _refined(
+    case: Case,
+    prediction: Prediction,
+    canvas: Canvas,
+    prompt_CHW: Floats,
+    student_CHW: Floats,
+    core_CHW: Bools | None,
+) -> Draft:
+    """The answer. Where VESSA is unsure of a student's structure, the prompt stays."""
+    assert case.student is not None
+    policy = case.plan.policy
+    logits_CHW = case.logits(prediction, canvas)
+    reported = tuple(Answer.of(logits_CHW).reported_iou())
+    kept_CHW = rules.prompt_logits(prompt_CHW, policy)
+    kept_C: Bools = np.zeros(len(kept_CHW), np.bool_)
+    if policy.uses("keep_unsure"):
+        kept_C = prediction.iou_C < policy.student.keep_below
+    logits_CHW = np.where(kept_C[:, None, None], kept_CHW, logits_CHW)
+    doubt_CHW, share = None, 0.0
+    if case.student.ndim == 3:
+        doubt_CHW = case.doubt(logits_CHW, core_CHW, student_CHW)
+    elif policy.uses("agreement"):
+        agreement_C = rules.agreement(logits_CHW, student_CHW)
+        kept_C = kept_C | rules.elsewhere(agreement_C, policy)
+        share = rules.answer_share(agreement_C, policy)
+    return Draft(
+        prediction.logits_CHW,
+        canvas,
+        reported,
+        prediction.templates,
+        doubt_CHW,
+        kept_CHW if kept_C.any() else None,
+        kept_C,
+        share,
+    )
+
+
+def _at_image_size(case: Case, draft: Draft) -> Floats:
+    """Probabilities of background and classes, (1 + C, H, W)."""
+    policy, frame = case.plan.policy, case.frame
+    logits_CHW = restore(draft.logits_CHW, draft.canvas, outside=policy.outside_logit)
+    if draft.kept_CHW is not None and draft.kept_C is not None:
+        kept_CHW = frame.enlarge(draft.kept_CHW)
+        logits_CHW = np.where(draft.kept_C[:, None, None], kept_CHW, logits_CHW)
+    if draft.doubt_CHW is not None:
+        doubt_CHW = frame.enlarge_mask(draft.doubt_CHW)
+        logits_CHW = answers.lowered(logits_CHW, doubt_CHW, policy.doubt)
+    if draft.student_share and case.student is not None:
+        student_CHW = students.probabilities(case.student, len(case.plan.classes))
+        return rules.with_student(logits_CHW, student_CHW, draft.student_share)
+    return answers.with_background(logits_CHW)
+
+
+def _predicted(prediction: Prediction) -> float:
+    """Mean IoU that the decoder predicts: it learned on students' masks how good it is."""
+    return float(prediction.iou_C.mean())

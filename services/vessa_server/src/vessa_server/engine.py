@@ -1,0 +1,197 @@
+"""The engine: everything that segments, behind one object, without queue or network.
+
+What locks what: requests are opened and finished in any thread; looks run in one thread at a
+time. Bank, caches and memories lock themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vessa_client import (
+    AnyArray,
+    ClassDefinition,
+    InvalidRequestError,
+    OverloadedError,
+    SegmentationRequest,
+    SegmentationResult,
+    TemplateInfo,
+)
+from vessa_server.bank import TemplateBank
+from vessa_server.cache import FeatureCache
+from vessa_server.cases import students
+from vessa_server.cases.case import Case, Shared
+from vessa_server.cases.images import ImageLimits, ImageStore
+from vessa_server.cases.segment import finish, segment
+from vessa_server.features.lru import ByteLru
+from vessa_server.features.templates import TemplateFeatureStore
+from vessa_server.inference.five_steps import FiveSteps
+from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.plan import Limits, make_plan
+from vessa_server.inference.scan import Scan
+from vessa_server.policy import PolicyConfig
+from vessa_server.runtime.clock import StageClock
+from vessa_server.runtime.protocol import Runtime
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Limits and sizes of the engine.
+
+    Attributes:
+        max_request_pixels: pixels times classes times slices of one request.
+        fuse: run looks together, one forward each step; else each alone, so that an answer
+            does not depend on its batch, bit for bit.
+        max_batch: most looks that run together.
+    """
+
+    max_image_bytes: int = 64 * MIB
+    max_image_side: int = 4096
+    max_classes: int = 32
+    max_request_pixels: int = 1 << 30
+    default_top_k: int = 7
+    max_top_k: int = 7
+    image_store_bytes: int = 512 * MIB
+    feature_bytes: int = 2048 * MIB
+    template_bytes: int = 512 * MIB
+    fuse: bool = False
+    max_batch: int = 32
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.default_top_k <= self.max_top_k:
+            raise ValueError(
+                f"default_top_k {self.default_top_k}: expected 1..max_top_k, {self.max_top_k}"
+            )
+
+
+class VessaEngine:
+    """Segments images with one runtime, bank and cache; the in-process ``Segmenter``."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        bank: TemplateBank,
+        cache: FeatureCache,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.bank = bank
+        self.cache = cache
+        self.settings = settings or EngineSettings()
+        self.info = runtime.info
+        self.limits = Limits(
+            self.settings.default_top_k, self.settings.max_top_k, self.settings.max_classes
+        )
+        limits = ImageLimits(
+            max_bytes=self.settings.max_image_bytes, max_side=self.settings.max_image_side
+        )
+        self.images = ImageStore(limits, self.settings.image_store_bytes)
+        self.memory: ByteLru[Any] = ByteLru(self.settings.feature_bytes)
+        self.templates = TemplateFeatureStore(runtime, cache, self.settings.template_bytes)
+        self.five_steps = FiveSteps(runtime, self.templates, self.memory)
+        self._lock = threading.Lock()
+
+    def segment(self, request: SegmentationRequest) -> SegmentationResult:
+        """Segment one image.
+
+        Raises:
+            VessaError: the request is wrong; names the field and what was expected.
+        """
+        case = self.open(request)
+        with self._lock:
+            draft, words = self._drive(segment(case))
+        return self.finish(request, case, draft, words)
+
+    def open(self, request: SegmentationRequest) -> Case:
+        """Decode and check a request.
+
+        Raises:
+            VessaError: it is wrong, or over a limit.
+        """
+        clock = StageClock()
+        with clock.stage("decode_image"):
+            image = self.images.resolve(request.image)
+            volume = self.images.resolve_volume(request.volume, image)
+        policy = self.settings.policy.without(request.policy_off)
+        plan = make_plan(request, self.bank, policy, self.limits)
+        height, width = (int(n) for n in image.pixels.shape[:2])
+        if request.student_mask is not None:
+            students.check(request.student_mask, (height, width), len(plan.classes))
+        work = height * width * len(plan.classes) * max(1, len(volume))
+        if work > self.settings.max_request_pixels:
+            raise OverloadedError(
+                f"image: {height} x {width} pixels x {len(plan.classes)} classes x "
+                f"{max(1, len(volume))} slices, expected at most "
+                f"{self.settings.max_request_pixels} (VESSA_MAX_REQUEST_PIXELS); ask for fewer "
+                "classes or a smaller image",
+                field="image",
+            )
+        return Case(
+            scan=Scan(image.sha256, image.pixels),
+            plan=plan,
+            memory=self.memory,
+            canvas_size=self.info.canvas,
+            volume=tuple(Scan(slice_.sha256, slice_.pixels) for slice_ in volume),
+            student=request.student_mask,
+            explain=request.explain,
+            clock=clock,
+        )
+
+    def finish(
+        self, request: SegmentationRequest, case: Case, draft: Any, words: Sequence[str]
+    ) -> SegmentationResult:
+        """Bring a case's answer to the image's size."""
+        result = finish(
+            case,
+            draft,
+            words,
+            request_id=request.request_id,
+            probabilities=request.return_probabilities,
+        )
+        return replace(result, model_digest=self.info.model_digest)
+
+    def add_template(
+        self,
+        image: AnyArray | bytes,
+        labels: AnyArray,
+        classes: Sequence[ClassDefinition],
+        *,
+        name: str = "",
+    ) -> tuple[TemplateInfo, bool]:
+        """Add an annotated image to the bank; see :meth:`TemplateBank.add`."""
+        stored = self.images.resolve(image)
+        if len(classes) > self.settings.max_classes:
+            raise InvalidRequestError(
+                f"classes: {len(classes)}, expected at most {self.settings.max_classes}",
+                field="classes",
+            )
+        return self.bank.add(stored.pixels, labels, classes, name=name)
+
+    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+        """Run looks, together where ``fuse`` is set."""
+        size = self.settings.max_batch if self.settings.fuse else 1
+        predictions: list[Prediction] = []
+        for start in range(0, len(looks), size):
+            predictions += self.five_steps.run(looks[start : start + size])
+        return predictions
+
+    def close(self) -> None:
+        """Release device and cache."""
+        self.runtime.close()
+        self.cache.close()
+
+    def _drive(self, steps: Generator[list[Look] | Shared, Any, Any]) -> Any:
+        """Run one case to its end."""
+        sent: Any = None
+        while True:
+            try:
+                wanted = steps.send(sent)
+            except StopIteration as end:
+                return end.value
+            sent = self._drive(wanted.work()) if isinstance(wanted, Shared) else self.run(wanted)

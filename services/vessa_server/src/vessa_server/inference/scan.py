@@ -1,0 +1,36 @@
+"""An image to segment, scaled once however often it is looked at."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+
+from vessa_client import AnyArray
+from vessa_server.model import preprocess
+from vessa_server.model.preprocess import Canvas
+from vessa_server.runtime.protocol import Floats
+
+
+class Scan:
+    """Pixels with their digest; views of it in [0, 1]."""
+
+    def __init__(self, sha256: str, pixels: AnyArray) -> None:
+        self.sha256 = sha256
+        self.pixels = pixels
+        self.height, self.width = (int(n) for n in pixels.shape[:2])
+
+    def on(self, canvas: Canvas) -> Floats:
+        """The image on a canvas, (3, H, W) in [0, 1]."""
+        placed: Floats = canvas.place(self._unit).numpy()
+        return placed
+
+    @functools.cached_property
+    def _unit(self) -> Tensor:
+        return preprocess.to_unit_range(self.pixels)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scan) and other.sha256 == self.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)

@@ -1,0 +1,135 @@
+"""An answer, and how good its masks probably are, estimated from their own probabilities.
+
+Arrays come and go as numpy's; softmax and sums are torch's, which are several times as fast.
+Axes: C classes, H W space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from vessa_server.policy.config import DoubtConfig
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Probabilities of background and classes, (1 + C, H, W), and estimated IoU, (C,).
+
+    The estimate is of VESSA's own masks, also where a student's structure is kept.
+    """
+
+    probability_CHW: Floats
+    iou_C: Floats
+
+    @staticmethod
+    def of(logits_CHW: Floats) -> Answer:
+        """From the logits of the classes."""
+        probability_CHW = with_background(logits_CHW)
+        return Answer(probability_CHW, expected_iou(probability_CHW))
+
+    @property
+    def quality(self) -> float:
+        """Mean estimated IoU of the classes."""
+        return float(torch.from_numpy(self.iou_C).mean())
+
+    def reported_iou(self) -> list[float]:
+        """Estimated IoU of each class, half of it the mean of all.
+
+        Structures in one image are segmented in the right place together, or all in a wrong one.
+        """
+        iou_C = torch.from_numpy(self.iou_C)
+        reported: list[float] = ((iou_C + iou_C.mean()) / 2).tolist()
+        return reported
+
+    def foreground(self) -> Bools:
+        """Where a class wins, (H, W)."""
+        return winner(self.probability_CHW)[0] > 0
+
+
+def with_background(logits_CHW: Floats) -> Floats:
+    """Probabilities of background, whose logit is 0, and the classes."""
+    logits = torch.from_numpy(logits_CHW)
+    probability: Floats = torch.softmax(
+        torch.cat([torch.zeros_like(logits[:1]), logits]), 0
+    ).numpy()
+    return probability
+
+
+def winner(probability_CHW: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Index of the most probable of background and classes, and its probability, (H, W) each."""
+    best = torch.from_numpy(probability_CHW).max(dim=0)  # numpy's argmax takes 20 times as long
+    return best.indices.numpy(), best.values.numpy()
+
+
+def expected_iou(probability_CHW: Floats) -> Floats:
+    """Estimated IoU of each class's mask with the truth, (C,); 0 where nothing was segmented.
+
+    Of independent pixels, the expected intersection over the expected union would be it. But
+    neighbours are wrong together, and the decoder is surer than it should be: the square is
+    close to what is seen (``benchmarks/student_masks.py``, calibration).
+
+    Args:
+        probability_CHW: of background, then the classes; they add up to one.
+    """
+    probability = torch.from_numpy(probability_CHW)
+    winner_HW = probability.max(dim=0).indices
+    classes_CHW = probability[1:]
+    mask_CHW = winner_HW == torch.arange(1, len(probability))[:, None, None]
+    inside_C = torch.where(mask_CHW, classes_CHW, 0).sum(dim=(1, 2))
+    union_C = mask_CHW.sum(dim=(1, 2)) + classes_CHW.sum(dim=(1, 2)) - inside_C
+    iou_C: Floats = ((inside_C / union_C.clamp(min=1.0)) ** 2).numpy()
+    return iou_C
+
+
+def doubted(
+    logits_CHW: Floats, core_CHW: Bools, config: DoubtConfig, student_CHW: Floats | None = None
+) -> Bools:
+    """Components that lie outside of the core of their class, (C, H, W).
+
+    Args:
+        logits_CHW: of the classes.
+        core_CHW: where most slices of the volume show each class.
+        config: of the rule.
+        student_CHW: a student's probabilities: what it shows is not doubted.
+    """
+    strongest = torch.from_numpy(logits_CHW).max(dim=0)
+    positive_HW, class_HW = (strongest.values > 0).numpy(), strongest.indices.numpy()
+    doubt_CHW = np.zeros(logits_CHW.shape, dtype=np.bool_)
+    for index in range(len(logits_CHW)):
+        shown_HW = positive_HW & (class_HW == index)
+        student_HW = None if student_CHW is None else student_CHW[index]
+        doubt_CHW[index] = _outside(shown_HW, core_CHW[index], config, student_HW)
+    return doubt_CHW
+
+
+def lowered(logits_CHW: Floats, doubt_CHW: Bools, config: DoubtConfig) -> Floats:
+    """The logits with those that are doubted lowered."""
+    limit = np.float32(config.logit)
+    lower: Floats = np.where(doubt_CHW, np.minimum(logits_CHW, limit), logits_CHW)
+    return lower
+
+
+def _outside(
+    shown_HW: Bools, core_HW: Bools, config: DoubtConfig, student_HW: Floats | None
+) -> Bools:
+    labelled, count = ndimage.label(shown_HW)
+    if count == 0:
+        return np.zeros_like(shown_HW)
+
+    def mean(values_HW: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+        means = ndimage.mean(values_HW.astype(np.float64), labelled, range(1, count + 1))
+        return np.asarray(means, dtype=np.float64)
+
+    outside = mean(core_HW) < config.inside
+    if student_HW is not None:
+        outside &= mean(student_HW) < config.student
+    components: Bools = np.isin(labelled, 1 + np.flatnonzero(outside))
+    return components

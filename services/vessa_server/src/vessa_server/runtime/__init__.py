@@ -1,0 +1,1 @@
+"""The model on a device: the only place with tensors of it."""

@@ -1,0 +1,1 @@
+"""The queue of looks in front of a runtime."""
