@@ -71,6 +71,14 @@ def in_full_precision(function: Callable[_Arguments, _Result]) -> Callable[_Argu
     return run
 
 
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` as the layers of a model in ``dtype`` want it, after steps in fp32.
+
+    Models in fp32 take what comes, under autocast in bf16 too.
+    """
+    return tensor.to(dtype) if dtype in HALF_PRECISION else tensor
+
+
 class _AttentionInFullPrecision(torch.autocast):
     """bf16 on a CPU, where the backward pass of its attention takes two to five times fp32's."""
 

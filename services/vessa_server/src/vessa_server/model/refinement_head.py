@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vessa_server.model.precision import narrowed
+
 LOGIT_SCALE = 0.25
 # Image, logits, prior, map of <SEG>, student mask, and whether there is a student mask.
 INPUT_CHANNELS = 8
@@ -78,7 +80,7 @@ class RefinementHead(nn.Module):
             LOGIT_SCALE * student_P2HW[:, :1],
             student_P2HW[:, 1:],
         ]
-        x_2 = self.down_2(torch.cat(inputs, dim=1))
+        x_2 = self.down_2(narrowed(torch.cat(inputs, dim=1), self.out.weight.dtype))
         x_4 = self.down_4(torch.cat([F.avg_pool2d(x_2, 2), high_res_4_PCHW], dim=1))
         x_8 = self.down_8(torch.cat([F.avg_pool2d(x_4, 2), high_res_8_PCHW], dim=1))
         bottom = torch.cat([F.avg_pool2d(x_8, 2), self.conditioned(conditioned_PDHW)], dim=1)

@@ -19,6 +19,7 @@ from vessa_server.matching.template_matcher import MatchPrompts, TemplateMatcher
 from vessa_server.model import memory
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_encoder
+from vessa_server.model.precision import narrowed
 from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
 from vessa_server.model.records import TensorRecord
 from vessa_server.model.refinement_head import RefinementHead
@@ -140,11 +141,17 @@ class Vessa(nn.Module):
         self.student_weight = nn.Parameter(torch.tensor(residual))
         self.refinement = RefinementHead(d_model, config.decoder.refinement_widths)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layers compute in; inputs may be in fp32, and what is said of masks is."""
+        return self.student_embedding.dtype
+
     def encode_image(self, canvas_B3HW: Tensor, vlm_B3HW: Tensor | None) -> ImageFeatures:
         """Encode normalised canvases, and the same images in [0, 1] at the VLM's size.
 
         Without the latter the features have no visual tokens, and step 3 is left out.
         """
+        canvas_B3HW = narrowed(canvas_B3HW, self.dtype)
         levels = pyramid(self.image_encoder, canvas_B3HW)
         if vlm_B3HW is None:
             visual = self.reasoner.unseen(canvas_B3HW)
@@ -164,7 +171,7 @@ class Vessa(nn.Module):
         """Encode annotated templates; ``mask_K1HW`` is binary, at canvas size (step 4)."""
         encoded = self.memory_encoder(
             features.top_BDHW,
-            mask_K1HW * memory.MASK_SCALE + memory.MASK_BIAS,
+            narrowed(mask_K1HW * memory.MASK_SCALE + memory.MASK_BIAS, self.dtype),
             skip_mask_sigmoid=True,
         )
         match = features.match_BDHW
@@ -199,9 +206,9 @@ class Vessa(nn.Module):
         return memory.attend(
             self.memory_attention,
             features_PDHW=top,
-            position_PDHW=position,
+            position_PDHW=narrowed(position, self.dtype),
             memory_PKMHW=memory_PKMHW,
-            memory_position_MHW=memory_position,
+            memory_position_MHW=narrowed(memory_position, self.dtype),
             # SAM 2 gives conditioning frames the last temporal encoding.
             template_encoding_M=self.maskmem_tpos_enc[-1, 0, 0],
         )
@@ -257,7 +264,7 @@ class Vessa(nn.Module):
         # Two opinions of one pixel: their logits add up.
         guide_4 = _enlarge(prior_logit + self.seg_weight * seg_map, 2.0)
         prior_2 = _enlarge(prior_logit, 4.0)
-        dense = prompts._embed_masks(guide_4)
+        dense = prompts._embed_masks(narrowed(guide_4, self.dtype))
         residual = self.prior_weight * guide_4
         student_2 = torch.zeros_like(prior_2).expand(-1, 2, -1, -1)
         if student_P1HW is not None and has_student_P is not None:
@@ -266,15 +273,16 @@ class Vessa(nn.Module):
             student_logit = torch.logit(student_P1HW.float(), eps=1e-4).clamp(-limit, limit)
             student_2 = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
             student_4 = F.avg_pool2d(student_logit, 2)
-            dense = dense + has * (prompts._embed_masks(student_4) + self.student_embedding)
+            embedded = prompts._embed_masks(narrowed(student_4, self.dtype))
+            dense = dense + has * (embedded + self.student_embedding)
             residual = residual * (1 - has) + has * self.student_weight * student_4
         high_res_4 = features.high_res_4_BCHW[image_P]
         high_res_8 = features.high_res_8_BCHW[image_P]
         masks, iou, _, presence = self.sam_mask_decoder(
             image_embeddings=conditioned.top_PDHW,
-            image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            image_pe=narrowed(prompts.get_dense_pe(), self.dtype),
+            sparse_prompt_embeddings=narrowed(sparse, self.dtype),
+            dense_prompt_embeddings=narrowed(dense, self.dtype),
             multimask_output=False,
             repeat_image=False,
             high_res_features=[high_res_4, high_res_8],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.position_encoding import PositionEncoding
-from vessa_server.model.precision import in_full_precision
+from vessa_server.model.precision import in_full_precision, narrowed
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def build_image_encoder(config: VessaConfig) -> ImageEncoder:
 def pyramid(encoder: ImageEncoder, x_B3HW: Tensor) -> FeaturePyramid:
     """Encode images of ``image_size`` squared, normalised, to the three FPN levels."""
     levels = encoder(x_B3HW)["backbone_fpn"]
-    return FeaturePyramid(*levels)
+    # The neck of SAM 2 adds levels in fp32.
+    return FeaturePyramid(*(narrowed(level, x_B3HW.dtype) for level in levels))
 
 
 class MatchHead(nn.Module):
