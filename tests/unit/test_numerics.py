@@ -95,6 +95,47 @@ def test_bf16_decides_nearly_as_fp32(nano: Vessa, image: Tensor) -> None:
     assert float(exact.iou_P) == pytest.approx(float(rounded.iou_P), abs=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_models_decide_nearly_as_fp32(
+    nano: Vessa, image: Tensor, dtype: torch.dtype
+) -> None:
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., 30:90, 40:100] = 1
+    exact_match, exact_reading, exact, _ = _all_steps(nano, image, mask)
+    half = checkpoint.load(preset("nano"), WEIGHTS, dtype=dtype)
+    assert half.dtype == dtype
+    matched, reasoned, decoded, match = _all_steps(half, image, mask)
+    for value in (decoded.logits_P1HW, decoded.iou_P, decoded.presence_P):
+        assert value.dtype == torch.float32
+    for value in (matched.prior_P1HW, reasoned.seg_map_P1HW, match):
+        assert value.dtype == torch.float32, "what eight bits are too few for"
+    assert torch.allclose(matched.prior_P1HW, exact_match.prior_P1HW, atol=0.1)
+    assert float(exact_reading.loss) == pytest.approx(float(reasoned.loss), abs=0.1)
+    differing = (exact.logits_P1HW > 0) != (decoded.logits_P1HW > 0)
+    assert float(differing.float().mean()) < 0.01
+    assert float(exact.iou_P) == pytest.approx(float(decoded.iou_P), abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_what_is_kept_has_the_dtype_of_the_model(image: Tensor, dtype: torch.dtype) -> None:
+    model = checkpoint.load(preset("nano"), WEIGHTS, dtype=dtype)
+    view = vlm_view(image, model.config.vlm.image_size)
+    prefix = model.reasoner.prefix(
+        *model.reasoner.tokenize(["the heart"]), model.reasoner.see(view)
+    )
+    assert prefix.keys_PLGTD.dtype == prefix.values_PLGTD.dtype == dtype
+    numbers = prefix.keys_PLGTD.numel() + prefix.values_PLGTD.numel()
+    places = prefix.mask_PT.numel() + prefix.next_position_P.numel()
+    assert prefix.nbytes == numbers * dtype.itemsize + places * 8
+    features = model.encode_image(normalise(image, model.config), view)
+    kept = features.to_tensors() | model.encode_template(features, image[:, :1]).to_tensors()
+    narrow = {name for name, tensor in kept.items() if tensor.dtype == dtype}
+    # Unit lengths, and shares of pixels, are in fp32.
+    assert set(kept) - narrow <= {"match_BDHW", "match_KDHW", "mask_K1HW", "embedding_K2D"}
+
+
 @torch.no_grad()
 def test_matching_is_the_same_under_autocast() -> None:
     torch.manual_seed(0)

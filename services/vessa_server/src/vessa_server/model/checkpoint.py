@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # raised by torch.load; nothing is unpickled here
 from typing import Any
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from vessa_client import files
+from vessa_server.model import prompts
 from vessa_server.model import tokenizer as tokenizers
 from vessa_server.model.config import VessaConfig
+from vessa_server.model.published import ARCHITECTURES
+from vessa_server.model.skeleton import dtypes, fill_with_noise, finish, skeleton
 from vessa_server.model.vessa import Vessa
 
 WEIGHTS_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
@@ -71,25 +75,63 @@ def notes(folder: Path) -> dict[str, str]:
     return found
 
 
-def load(config: VessaConfig, folder: Path, *, partly: bool = False) -> Vessa:
+def load(
+    config: VessaConfig,
+    folder: Path,
+    *,
+    partly: bool = False,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Vessa:
     """Build the model of ``config`` and fill it from ``folder``.
 
-    ``partly`` leaves random what the folder's weights lack.
+    Args:
+        config: a preset.
+        folder: what :func:`save` wrote.
+        partly: leave random what the folder's weights lack.
+        device: where the weights go, one by one, as they are read.
+        dtype: float32, bfloat16 or float16; scalars and buffers stay in float32.
 
     Raises:
         CheckpointError: a file is missing, or a tensor is missing or has another shape.
     """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"weights: no file {folder / name}; give --weights, train with "
-                "`vessa-server train`, or join published checkpoints with `vessa-server assemble`"
-            )
-    words = tokenizers.load(folder / TOKENIZER_FILE)
-    model = Vessa(config, words, Qwen3VLConfig.from_json_file(folder / VLM_FILE))
-    file = folder / WEIGHTS_FILE
-    fill(model, read_safetensors(file), file, partly=partly)
-    return model.eval()
+    return _load(config, folder, None, partly=partly, device=device, dtype=dtype)
+
+
+def load_with_digest(
+    config: VessaConfig,
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Vessa, str]:
+    """:func:`load`, and :func:`digest` of what was loaded, in one pass over the file."""
+    weights = hashlib.sha256()
+    model = _load(config, folder, weights.update, partly=False, device=device, dtype=dtype)
+    return model, _digest(weights.digest(), folder)
+
+
+def random(
+    config: VessaConfig,
+    architecture: Qwen3VLConfig | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Vessa:
+    """The model of ``config`` with random weights, made on ``device``: to measure speed with.
+
+    ``architecture`` of the VLM is by default that of the published checkpoint that the preset
+    names, with this project's tokenizer.
+    """
+    if architecture is None and config.vlm.pretrained is not None:
+        architecture = ARCHITECTURES[config.vlm.pretrained]()
+    words = tokenizers.build(prompts.corpus([]), config.vlm.vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = skeleton(config, words, architecture)
+    fill_with_noise(model, torch.device(device), dtype, seed)
+    return model
 
 
 def assemble(config: VessaConfig, qwen: str, sam2: Path) -> Vessa:
@@ -119,14 +161,28 @@ def assemble(config: VessaConfig, qwen: str, sam2: Path) -> Vessa:
     return model.eval()
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path, *, partly: bool = False) -> None:
-    """Copy ``tensors`` into ``model``; ``partly`` lets the model have more than they.
+def fill(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    file: Path,
+    *,
+    partly: bool = False,
+    assign: bool = False,
+) -> None:
+    """Copy ``tensors`` into ``model``, or put them there.
+
+    Args:
+        model: to be filled.
+        tensors: by the names of the model's.
+        file: what they are from.
+        partly: the model may have more than they.
+        assign: they become the model's own, in their dtype and on their device.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, or has no place.
     """
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        result = model.load_state_dict(tensors, strict=False, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"weights: {file} is for another configuration: {error}") from error
     missing = [name for name in result.missing_keys if not name.endswith("lm_head.weight")]
@@ -137,14 +193,38 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], file: Path, *, partly: bo
         )
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, as float32 where they are floating point."""
+def read_safetensors(
+    file: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    hashed: Callable[[bytes | memoryview], None] | None = None,
+) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Args:
+        file: to read, in one pass.
+        device: where each tensor goes as it is read.
+        dtypes: of those with floating point, by name; float32 where it says nothing.
+        hashed: gets all bytes of the file, in their order.
+    """
+    known = dtypes or {}
+    tensors = {}
     try:
+        # The file has no gaps: its bytes are the header's and, in this order, the tensors'.
         with safe_open(file, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            if hashed is not None:
+                hashed(_header(file))
+            for name in stream.offset_keys():
+                tensor = stream.get_tensor(name)  # of the file itself, as long as it is there
+                if hashed is not None:
+                    hashed(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                floating = tensor.is_floating_point()
+                dtype = known.get(name, torch.float32) if floating else tensor.dtype
+                tensors[name] = tensor.to(device, dtype, copy=True)
     except Exception as error:  # safetensors raises its own untyped errors
         raise CheckpointError(f"weights: {file} cannot be read: {error}") from error
-    return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    return tensors
 
 
 def load_sam2(model: Vessa, file: Path) -> None:
@@ -209,10 +289,8 @@ def apply_delta(model: Vessa, file: Path, base: str) -> str:
 
 def digest(folder: Path) -> str:
     """sha256 of weights, tokenizer and architecture: the identity in answers and cache keys."""
-    state = hashlib.sha256()
-    for name in FILES:
-        state.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return state.hexdigest()
+    with (folder / WEIGHTS_FILE).open("rb") as stream:
+        return _digest(hashlib.file_digest(stream, "sha256").digest(), folder)
 
 
 def write_safetensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -224,6 +302,46 @@ def write_safetensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, file)
+
+
+def _load(
+    config: VessaConfig,
+    folder: Path,
+    hashed: Callable[[bytes | memoryview], None] | None,
+    *,
+    partly: bool,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Vessa:
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"weights: no file {folder / name}; give --weights, train with "
+                "`vessa-server train`, or join published checkpoints with `vessa-server assemble`"
+            )
+    words = tokenizers.load(folder / TOKENIZER_FILE)
+    architecture = Qwen3VLConfig.from_json_file(folder / VLM_FILE)
+    # What a file may lack needs values of its own.
+    model = (Vessa if partly else skeleton)(config, words, architecture).eval()
+    file = folder / WEIGHTS_FILE
+    tensors = read_safetensors(file, device=device, dtypes=dtypes(model, dtype), hashed=hashed)
+    fill(model, tensors, file, partly=partly, assign=True)
+    finish(model, torch.device(device))
+    return model
+
+
+def _header(file: Path) -> bytes:
+    """Length and text of what a safetensors file says of its tensors."""
+    with file.open("rb") as stream:
+        length = stream.read(8)
+        return length + stream.read(int.from_bytes(length, "little"))
+
+
+def _digest(weights: bytes, folder: Path) -> str:
+    state = hashlib.sha256(weights)
+    for name in FILES[1:]:
+        state.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return state.hexdigest()
 
 
 def _is_sam2(name: str) -> bool:
