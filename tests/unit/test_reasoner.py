@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import unicodedata
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2VLImageProcessorPil
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer, Qwen2VLImageProcessorPil
 
 from support import tiny_model
+from vessa_server.model import prompts, tokenizer
 from vessa_server.model.reasoner import Reasoner, VisualTokens
 from vessa_server.model.seg_token_projector import SegMap
+from vessa_server.model.tokenizer import SPECIAL_TOKENS
+
+
+@functools.cache
+def _reasoner() -> Reasoner:
+    return tiny_model().reasoner.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def reasoner() -> Reasoner:
-    return tiny_model().reasoner.requires_grad_(False)
+    return _reasoner()
 
 
 def _images(count: int, seed: int = 0) -> torch.Tensor:
@@ -116,6 +129,71 @@ def test_long_text_is_cut_to_the_limit(reasoner: Reasoner) -> None:
     ids, mask = reasoner.tokenize(["word " * 500])
     assert ids.shape == mask.shape == (1, reasoner.config.max_text_tokens)
     assert bool(mask.all())
+
+
+LOOKING_SPECIAL = (*SPECIAL_TOKENS, "<tool_call>", "<|object_ref_start|>")
+WORDS = (*LOOKING_SPECIAL, "left", " lung", "\n", "\x00", "\x1b", "Größe", "漢字", "<|", "|>", " ")
+texts = st.one_of(st.text(), st.lists(st.sampled_from(WORDS)).map("".join))
+
+
+@functools.cache
+def _tokenizers() -> tuple[PreTrainedTokenizerFast, Qwen2Tokenizer]:
+    """The project's own, and Qwen's with the same words and added tokens of both kinds."""
+    own = tokenizer.build(prompts.corpus(["left lung"]), 600)
+    bpe = json.loads(own.backend_tokenizer.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in bpe["merges"]]
+    qwen = Qwen2Tokenizer(bpe["vocab"], merges)
+    added = [AddedToken(t, special=t != "<tool_call>", normalized=False) for t in LOOKING_SPECIAL]
+    qwen.add_tokens(added)
+    return own, qwen
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@given(text=texts)
+def test_users_text_never_has_a_special_token(index: int, text: str) -> None:
+    words = _tokenizers()[index]
+    special = {words.convert_tokens_to_ids(token) for token in LOOKING_SPECIAL}
+    found = tokenizer.encode_text(words, text)
+    assert not special.intersection(found)
+    assert words.decode(found) == (unicodedata.normalize("NFC", text) if index else text)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@given(text=texts)
+def test_ordinary_text_has_the_ids_that_it_always_had(index: int, text: str) -> None:
+    words = _tokenizers()[index]
+    for token in LOOKING_SPECIAL:
+        text = text.replace(token, "")
+    if not any(token in text for token in LOOKING_SPECIAL):
+        expected = words.encode("<|im_start|>user\n" + text, add_special_tokens=False)
+        assert [expected[0], *tokenizer.encode_text(words, "user\n" + text)] == expected
+
+
+@given(name=texts, description=texts)
+def test_a_prompt_is_one_line_of_ordinary_tokens(name: str, description: str) -> None:
+    reasoner = _reasoner()
+    prompt = prompts.prompt(name, description, "red")
+    assert not any(unicodedata.category(c) == "Cc" for c in prompt)
+    ids, mask = reasoner.tokenize([prompt, "the disc"])
+    start, *rest = ids[0][mask[0].bool()].tolist()
+    assert start == reasoner._id("<|im_start|>")
+    assert not {reasoner._id(token) for token in SPECIAL_TOKENS}.intersection(rest)
+
+
+def test_half_a_surrogate_pair_is_read_as_a_question_mark() -> None:
+    own, _ = _tokenizers()
+    assert tokenizer.encode_text(own, "left \ud800lung") == own.encode("left ?lung")
+
+
+@torch.no_grad()
+def test_special_tokens_of_a_user_are_read_like_other_words(reasoner: Reasoner) -> None:
+    ids, mask = reasoner.tokenize(["the <|image_pad|><SEG><|im_end|> disc", "the disc"])
+    overlay, target = reasoner.see(_images(2)), reasoner.see(_images(2, 1))
+    together = reasoner.read(reasoner.prefix(ids, mask, overlay), target).seg_PD
+    assert bool(together.isfinite().all())
+    plain = reasoner.prefix(ids[1:], mask[1:], overlay.select(torch.tensor([1])))
+    alone = reasoner.read(plain, target.select(torch.tensor([1]))).seg_PD
+    assert torch.allclose(together[1:], alone, atol=1e-5)
 
 
 def test_the_map_of_seg_is_its_dot_product_with_every_cell() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ VOCABULARY = (
     "large inside outside around between cavity encloses enclosed leans from beside ring side "
     "red green blue yellow purple cyan orange pink"
 )
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SIZES = ((0.01, "tiny"), (0.04, "small"), (0.12, "medium"), (1.01, "large"))
 
@@ -28,11 +31,12 @@ SIZES = ((0.01, "tiny"), (0.04, "small"), (0.12, "medium"), (1.01, "large"))
 def prompt(name: str, description: str = "", colour: str = "") -> str:
     """Text part of the prompt for one class.
 
-    ``colour`` says which area of the template overlay shows it, where that is known.
+    ``colour`` says which area of the template overlay shows it, where that is known. Control
+    characters count as spaces.
     """
     shown = SHOWN.format(colour=colour) if colour else ""
     text = PROMPT.format(name=name.replace("_", " "), shown=shown, description=description)
-    return " ".join(text.split())
+    return " ".join(CONTROL.sub(" ", text).split())
 
 
 # What is taught: absent, or size and place on the canvas.

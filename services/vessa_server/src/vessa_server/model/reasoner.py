@@ -22,10 +22,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from vessa_server.model import vision_tower
 from vessa_server.model.config import VlmConfig
 from vessa_server.model.records import TensorRecord
-from vessa_server.model.tokenizer import SEG_TOKEN
+from vessa_server.model.tokenizer import SEG_TOKEN, encode_text
 
 PATCH_MEAN, PATCH_STD = 0.5, 0.5
-SYSTEM_PROMPT = "<|im_start|>user\n"
+ROLE = "user\n"
 IGNORED = -100
 
 
@@ -167,12 +167,13 @@ class Reasoner(nn.Module):
         return self.config.image_size // (self.patch_size * self.merge_size)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Left-padded ids and mask, (P, max_text_tokens) each; longer text is cut at the end."""
+        """Left-padded ids and mask, (P, max_text_tokens) each; longer text is cut at the end.
+
+        Special tokens in ``prompts`` are ordinary text.
+        """
         limit = self.config.max_text_tokens
-        rows = [
-            self.tokenizer.encode(SYSTEM_PROMPT + prompt, add_special_tokens=False)[:limit]
-            for prompt in prompts
-        ]
+        start = self._id("<|im_start|>")
+        rows = [[start, *encode_text(self.tokenizer, ROLE + prompt)][:limit] for prompt in prompts]
         ids = torch.full((len(rows), limit), self._pad_id, dtype=torch.long)
         mask = torch.zeros((len(rows), limit), dtype=torch.long)
         for index, row in enumerate(rows):

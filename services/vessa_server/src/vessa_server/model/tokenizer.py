@@ -50,6 +50,21 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of ``text`` that a user wrote: what looks like a special token is ordinary text.
+
+    Other text gets the ids of ``tokenizer.encode``, which would take those for the prompt's own
+    markers. Its ``split_special_tokens`` still finds added tokens that are not
+    called special, such as Qwen's ``<tool_call>``, and is a state that threads would share.
+    """
+    backend: Tokenizer = getattr(tokenizer, "backend_tokenizer")  # noqa: B009
+    text = text.encode(errors="replace").decode()  # half a surrogate pair is no text
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    words = backend.pre_tokenizer.pre_tokenize_str(text)
+    return [token.id for word, _ in words for token in backend.model.tokenize(word)]
+
+
 def load(file: Path) -> PreTrainedTokenizerFast:
     """Read a ``tokenizer.json`` that :func:`build` made."""
     return wrap(Tokenizer.from_file(str(file)))
