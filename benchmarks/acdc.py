@@ -21,7 +21,7 @@ from ssl_trainer.data.cases import Case, Split, find
 from ssl_trainer.evaluation import evaluate as evaluation
 from vessa_client import AnyArray, ClassDefinition, UInt8Array, files
 from vessa_client.console import console, progress_bar
-from vessa_server.bank import TemplateBank
+from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import NoCache
 from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
@@ -76,7 +76,7 @@ def new_engine(
     model: Vessa, digest: str, bank: TemplateBank, settings: EngineSettings | None = None
 ) -> VessaEngine:
     """An engine that remembers nothing of another one."""
-    return VessaEngine(TorchRuntime(model, digest), bank, NoCache(), settings)
+    return VessaEngine(TorchRuntime(model, digest), Banks(bank.folder), NoCache(), settings)
 
 
 def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:

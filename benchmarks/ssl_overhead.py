@@ -104,7 +104,7 @@ async def measure(task: Task, arguments: argparse.Namespace) -> dict[str, Facts]
         threads=1,
     )
     plain = build_engine(settings)
-    engine = KeepingEngine(plain.runtime, plain.bank, plain.cache, plain.settings)
+    engine = KeepingEngine(plain.runtime, plain.banks, plain.cache, plain.settings)
     for image, labels, name in task.templates(arguments.cases):
         engine.bank.add(image, labels, task.classes, name=name)
     stop = asyncio.Event()

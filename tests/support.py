@@ -19,7 +19,7 @@ import torch
 from vessa_client import ClassDefinition, SegmentationRequest, SegmentationResult, UInt8Array
 from vessa_server.api.run import Ports, serve
 from vessa_server.api.settings import ServerSettings
-from vessa_server.bank import TemplateBank
+from vessa_server.bank import Banks
 from vessa_server.cache import FeatureCache, NoCache
 from vessa_server.cases.segment import segment
 from vessa_server.engine import EngineSettings, VessaEngine
@@ -113,7 +113,7 @@ def engine_of(
     """An engine of a tiny model with a filled bank."""
     engine = VessaEngine(
         TorchRuntime(model or tiny_model(), "0" * 64),
-        TemplateBank(folder / "bank"),
+        Banks(folder / "bank"),
         cache or NoCache(),
         settings,
     )

@@ -113,7 +113,7 @@ def test_other_weights_do_not_read_each_others_cache(tmp_path: Path) -> None:
     engine_of(tmp_path / "a", cache=open_cache(address, 1 << 30)).segment(REQUEST)
     other = engine_of(tmp_path / "a", model=tiny_model(3), templates=0)
     runtime = TorchRuntime(model_of(other), "1" * 64)
-    fresh = VessaEngine(runtime, other.bank, open_cache(address, 1 << 30))
+    fresh = VessaEngine(runtime, other.banks, open_cache(address, 1 << 30))
     assert not fresh.segment(REQUEST).template_features_cached
     assert same(
         dataclasses.replace(fresh.segment(REQUEST), model_digest=""),

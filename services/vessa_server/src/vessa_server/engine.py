@@ -7,29 +7,31 @@ time. Bank, caches and memories lock themselves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vessa_client import (
     AnyArray,
     ClassDefinition,
+    ImageReference,
     InvalidRequestError,
     OverloadedError,
     SegmentationRequest,
     SegmentationResult,
     TemplateInfo,
+    files,
 )
-from vessa_server.bank import TemplateBank
+from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import FeatureCache
 from vessa_server.cases import students
-from vessa_server.cases.case import Case, Shared
-from vessa_server.cases.images import ImageLimits, ImageStore
+from vessa_server.cases.case import Case, Shared, Steps
+from vessa_server.cases.images import ImageLimits, ImageStore, StoredImage, check_same_size
 from vessa_server.cases.segment import finish, segment
 from vessa_server.features.lru import ByteLru
 from vessa_server.features.templates import TemplateFeatureStore
 from vessa_server.inference.five_steps import FiveSteps
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Prediction, TemplateLook
 from vessa_server.inference.plan import Limits, make_plan
 from vessa_server.inference.scan import Scan
 from vessa_server.policy import PolicyConfig
@@ -76,12 +78,12 @@ class VessaEngine:
     def __init__(
         self,
         runtime: Runtime,
-        bank: TemplateBank,
+        banks: Banks,
         cache: FeatureCache,
         settings: EngineSettings | None = None,
     ) -> None:
         self.runtime = runtime
-        self.bank = bank
+        self.banks = banks
         self.cache = cache
         self.settings = settings or EngineSettings()
         self.info = runtime.info
@@ -97,6 +99,11 @@ class VessaEngine:
         self.five_steps = FiveSteps(runtime, self.templates, self.memory)
         self._lock = threading.Lock()
 
+    @property
+    def bank(self) -> TemplateBank:
+        """The default bank."""
+        return self.banks.get("")
+
     def segment(self, request: SegmentationRequest) -> SegmentationResult:
         """Segment one image.
 
@@ -108,30 +115,27 @@ class VessaEngine:
             draft, words = self._drive(segment(case))
         return self.finish(request, case, draft, words)
 
-    def open(self, request: SegmentationRequest) -> Case:
+    def open(self, request: SegmentationRequest, volume: Sequence[StoredImage] = ()) -> Case:
         """Decode and check a request.
+
+        Args:
+            request: of one image.
+            volume: slices of its volume that are decoded already.
 
         Raises:
             VessaError: it is wrong, or over a limit.
         """
         clock = StageClock()
         with clock.stage("decode_image"):
-            image = self.images.resolve(request.image)
-            volume = self.images.resolve_volume(request.volume, image)
+            image = self._held(request, volume) or self.images.resolve(request.image)
+            volume = self._voters(request, image, volume)
+        bank = self.banks.get(request.bank)
         policy = self.settings.policy.without(request.policy_off)
-        plan = make_plan(request, self.bank, policy, self.limits)
+        plan = make_plan(request, bank, policy, self.limits)
         height, width = (int(n) for n in image.pixels.shape[:2])
         if request.student_mask is not None:
             students.check(request.student_mask, (height, width), len(plan.classes))
-        work = height * width * len(plan.classes) * max(1, len(volume))
-        if work > self.settings.max_request_pixels:
-            raise OverloadedError(
-                f"image: {height} x {width} pixels x {len(plan.classes)} classes x "
-                f"{max(1, len(volume))} slices, expected at most "
-                f"{self.settings.max_request_pixels} (VESSA_MAX_REQUEST_PIXELS); ask for fewer "
-                "classes or a smaller image",
-                field="image",
-            )
+        self.check_work(height * width, len(plan.classes), max(1, len(volume)))
         return Case(
             scan=Scan(image.sha256, image.pixels),
             plan=plan,
@@ -142,6 +146,45 @@ class VessaEngine:
             explain=request.explain,
             clock=clock,
         )
+
+    def check_work(self, pixels: int, classes: int, slices: int) -> None:
+        """Refuse what would keep everybody waiting.
+
+        Raises:
+            OverloadedError: more pixels, classes and slices than the limit.
+        """
+        if pixels * classes * slices > self.settings.max_request_pixels:
+            raise OverloadedError(
+                f"image: {pixels} pixels x {classes} classes x {slices} slices, expected at most "
+                f"{self.settings.max_request_pixels} (VESSA_MAX_REQUEST_PIXELS); ask for fewer "
+                "classes or a smaller image",
+                field="image",
+            )
+
+    @staticmethod
+    def _held(request: SegmentationRequest, volume: Sequence[StoredImage]) -> StoredImage | None:
+        """The image, where it is a slice that is decoded already."""
+        if not isinstance(request.image, ImageReference):
+            return None
+        digest = request.image.sha256
+        return next((slice_ for slice_ in volume if slice_.sha256 == digest), None)
+
+    def _voters(
+        self, request: SegmentationRequest, image: StoredImage, volume: Sequence[StoredImage]
+    ) -> Sequence[StoredImage]:
+        """The slices of a volume that are asked where its structures are."""
+        if request.volume and (request.volume_ref is not None or volume):
+            raise InvalidRequestError(
+                "volume: expected slices or volume_ref, not both", field="volume"
+            )
+        if request.volume_ref is not None:
+            volume = self.images.volume(request.volume_ref)
+        if not volume:
+            return self.images.resolve_volume(request.volume, image)
+        for slice_ in volume:
+            check_same_size(slice_, image)
+        most = self.settings.policy.volume.slices
+        return [volume[index] for index in files.spread(len(volume), most)]
 
     def finish(
         self, request: SegmentationRequest, case: Case, draft: Any, words: Sequence[str]
@@ -163,17 +206,27 @@ class VessaEngine:
         classes: Sequence[ClassDefinition],
         *,
         name: str = "",
+        bank: str = "",
     ) -> tuple[TemplateInfo, bool]:
-        """Add an annotated image to the bank; see :meth:`TemplateBank.add`."""
+        """Add an annotated image to a bank, which is made where there is none of that name.
+
+        See :meth:`TemplateBank.add`.
+        """
         stored = self.images.resolve(image)
         if len(classes) > self.settings.max_classes:
             raise InvalidRequestError(
                 f"classes: {len(classes)}, expected at most {self.settings.max_classes}",
                 field="classes",
             )
-        return self.bank.add(stored.pixels, labels, classes, name=name)
+        return self.banks.get(bank, create=True).add(stored.pixels, labels, classes, name=name)
 
-    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+    def encode_template(self, bank: str, info: TemplateInfo) -> Steps:
+        """Encode a template that was added, before a request needs it."""
+        found = self.banks.get(bank)
+        for focus in (None, info.class_names):
+            yield [TemplateLook(found, info, focus)]
+
+    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         """Run looks, together where ``fuse`` is set."""
         size = self.settings.max_batch if self.settings.fuse else 1
         predictions: list[Prediction] = []
@@ -186,7 +239,7 @@ class VessaEngine:
         self.runtime.close()
         self.cache.close()
 
-    def _drive(self, steps: Generator[list[Look] | Shared, Any, Any]) -> Any:
+    def _drive(self, steps: Steps) -> Any:
         """Run one case to its end."""
         sent: Any = None
         while True:

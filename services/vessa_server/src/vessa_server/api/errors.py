@@ -18,7 +18,7 @@ from vessa_client import (
     VessaError,
 )
 from vessa_client.wire import METADATA_FIELD, METADATA_RETRY_AFTER
-from vessa_server.bank import BankError
+from vessa_server.bank import BankError, BankFullError
 
 log = structlog.get_logger(__name__)
 INTERNAL = "INTERNAL"
@@ -43,6 +43,8 @@ def public(error: Exception) -> VessaError:
         if len(error.message) > MAX_MESSAGE:
             error.message = error.message[:MAX_MESSAGE] + "..."
         return error
+    if isinstance(error, BankFullError):
+        return OverloadedError(str(error))
     if isinstance(error, BankError):
         log.error("bank.failed", error=str(error))
         return VessaError(str(error))

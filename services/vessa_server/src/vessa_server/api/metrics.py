@@ -115,5 +115,5 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(
             "vessa_templates",
             "Templates in the bank.",
-            value=len(self.engine.bank.snapshot().templates),
+            value=len(self.engine.bank.last_good.templates),
         )

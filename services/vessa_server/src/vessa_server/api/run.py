@@ -18,7 +18,7 @@ from vessa_server.api.grpc.server import GrpcServer, PortInUseError
 from vessa_server.api.rest.app import create_app
 from vessa_server.api.service import Service
 from vessa_server.api.settings import ServerSettings
-from vessa_server.bank import TemplateBank
+from vessa_server.bank import Banks
 from vessa_server.cache import open_cache
 from vessa_server.engine import VessaEngine
 from vessa_server.model import checkpoint
@@ -64,7 +64,7 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
     model = model.to(device, resolve_dtype(settings.dtype, device))
     return VessaEngine(
         TorchRuntime(model, digest, max_batch=settings.max_batch),
-        TemplateBank(settings.bank),
+        Banks(settings.bank),
         open_cache(settings.cache, settings.cache_max_bytes),
         settings.engine_settings(),
     )

@@ -23,6 +23,7 @@ from vessa_client import (
     BankListing,
     ClassDefinition,
     DeadlineError,
+    OverloadedError,
     SegmentationRequest,
     SegmentationResult,
     ServerInfo,
@@ -32,6 +33,7 @@ from vessa_client import (
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.settings import ServerSettings
 from vessa_server.cases.case import Case
+from vessa_server.cases.images import StoredImage
 from vessa_server.cases.segment import segment
 from vessa_server.engine import VessaEngine
 from vessa_server.policy import POLICY_VERSION, RULES
@@ -104,6 +106,7 @@ class Service:
         parse: Callable[[], SegmentationRequest],
         render: Callable[[SegmentationResult], T],
         caller: Caller,
+        volume: Sequence[StoredImage] = (),
     ) -> T:
         """Segment one image.
 
@@ -111,6 +114,7 @@ class Service:
             parse: makes the request of its payload; runs in the pool.
             render: makes the payload of the answer; runs in the pool.
             caller: who asks.
+            volume: slices of the image's volume that are decoded already.
 
         Raises:
             VessaError: the request is wrong, refused, or out of time.
@@ -119,7 +123,7 @@ class Service:
         self._calls += 1
         self._idle.clear()
         try:
-            return await self._segment(parse, render, caller)
+            return await self._segment(parse, render, caller, volume)
         finally:
             self._calls -= 1
             if not self._calls:
@@ -130,10 +134,11 @@ class Service:
         parse: Callable[[], SegmentationRequest],
         render: Callable[[SegmentationResult], T],
         caller: Caller,
+        volume: Sequence[StoredImage],
     ) -> T:
         def opened() -> tuple[SegmentationRequest, Case]:
             request = parse()
-            return request, self.engine.open(request)
+            return request, self.engine.open(request, volume)
 
         def finished() -> T:
             result = self.engine.finish(request, case, draft, words)
@@ -165,21 +170,32 @@ class Service:
         labels: AnyArray,
         classes: Sequence[ClassDefinition],
         name: str,
+        bank: str = "",
     ) -> tuple[TemplateInfo, bool]:
-        """Add a template; see :meth:`TemplateBank.add`."""
-        return await self.work(lambda: self.engine.add_template(image, labels, classes, name=name))
+        """Add a template, and encode it when nobody else needs the device.
 
-    async def delete_template(self, template_id: str) -> str:
+        See :meth:`TemplateBank.add`.
+        """
+        info, created = await self.work(
+            lambda: self.engine.add_template(image, labels, classes, name=name, bank=bank)
+        )
+        if created:
+            with contextlib.suppress(OverloadedError):  # then the first request encodes it
+                steps = self.engine.encode_template(bank, info)
+                self.scheduler.submit(steps, Ticket(priority=Priority.BACKGROUND))
+        return info, created
+
+    async def delete_template(self, template_id: str, bank: str = "") -> str:
         """Delete a template; see :meth:`TemplateBank.delete`."""
-        return await self.work(lambda: self.engine.bank.delete(template_id))
+        return await self.work(lambda: self.engine.banks.get(bank).delete(template_id))
 
-    async def listing(self) -> BankListing:
+    async def listing(self, bank: str = "") -> BankListing:
         """Templates and classes."""
-        return await self.work(self.engine.bank.snapshot)
+        return await self.work(lambda: self.engine.banks.get(bank).snapshot())
 
-    async def info(self) -> ServerInfo:
+    async def info(self, bank_name: str = "") -> ServerInfo:
         """Model, device, bank, policy and limits."""
-        bank = await self.listing()
+        bank = await self.listing(bank_name)
         settings, runtime = self.settings, self.engine.runtime.info
         return ServerInfo(
             version=version("vessa-server"),
@@ -203,6 +219,8 @@ class Service:
             device=runtime.device,
             dtype=runtime.dtype,
             device_memory_bytes=runtime.memory,
+            bank=bank_name,
+            banks=await self.work(self.engine.banks.names),
             policy_version=POLICY_VERSION,
             policy_rules=tuple(RULES),
         )

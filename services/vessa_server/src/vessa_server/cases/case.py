@@ -17,7 +17,7 @@ import numpy as np
 from vessa_client import AnyArray, TemplateUse, UInt8Array
 from vessa_server.cases.frame import Frame
 from vessa_server.features.lru import ByteLru
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Look, Prediction
 from vessa_server.inference.plan import Plan
 from vessa_server.inference.scan import Scan
 from vessa_server.model.preprocess import Canvas
@@ -34,7 +34,7 @@ class Shared:
     work: Callable[[], Steps]
 
 
-Steps = Generator[list[Look] | Shared, Any, Any]
+Steps = Generator[list[AnyLook] | Shared, Any, Any]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,22 @@ from vessa_client import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    VolumeReference,
 )
-from vessa_client.wire import IMAGE_REF_FIELD, MAX_VOLUME_SLICES, image_digest
+from vessa_client.wire import (
+    IMAGE_REF_FIELD,
+    MAX_VOLUME_SLICES,
+    VOLUME_REF_FIELD,
+    image_digest,
+    volume_digest,
+)
 from vessa_server.features.lru import ByteLru
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 GZIP_MAGIC = b"\x1f\x8b"
 MIN_SIDE = 8
+_NIFTI = {nib.Nifti1Header: nib.Nifti1Image, nib.Nifti2Header: nib.Nifti2Image}
+VOLUME_NAMES_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class ImageStore:
     def __init__(self, limits: ImageLimits, max_bytes: int) -> None:
         self.limits = limits
         self._kept: ByteLru[StoredImage] = ByteLru(max_bytes)
+        self._volumes: ByteLru[tuple[str, ...]] = ByteLru(VOLUME_NAMES_BYTES)
 
     def resolve(self, image: AnyArray | bytes | ImageReference) -> StoredImage:
         """Decode and check an image, or find one by reference.
@@ -115,18 +126,51 @@ class ImageStore:
             )
         volume = tuple(self.resolve(other) for other in images)
         for other in volume:
-            if other.pixels.shape != image.pixels.shape:
-                raise InvalidRequestError(
-                    f"volume: a slice of shape {other.pixels.shape}, expected "
-                    f"{image.pixels.shape} as the image",
-                    field="volume",
-                )
+            check_same_size(other, image)
         return volume
+
+    def keep_volume(self, slices: Sequence[StoredImage]) -> str:
+        """Keep which images, in order, a volume consists of; returns its digest."""
+        digest = volume_digest(slice_.sha256 for slice_ in slices)
+        self._volumes.put(digest, tuple(s.sha256 for s in slices), 96 * len(slices))
+        for slice_ in slices:
+            self._kept.put(slice_.sha256, slice_, slice_.pixels.nbytes)
+        return digest
+
+    def volume(self, reference: VolumeReference) -> tuple[StoredImage, ...]:
+        """All slices of a volume that was kept.
+
+        Raises:
+            NotFoundError: it is unknown, or some of its images were evicted.
+        """
+        digests = self._volumes.get(reference.sha256) or ()
+        slices = tuple(image for image in map(self._kept.get, digests) if image is not None)
+        if not slices or len(slices) < len(digests):
+            raise NotFoundError(
+                f"{VOLUME_REF_FIELD}: {reference.sha256[:12]}... is not held (any more), "
+                "send the volume itself",
+                field=VOLUME_REF_FIELD,
+            )
+        return slices
 
     @property
     def bytes(self) -> int:
         """Bytes held now."""
         return self._kept.bytes
+
+
+def check_same_size(slice_: StoredImage, image: StoredImage) -> None:
+    """Slices of a volume are of one size.
+
+    Raises:
+        InvalidRequestError: they are not.
+    """
+    if slice_.pixels.shape != image.pixels.shape:
+        raise InvalidRequestError(
+            f"volume: a slice of shape {slice_.pixels.shape}, expected {image.pixels.shape} as "
+            "the image",
+            field="volume",
+        )
 
 
 def check(pixels: AnyArray, limits: ImageLimits) -> None:
@@ -158,8 +202,11 @@ def check(pixels: AnyArray, limits: ImageLimits) -> None:
             f"image: {height} x {width} pixels, expected at least {MIN_SIDE} a side",
             field="image",
         )
-    if pixels.dtype.kind == "f" and not bool(np.isfinite(pixels).all()):
-        raise InvalidRequestError("image: has NaN or infinite values", field="image")
+    if pixels.dtype.kind == "f" and not math.isfinite(float(pixels.max()) - float(pixels.min())):
+        raise InvalidRequestError(
+            "image: has NaN or infinite values, or a range beyond float64; expected finite pixels",
+            field="image",
+        )
 
 
 def decode(
@@ -197,7 +244,7 @@ def decode(
         raise OverloadedError(
             f"{field}: too many pixels, expected at most {limits.max_side} a side", field=field
         ) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # decoders raise many kinds, OverflowError among them
         raise InvalidRequestError(
             f"{field}: damaged or truncated ({error}), expected a whole file", field=field
         ) from error
@@ -224,25 +271,14 @@ def _check_side(size: tuple[int, int], limits: ImageLimits, field: str) -> None:
 
 def _decode_nifti(data: bytes, limits: ImageLimits, field: str) -> tuple[AnyArray, NiftiGeometry]:
     try:
-        if data[:2] == GZIP_MAGIC:
-            # A small file can unpack to a large one: read no more than the limits allow.
-            most = limits.max_side**2 * 8 * 3 + 4096
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-                data = stream.read(most + 1)
-            if len(data) > most:
-                raise OverloadedError(
-                    f"{field}: unpacks to more than {most} bytes, expected one slice",
-                    field=field,
-                )
-        image = nib.Nifti1Image.from_bytes(data)
-        shape = tuple(int(n) for n in image.shape)
-        plane = [n for n in shape if n != 1]
-        if len(plane) != 2:
-            raise InvalidRequestError(
-                f"{field}: NIfTI of shape {shape}, expected one slice; `vessa label` does volumes",
-                field=field,
-            )
-        _check_side((plane[1], plane[0]), limits, field)
+        packed = data[:2] == GZIP_MAGIC
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data) as stream:
+            header, plane = _nifti_header(stream, limits, field)
+            # A small file can unpack to a large one: no more is read than the header announces.
+            whole = header.get_data_offset() + math.prod(plane) * header.get_data_dtype().itemsize
+            stream.seek(0)
+            content = stream.read(int(whole))
+        image = _NIFTI[type(header)].from_bytes(content)
         pixels = np.asarray(image.dataobj).reshape(plane)
     except (InvalidRequestError, OverloadedError):
         raise
@@ -251,4 +287,29 @@ def _decode_nifti(data: bytes, limits: ImageLimits, field: str) -> tuple[AnyArra
             f"{field}: NIfTI is damaged or truncated ({error}), expected a whole file",
             field=field,
         ) from error
+    shape = tuple(int(n) for n in image.shape)
     return pixels, NiftiGeometry(image.header.copy(), np.asarray(image.affine), shape)
+
+
+def _nifti_header(
+    stream: io.BufferedIOBase, limits: ImageLimits, field: str
+) -> tuple[nib.Nifti1Header, list[int]]:
+    """The header and the plane's shape, checked before any pixel is read."""
+    start = stream.read(4)
+    kind = nib.Nifti2Header if 540 in (_int(start, "<"), _int(start, ">")) else nib.Nifti1Header
+    stream.seek(0)
+    header = kind.from_fileobj(stream)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    plane = [n for n in shape if n != 1]
+    if len(plane) != 2 or min(plane) < 1:
+        raise InvalidRequestError(
+            f"{field}: NIfTI of shape {shape}, expected one slice; send a volume to "
+            "POST /pseudolabel/volume, or label it with `vessa label`",
+            field=field,
+        )
+    _check_side((plane[1], plane[0]), limits, field)
+    return header, plane
+
+
+def _int(data: bytes, order: str) -> int:
+    return int(np.frombuffer(data, dtype=f"{order}i4")[0])

@@ -155,13 +155,17 @@ class TemplateFeatureStore:
             self._computed("prefix", key, held, keep=not text)
         return held
 
-    def prepare(self, bank: TemplateBank, info: TemplateInfo) -> None:
-        """Encode a template that was added, whole and close, before a request needs it."""
-        for focus in (None, info.class_names):
-            views = [self._view(bank, info, name, focus) for name in info.class_names]
-            missing = [v for v in views if self._held("template", self._key("template", v)) is None]
-            if missing:
-                self._compute(bank, missing)
+    def prepare(self, bank: TemplateBank, info: TemplateInfo, focus: Focus) -> None:
+        """Encode all classes of a template, where that was not done yet."""
+        views = [self._view(bank, info, name, focus) for name in info.class_names]
+        missing = [v for v in views if self._held("template", self._key("template", v)) is None]
+        if missing:
+            self._compute(bank, missing)
+
+    def clear(self) -> None:
+        """Forget what the runtime held; the cache keeps what it has."""
+        self._memory.clear()
+        self._indices.clear()
 
     def _embedding(
         self, bank: TemplateBank, info: TemplateInfo, class_name: str, focus: Focus
@@ -256,8 +260,3 @@ class TemplateFeatureStore:
     def _placement(self, template: Template, crop: Crop | None) -> Canvas:
         height, width = template.labels.shape
         return Canvas(height, width, self._canvas, crop)
-
-    def clear(self) -> None:
-        """Forget what the runtime held; the cache keeps what it has."""
-        self._memory.clear()
-        self._indices.clear()

@@ -13,7 +13,7 @@ import numpy as np
 from vessa_client import TemplateInfo, TemplateUse
 from vessa_server.features.lru import ByteLru
 from vessa_server.features.templates import TemplateFeatureStore
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Look, Prediction, TemplateLook
 from vessa_server.policy import retrieval
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import (
@@ -26,6 +26,8 @@ from vessa_server.runtime.protocol import (
 )
 
 EMPTY: Floats = np.zeros((0, 0, 0), np.float32)
+# What a template that is encoded gives.
+NOTHING = Prediction(EMPTY, EMPTY, (), cached=False, templates_cached=False)
 
 
 class Conditioned:
@@ -50,8 +52,16 @@ class FiveSteps:
         self.templates = templates
         self.memory = memory
 
-    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         """Segment looks together: each step is one batch of the runtime."""
+        for look in looks:
+            if isinstance(look, TemplateLook):
+                self.templates.prepare(look.bank, look.info, look.focus)
+        images = [look for look in looks if isinstance(look, Look)]
+        predictions = iter(self._segment(images) if images else [])
+        return [next(predictions) if isinstance(look, Look) else NOTHING for look in looks]
+
+    def _segment(self, looks: Sequence[Look]) -> list[Prediction]:
         clock = StageClock()
         try:
             predictions = self._run(looks, clock)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from vessa_client import TemplateUse
+from vessa_client import TemplateInfo, TemplateUse
+from vessa_server.bank import TemplateBank
 from vessa_server.features.templates import Focus
 from vessa_server.inference.plan import Plan
 from vessa_server.inference.scan import Scan
@@ -57,6 +58,18 @@ class Look:
     def condition_key(self) -> Hashable:
         """All that steps 1 to 4 depend on."""
         return "conditioned", self.scan.sha256, self.canvas, self.plan.key
+
+
+@dataclass(frozen=True)
+class TemplateLook:
+    """A template that was added, to be encoded before a request needs it."""
+
+    bank: TemplateBank
+    info: TemplateInfo
+    focus: Focus
+
+
+AnyLook = Look | TemplateLook
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,14 @@ class VolumeConfig:
     """``votes``: slices of a volume agree on where their structures are.
 
     Attributes:
+        slices: of a whole volume that are asked, evenly spread.
         rounds: close views of a volume, each at what the one before it shows.
         blur: pixels by which votes are blurred.
         enough: share of the most votes above which a pixel counts.
         hardly: share of the slices' votes up to which a class is hardly shown anywhere.
     """
 
+    slices: int = 6
     rounds: int = 2
     blur: float = 3.0
     enough: float = 0.5

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -26,7 +27,7 @@ from vessa_client import (
     convert,
     wire,
 )
-from vessa_server.api import errors
+from vessa_server.api import errors, volumes
 from vessa_server.api.service import Caller, Service
 from vessa_server.scheduler.scheduler import Priority
 
@@ -90,6 +91,59 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
             with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
                 await reader
 
+    async def SegmentVolume(
+        self, request_iterator: AsyncIterator[pb.SegmentVolumeRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        """A volume, slice by slice; answers begin when all slices have come."""
+        await self._authenticate(context)
+        caller = _caller(context, Priority.BULK)
+        with self._measured("SegmentVolume") as outcome:
+            try:
+                volume, indices = await self._incoming(request_iterator)
+                volumes.check_work(self.service, volume)
+            except Exception as raised:
+                error = errors.public(raised)
+                outcome.code = errors.code_name(error)
+                await _abort(context, error)
+            render = convert.result_to_message
+            request_id = volume.request.request_id
+            answers = volumes.answers(self.service, volume, indices, render, caller)
+            async with contextlib.aclosing(answers):
+                async for index, answer in answers:
+                    yield (
+                        _error_message(request_id, answer, index)
+                        if isinstance(answer, VessaError)
+                        else answer
+                    )
+
+    async def _incoming(
+        self, messages: AsyncIterator[pb.SegmentVolumeRequest]
+    ) -> tuple[volumes.IncomingVolume, list[int]]:
+        """All slices of a volume, and which of them are to be answered."""
+        volume: volumes.IncomingVolume | None = None
+        asked: set[int] = set()
+        async for message in messages:
+            part = message.WhichOneof("part")
+            if (part == "header") != (volume is None):
+                raise InvalidRequestError(
+                    "part: expected one header first, then slices", field="part"
+                )
+            if volume is None:
+                request, reference = convert.volume_header_from_message(message.header)
+                store, count = self.service.engine.images, message.header.num_slices
+                volume = await self.service.work(
+                    partial(volumes.IncomingVolume, request, count, reference, store)
+                )
+                continue
+            asked.add(message.slice.index)
+            await self.service.work(partial(_add_slice, volume, message.slice))
+        if volume is None:
+            raise InvalidRequestError("header: missing, expected it first", field="header")
+        by_reference = volume.reference is not None
+        return volume, await self.service.work(
+            partial(volume.close, asked if by_reference else set())
+        )
+
     async def AddTemplate(
         self, request: pb.AddTemplateRequest, context: Context
     ) -> pb.AddTemplateResponse:
@@ -97,8 +151,10 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
 
         async def answer() -> pb.AddTemplateResponse:
             image, labels, classes = await self.service.work(lambda: _template(request))
-            info, created = await self.service.add_template(image, labels, classes, request.name)
-            listing = await self.service.listing()
+            info, created = await self.service.add_template(
+                image, labels, classes, request.name, request.bank
+            )
+            listing = await self.service.listing(request.bank)
             return pb.AddTemplateResponse(
                 template=convert.template_to_message(info),
                 bank_version=listing.version,
@@ -113,7 +169,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """Templates and classes of the bank."""
 
         async def answer() -> pb.ListTemplatesResponse:
-            listing = await self.service.listing()
+            listing = await self.service.listing(request.bank)
             return pb.ListTemplatesResponse(
                 templates=[convert.template_to_message(t) for t in listing.templates],
                 classes=[convert.class_to_message(c) for c in listing.classes],
@@ -128,7 +184,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """Delete a template."""
 
         async def answer() -> pb.DeleteTemplateResponse:
-            version = await self.service.delete_template(request.template_id)
+            version = await self.service.delete_template(request.template_id, request.bank)
             return pb.DeleteTemplateResponse(bank_version=version)
 
         return await self._answer("DeleteTemplate", context, answer)
@@ -139,7 +195,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """Model, bank and limits."""
 
         async def answer() -> pb.GetServerInfoResponse:
-            return convert.info_to_message(await self.service.info())
+            return convert.info_to_message(await self.service.info(request.bank))
 
         return await self._answer("GetServerInfo", context, answer)
 
@@ -157,15 +213,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
             except Exception as raised:
                 error = errors.public(raised)
                 outcome.code = errors.code_name(error)
-                return pb.SegmentResponse(
-                    request_id=message.request_id,
-                    error=pb.Error(
-                        code=errors.code_name(error),
-                        message=error.message,
-                        field=error.field,
-                        retry_after_seconds=error.retry_after,
-                    ),
-                )
+                return _error_message(message.request_id, error)
 
     async def _answer(self, method: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
         await self._authenticate(context)
@@ -200,6 +248,30 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
 
 class _Outcome:
     code = "OK"
+
+
+def _add_slice(volume: volumes.IncomingVolume, part: pb.VolumeSlice) -> None:
+    def mask() -> AnyArray | None:
+        image = volume.images[part.index].pixels
+        classes = len(volume.request.class_names) or wire.MAX_CLASSES
+        height, width = (int(n) for n in image.shape[:2])
+        return convert.student_from_message(part.student_mask, (height, width), classes)
+
+    image = convert.image_from_message(part.image) if part.HasField("image") else None
+    volume.add(part.index, image, mask)
+
+
+def _error_message(request_id: str, error: VessaError, slice_index: int = 0) -> pb.SegmentResponse:
+    return pb.SegmentResponse(
+        request_id=request_id,
+        slice_index=slice_index,
+        error=pb.Error(
+            code=errors.code_name(error),
+            message=error.message,
+            field=error.field,
+            retry_after_seconds=error.retry_after,
+        ),
+    )
 
 
 def _template(

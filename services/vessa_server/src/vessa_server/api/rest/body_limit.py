@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vessa_client import OverloadedError, VessaError
+from vessa_client import DeadlineError, OverloadedError, VessaError
 from vessa_server.api import errors
 from vessa_server.api.rest.guard import error_body
 
 # What is read past the limit and thrown away: a connection that is closed over unread bytes is
 # reset, and the client may never see the answer.
 DRAINED_BYTES = 64 << 20
+# Longest silence while a body is sent.
+UPLOAD_SECONDS = 30.0
 # An error for a path and headers, or None.
 Refuses = Callable[[str, dict[bytes, bytes]], VessaError | None]
 
@@ -22,12 +25,23 @@ class BodyTooLargeError(Exception):
     """The body is over the limit."""
 
 
+class BodyTooSlowError(Exception):
+    """The rest of the body does not come."""
+
+
 class BodyLimit:
     """ASGI middleware: counts bytes as they come, whatever Content-Length says."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, refuses: Refuses | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        refuses: Refuses | None = None,
+        seconds: float = UPLOAD_SECONDS,
+    ) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.seconds = seconds
         self.refuses = refuses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,11 +58,18 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self.max_bytes:
             await _refuse(self._too_large(), receive, send)
             return
-        seen, started = 0, False
+        seen, started, whole = 0, False, False
 
         async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(self.seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTooSlowError from None
+            whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self.max_bytes:
                 await _drain(message, receive)
@@ -62,10 +83,12 @@ class BodyLimit:
 
         try:
             await self.app(scope, limited, watched)
-        except BodyTooLargeError:
+        except (BodyTooLargeError, BodyTooSlowError) as error:
             if started:
                 raise
-            await _respond(self._too_large(), send)
+            late = DeadlineError(f"body: nothing came for {self.seconds:g} s", field="body")
+            slow = isinstance(error, BodyTooSlowError)
+            await _respond(late if slow else self._too_large(), send)
 
     def _too_large(self) -> OverloadedError:
         return OverloadedError(

@@ -28,22 +28,24 @@ class Guard:
             await self.app(scope, receive, send)
             return
         start, status = time.perf_counter(), 0
+        head = scope["method"] == "HEAD"
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await send({**message, "body": b""} if head and "body" in message else message)
 
+        inner = {**scope, "method": "GET"} if head else scope
         try:
-            await self.app(scope, receive, watched)
+            await self.app(inner, receive, watched)
         except Exception as raised:
             if not status:
                 error = errors.public(raised)
                 status = errors.http_status(error)
                 await _answer(send, error, status)
         finally:
-            route = scope.get("route")
+            route = inner.get("route")
             method = f"{scope['method']} {getattr(route, 'path', 'other')}"
             self.metrics.requests.labels("http", method, str(status or CLIENT_CLOSED)).inc()
             self.metrics.latency.labels("http", method).observe(time.perf_counter() - start)

@@ -29,7 +29,7 @@ from vessa_server.scheduler.scheduler import Priority
 
 NIFTI_TYPES = ("application/x-nifti", "application/nifti")
 MEDIA_TYPES = ("application/json", "image/png", NIFTI_TYPES[0])
-MASK_LIMITS = images.ImageLimits(max_bytes=1 << 26, max_side=1 << 13)
+MASK_LIMITS = images.ImageLimits(max_bytes=1 << 26, max_side=1 << 12)
 FORM_FILES = ("image", "student_mask", "volume")
 FORM_TEXTS = (
     "class_names",

@@ -18,9 +18,9 @@ def templates_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["templates"])
 
     @router.get("/templates")
-    async def list_templates() -> dict[str, Any]:
+    async def list_templates(bank: str = "") -> dict[str, Any]:
         """Templates, classes and version of the bank."""
-        listing = await service.listing()
+        listing = await service.listing(bank)
         return {
             "version": listing.version,
             "classes": [vars(c) for c in listing.classes],
@@ -34,6 +34,7 @@ def templates_router(service: Service) -> APIRouter:
         class_names: Annotated[str, Form(description="Comma-separated: label 1, 2, ...")],
         descriptions: Annotated[str, Form(description="Semicolon-separated")] = "",
         name: Annotated[str, Form()] = "",
+        bank: Annotated[str, Form(description="Name of the bank, made where there is none")] = "",
     ) -> dict[str, Any]:
         """Add an annotated image; a template that is there already is not added again."""
         names, words = split_names(class_names), [d.strip() for d in descriptions.split(";")]
@@ -41,22 +42,23 @@ def templates_router(service: Service) -> APIRouter:
         classes = [ClassDefinition(name=n, description=d) for n, d in zip(names, words)]  # noqa: B905
         label_data = await labels.read()
         label_map = await service.work(lambda: label_pixels(label_data, "labels"))
-        info, created = await service.add_template(await image.read(), label_map, classes, name)
+        image_data = await image.read()
+        info, created = await service.add_template(image_data, label_map, classes, name, bank)
         return {**vars(info), "created": created}
 
     @router.delete("/templates/{template_id}")
-    async def delete_template(template_id: str) -> dict[str, str]:
+    async def delete_template(template_id: str, bank: str = "") -> dict[str, str]:
         """Delete a template."""
-        return {"version": await service.delete_template(template_id)}
+        return {"version": await service.delete_template(template_id, bank)}
 
     @router.get("/templates/{template_id}/overlay.png")
-    def template_overlay(template_id: str) -> Response:
+    def template_overlay(template_id: str, bank: str = "") -> Response:
         """Picture of a template with its annotation; a class has one colour in all of them."""
-        bank = service.engine.bank
-        listing = bank.snapshot()
+        found = service.engine.banks.get(bank)
+        listing = found.snapshot()
         for info in listing.templates:
             if info.template_id == template_id:
-                template = bank.load(info)
+                template = found.load(info)
                 order = [c.name for c in listing.classes]
                 lookup = np.array([0, *(order.index(name) + 1 for name in info.class_names)])
                 picture = render.png(pictures.overlay(template.image, lookup[template.labels]))
