@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vessa_client import ClassResult, SegmentationResult, TemplateUse
+from vessa_client import ClassResult, SegmentationResult, TemplateUse, UInt8Array
 from vessa_server.cases import students
 from vessa_server.cases.case import Case, Own, Place, Shared, Steps, to_bytes
 from vessa_server.cases.frame import restore
@@ -67,13 +67,12 @@ def finish(
 ) -> SegmentationResult:
     """Bring an answer to the image's size; the only step whose cost grows with it."""
     with case.clock.stage("restore"):
-        probability_CHW = _at_image_size(case, draft)
-        labels_HW, confidence_HW = answers.winner(probability_CHW)
+        masks = _masks(case, draft, probabilities=probabilities)
     words = explanations or [""] * len(case.plan.classes)
     return SegmentationResult(
         request_id=request_id,
-        labels=labels_HW.astype(np.uint8),
-        confidence=to_bytes(confidence_HW),
+        labels=masks.labels_HW,
+        confidence=masks.confidence_HW,
         classes=tuple(
             ClassResult(class_name=name, predicted_iou=iou, explanation=text)
             for name, iou, text in zip(case.plan.names, draft.reported_iou, words, strict=True)
@@ -85,8 +84,36 @@ def finish(
         image_features_cached=case.cached,
         template_features_cached=case.templates_cached,
         image_sha256=case.scan.sha256,
-        probabilities=to_bytes(probability_CHW[1:]) if probabilities else None,
+        probabilities=masks.probabilities_CHW,
     )
+
+
+@dataclass(frozen=True)
+class Masks:
+    """An answer at the image's size: labels, their probability, and that of each class."""
+
+    labels_HW: UInt8Array
+    confidence_HW: UInt8Array
+    probabilities_CHW: UInt8Array | None = None
+
+
+def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
+    """VESSA's own answers are kept at the image's size, too: asked again, they cost nothing."""
+    key = ("masks", case.key)
+    keep = case.student is None and not probabilities
+    held = case.memory.get(key) if keep else None
+    if isinstance(held, Masks):
+        return held
+    probability_CHW = _at_image_size(case, draft)
+    labels_HW, confidence_HW = answers.winner(probability_CHW)
+    masks = Masks(
+        labels_HW.astype(np.uint8),
+        to_bytes(confidence_HW),
+        to_bytes(probability_CHW[1:]) if probabilities else None,
+    )
+    if keep:
+        case.memory.put(key, masks, masks.labels_HW.nbytes + masks.confidence_HW.nbytes)
+    return masks
 
 
 def _own(case: Case) -> Steps:

@@ -19,7 +19,7 @@ from vessa_server.model import preprocess, prompts
 from vessa_server.model.preprocess import Canvas, Crop
 from vessa_server.policy.retrieval import Diversity
 from vessa_server.runtime.clock import StageClock
-from vessa_server.runtime.protocol import Bools, Floats, Handle, Runtime
+from vessa_server.runtime.protocol import Bools, Described, Floats, Handle, Runtime
 
 # Classes of a close view, or None for the whole image.
 Focus = tuple[str, ...] | None
@@ -92,10 +92,7 @@ class TemplateFeatureStore:
         key = self._key("template", view)
         held = self._held("template", key)
         if held is None:
-            self._compute(bank, [view])
-            held = self._memory.get(key)
-        if held is None:  # larger than the memory for templates
-            held = self._compute(bank, [view])[0]
+            held = self._compute(bank, [view])[0].handle
         return held
 
     def index(
@@ -122,10 +119,10 @@ class TemplateFeatureStore:
         embeddings_CK2D = np.zeros((len(class_names), len(templates), 2, dim), np.float32)
         shown_CK = np.zeros((len(class_names), len(templates)), np.bool_)
         for k, info in enumerate(templates):
-            for c, name in enumerate(class_names):
-                if name in info.class_names:
-                    shown_CK[c, k] = True
-                    embeddings_CK2D[c, k] = self._embedding(bank, info, name, focus)
+            shown = [c for c, name in enumerate(class_names) if name in info.class_names]
+            names = [class_names[c] for c in shown]
+            shown_CK[shown, k] = True
+            embeddings_CK2D[shown, k] = self._embeddings_of(bank, info, names, focus)
         found = Index(self.runtime.index(embeddings_CK2D), Diversity.of(embeddings_CK2D, shown_CK))
         size = 2 * embeddings_CK2D.nbytes + shown_CK.nbytes
         self._indices.put((key, focus), found, size)
@@ -167,25 +164,29 @@ class TemplateFeatureStore:
         self._memory.clear()
         self._indices.clear()
 
-    def _embedding(
-        self, bank: TemplateBank, info: TemplateInfo, class_name: str, focus: Focus
-    ) -> Floats:
-        view = self._view(bank, info, class_name, focus)
+    def _embeddings_of(
+        self, bank: TemplateBank, info: TemplateInfo, class_names: Sequence[str], focus: Focus
+    ) -> list[Floats]:
+        """Of classes of one template; what is missing is encoded together."""
+        views = [self._view(bank, info, name, focus) for name in class_names]
+        found = {view: self._held_embedding(view) for view in views}
+        missing = [view for view, embedding_2D in found.items() if embedding_2D is None]
+        if missing:
+            described = self._compute(bank, missing)
+            found |= {v: d.embedding_2D for v, d in zip(missing, described, strict=True)}
+        return [embedding_2D for v in views if (embedding_2D := found[v]) is not None]
+
+    def _held_embedding(self, view: TemplateView) -> Floats | None:
         key = self._key("embedding", view)
         held = self._embeddings.get(key)
-        if held is not None:
-            return held
-        tensors = self.cache.get(key)
-        if tensors is not None and "embedding_2D" in tensors:
-            embedding_2D: Floats = tensors["embedding_2D"].numpy()
-            self._embeddings.put(key, embedding_2D, embedding_2D.nbytes)
-            return embedding_2D
-        self._compute(bank, [view])
-        found = self._embeddings.get(key)
-        assert found is not None, "an embedding is smaller than the memory for them"
-        return found
+        if held is None:
+            tensors = self.cache.get(key)
+            if tensors is not None and "embedding_2D" in tensors:
+                held = tensors["embedding_2D"].numpy()
+                self._embeddings.put(key, held, held.nbytes)
+        return held
 
-    def _compute(self, bank: TemplateBank, views: Sequence[TemplateView]) -> list[Handle]:
+    def _compute(self, bank: TemplateBank, views: Sequence[TemplateView]) -> list[Described]:
         """Encode classes of one view of one template, and keep them."""
         template = bank.load(views[0].info)
         clock = StageClock()
@@ -197,7 +198,7 @@ class TemplateFeatureStore:
             key = self._key("embedding", view)
             self._embeddings.put(key, found.embedding_2D, found.embedding_2D.nbytes)
             self.cache.put(key, {"embedding_2D": torch.from_numpy(found.embedding_2D)})
-        return [found.handle for found in described]
+        return described
 
     def _held(self, kind: str, key: str) -> Handle | None:
         held = self._memory.get(key)

@@ -57,7 +57,7 @@ class Look:
     @property
     def condition_key(self) -> Hashable:
         """All that steps 1 to 4 depend on."""
-        return "conditioned", self.scan.sha256, self.canvas, self.plan.key
+        return "conditioned", self.scan.sha256, self.canvas, self.plan.condition_key
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,15 @@ class Plan:
         return str(self.bank.folder), self.bank_version, self.names, self.template_ids
 
     @property
+    def condition_key(self) -> Hashable:
+        """All that steps 1 to 4 depend on, besides the image."""
+        diversity = self.policy.uses("diversity")
+        return self.index_key, self.classes, self.top_k, self.text, diversity
+
+    @property
     def key(self) -> Hashable:
         """All that an answer depends on, besides image, volume and student's mask."""
-        return self.index_key, self.classes, self.top_k, self.text, self.policy.off
+        return self.condition_key, self.policy.off
 
 
 def make_plan(
