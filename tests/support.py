@@ -219,7 +219,7 @@ class RunningServer:
 @contextmanager
 def running(engine: VessaEngine, **settings: object) -> Iterator[RunningServer]:
     """A running server; it is stopped at the end."""
-    values: dict[str, object] = {"grpc_port": 0, "http_port": 0, **settings}
+    values: dict[str, object] = {"grpc_port": 0, "http_port": 0, "encode_bank": False, **settings}
     server = RunningServer(engine, ServerSettings.model_validate(values))
     server.start()
     try:

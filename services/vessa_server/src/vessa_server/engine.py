@@ -220,11 +220,12 @@ class VessaEngine:
             )
         return self.banks.get(bank, create=True).add(stored.pixels, labels, classes, name=name)
 
-    def encode_template(self, bank: str, info: TemplateInfo) -> Steps:
-        """Encode a template that was added, before a request needs it."""
+    def encode_templates(self, bank: str, templates: Sequence[TemplateInfo]) -> Steps:
+        """Encode templates, whole and close, before a request needs them."""
         found = self.banks.get(bank)
-        for focus in (None, info.class_names):
-            yield [TemplateLook(found, info, focus)]
+        for info in templates:
+            for focus in (None, info.class_names):
+                yield [TemplateLook(found, info, focus)]
 
     def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         """Run looks, together where ``fuse`` is set."""

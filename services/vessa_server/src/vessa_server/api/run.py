@@ -25,6 +25,7 @@ from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.runtime.devices import resolve_device, resolve_dtype
 from vessa_server.runtime.torch_runtime import TorchRuntime
+from vessa_server.runtime.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
 
@@ -62,8 +63,10 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
     if settings.adaptation is not None:
         digest = checkpoint.apply_delta(model, settings.adaptation, digest)
     model = model.to(device, resolve_dtype(settings.dtype, device))
+    runtime = TorchRuntime(model, digest, max_batch=settings.max_batch)
+    log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
     return VessaEngine(
-        TorchRuntime(model, digest, max_batch=settings.max_batch),
+        runtime,
         Banks(settings.bank),
         open_cache(settings.cache, settings.cache_max_bytes),
         settings.engine_settings(),
@@ -104,6 +107,8 @@ async def serve(
     for name in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    if settings.encode_bank:
+        service.encode_soon(engine.bank.snapshot().templates)
     service.ready = True
     ports = Ports(grpc=grpc_server.port, http=listener.getsockname()[1])
     log.info(

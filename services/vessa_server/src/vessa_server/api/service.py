@@ -180,10 +180,14 @@ class Service:
             lambda: self.engine.add_template(image, labels, classes, name=name, bank=bank)
         )
         if created:
-            with contextlib.suppress(OverloadedError):  # then the first request encodes it
-                steps = self.engine.encode_template(bank, info)
-                self.scheduler.submit(steps, Ticket(priority=Priority.BACKGROUND))
+            self.encode_soon([info], bank)
         return info, created
+
+    def encode_soon(self, templates: Sequence[TemplateInfo], bank: str = "") -> None:
+        """Encode templates when nobody else needs the device."""
+        with contextlib.suppress(OverloadedError):  # then the first request encodes them
+            steps = self.engine.encode_templates(bank, templates)
+            self.scheduler.submit(steps, Ticket(priority=Priority.BACKGROUND))
 
     async def delete_template(self, template_id: str, bank: str = "") -> str:
         """Delete a template; see :meth:`TemplateBank.delete`."""

@@ -65,6 +65,9 @@ class ServerSettings(BaseSettings):
     feature_bytes: int = Field(2048 * MIB, ge=0, description="Image features kept in memory.")
     template_bytes: int = Field(512 * MIB, ge=0, description="Template features in memory.")
     default_top_k: int = Field(7, ge=1, le=7, description="Templates for each class.")
+    encode_bank: bool = Field(
+        True, description="Encode the default bank's templates at start, while nobody asks."
+    )
     policy_off: str = Field(
         "", description=f"Rules to switch off, comma-separated: {', '.join(RULES)}."
     )

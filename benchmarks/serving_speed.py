@@ -1,0 +1,419 @@
+"""How fast a server with shipped weights answers, over gRPC, on the machine that this runs on.
+
+A real server in a process of its own; images are ACDC's (any folder of NIFTI volumes with labels
+beside them will do, such as the shipped sample). Latencies are medians, with the 95th percentile.
+
+    python benchmarks/serving_speed.py                      # some minutes
+    python benchmarks/serving_speed.py --parts latency load
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from acdc import CLASSES, NAMES, RESULTS, ROOT, circumstances
+from vessa_client import (
+    AnyArray,
+    ClassDefinition,
+    ClientOptions,
+    SegmentationRequest,
+    UInt8Array,
+    VessaClient,
+    VolumeRequest,
+    files,
+)
+from vessa_client.console import console
+from vessa_server.bank import TemplateBank
+
+SAMPLE = ROOT / "examples" / "acdc-sample"
+PARTS = ("start", "latency", "load", "mixed", "growth", "memory")
+CLIENTS = (1, 8, 64)
+LOAD_SECONDS, MIXED_SECONDS = 8.0, 15.0
+MANY_REQUESTS = 20_000
+SIDES, CLASS_COUNTS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is asked: volumes with their truth, as slices."""
+
+    volumes: tuple[tuple[AnyArray, ...], ...]
+    labels: tuple[tuple[UInt8Array, ...], ...]
+
+    @staticmethod
+    def of(folder: Path) -> Images:
+        """Volumes of a folder that have label files."""
+        volumes, labels = [], []
+        for path in files.find_images(folder):
+            truth = files.find_label(path)
+            if truth is not None:
+                image, marked = files.read(path), files.read(truth, labels=True)
+                volumes.append(tuple(image.slices()))
+                labels.append(tuple(m.astype(np.uint8) for m in marked.slices()))
+        return Images(tuple(volumes), tuple(labels))
+
+    def fresh(self, index: int) -> AnyArray:
+        """An image that no server has seen: a slice, brighter by a little."""
+        volume = self.volumes[index % len(self.volumes)]
+        slice_ = volume[(index // len(self.volumes)) % len(volume)]
+        return np.asarray(slice_, dtype=np.float32) + np.float32(1 + index)
+
+    def student(self, index: int) -> UInt8Array:
+        """The truth of :meth:`fresh`, somewhat beside its place."""
+        labels = self.labels[index % len(self.labels)]
+        truth = labels[(index // len(self.labels)) % len(labels)]
+        return np.roll(truth, 3, axis=0)
+
+
+class Server:
+    """A server process, and what it takes."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.folder = folder
+        options = ["--bank", str(folder / "bank"), "--cache", "none", "--grpc-port", "0"]
+        options += ["--http-port", "0", "--log-format", "json"]
+        options += ["--threads", str(arguments.threads)]
+        threads = {"OMP_NUM_THREADS": str(arguments.threads), "VESSA_MAX_QUEUE": "256"}
+        self._log = (folder / "server.log").open("w")
+        started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vessa_server", "serve", *options],
+            stderr=self._log,
+            env={**os.environ, **threads},
+        )
+        self.target = self._ready()
+        self.seconds = time.perf_counter() - started
+
+    def _ready(self) -> str:
+        while self.process.poll() is None:
+            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / "server.log").read_text())
+            if found:
+                return found[1]
+            time.sleep(0.02)
+        raise RuntimeError((self.folder / "server.log").read_text())
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory now."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(30)
+        self._log.close()
+
+
+@contextmanager
+def serving(arguments: argparse.Namespace, images: Images) -> Iterator[Server]:
+    """A fresh server whose bank holds one annotated volume."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bank = TemplateBank(Path(scratch) / "bank")
+        templates = Images.of(arguments.data / "train")
+        for image, labels in zip(templates.volumes[0], templates.labels[0], strict=True):
+            if labels.any():
+                bank.add(image, labels, CLASSES)
+        server = Server(Path(scratch), arguments)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def milliseconds(call: Callable[[int], object], count: int) -> Figures:
+    """Median and 95th percentile of calls, one after the other."""
+    spent = []
+    for index in range(count):
+        start = time.perf_counter()
+        call(index)
+        spent.append(1000 * (time.perf_counter() - start))
+    return percentiles(spent)
+
+
+def percentiles(spent: Sequence[float]) -> Figures:
+    """Median, 95th percentile and count of milliseconds."""
+    return {
+        "p50": round(float(np.percentile(spent, 50)), 2),
+        "p95": round(float(np.percentile(spent, 95)), 2),
+        "count": len(spent),
+    }
+
+
+def start(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Until the server is ready, and until the client's help is shown."""
+    with serving(arguments, images) as server:
+        ready = server.seconds
+    vessa = str(Path(sys.executable).parent / "vessa")
+    shown = milliseconds(
+        lambda _: subprocess.run([vessa, "--help"], check=True, capture_output=True), 5
+    )
+    return {"ready_seconds": round(ready, 2), "help_ms": shown}
+
+
+def latency(arguments: argparse.Namespace, images: Images) -> Figures:
+    """One client, one request after the other."""
+    with serving(arguments, images) as server, VessaClient(server.target) as client:
+        ask = SegmentationRequest(image=images.fresh(0), class_names=NAMES)
+
+        def masked(index: int) -> object:
+            return client.segment(
+                replace(ask, image=images.fresh(index), student_mask=images.student(index))
+            )
+
+        first = milliseconds(lambda _: client.segment(ask), 1)
+        cold = milliseconds(lambda i: client.segment(replace(ask, image=images.fresh(1 + i))), 24)
+        again = milliseconds(lambda i: client.segment(replace(ask, image=images.fresh(1 + i))), 24)
+        for index in range(24):
+            masked(1 + index)  # windows of students may be new
+        student = milliseconds(lambda i: masked(1 + i), 24)
+        volume = images.volumes[0]
+        begun = time.perf_counter()
+        spent = []
+        for _ in client.segment_volume(VolumeRequest(slices=volume, class_names=NAMES)):
+            spent.append(1000 * (time.perf_counter() - begun))
+        return {
+            "first_of_a_bank_ms": first,
+            "cold_ms": cold,
+            "nothing_new_ms": again,
+            "student_mask_ms": student,
+            "volume": {
+                "slices": len(volume),
+                "first_slice_ms": round(spent[0], 1),
+                "all_ms": round(spent[-1], 1),
+            },
+            "info_ms": milliseconds(lambda _: client.info(), 100),
+            "health_ms": milliseconds(lambda _: client.healthy(), 100),
+        }
+
+
+def load(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Requests a second by clients at the same time: new images, and masks of seen ones."""
+    found: Figures = {}
+    with serving(arguments, images) as server:
+        for kind in ("student masks", "nothing new", "cold"):
+            for count in CLIENTS:
+                found[f"{kind}, {count} clients"] = _throughput(server, images, kind, count)
+    return found
+
+
+def _throughput(server: Server, images: Images, kind: str, count: int) -> Figures:
+    numbers = iter(range(10_000 * (1 + count), 10**9))
+    lock = threading.Lock()
+    stop = threading.Event()
+    spent: list[float] = []
+
+    def work(client: VessaClient) -> None:
+        index = 0
+        while not stop.is_set():
+            index += 1
+            seen = 1 + index % 16
+            if kind == "cold":
+                with lock:
+                    seen = next(numbers)
+            request = SegmentationRequest(
+                image=images.fresh(seen),
+                class_names=NAMES,
+                student_mask=images.student(seen) if kind == "student masks" else None,
+            )
+            begun = time.perf_counter()
+            client.segment(request)
+            spent.append(1000 * (time.perf_counter() - begun))
+
+    with VessaClient(server.target, ClientOptions(timeout=120)) as client:
+        for seen in range(1, 17):
+            client.segment(SegmentationRequest(image=images.fresh(seen), class_names=NAMES))
+            masked = SegmentationRequest(
+                image=images.fresh(seen), class_names=NAMES, student_mask=images.student(seen)
+            )
+            client.segment(masked)
+        spent.clear()
+        with ThreadPoolExecutor(count) as pool:
+            begun = time.perf_counter()
+            futures = [pool.submit(work, client) for _ in range(count)]
+            time.sleep(LOAD_SECONDS)
+            stop.set()
+            for future in futures:
+                future.result()
+            seconds = time.perf_counter() - begun
+    return {"per_second": round(len(spent) / seconds, 1), **percentiles(spent)}
+
+
+def mixed(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Somebody who clicks, alone and while somebody else labels a folder."""
+    found: Figures = {}
+    with serving(arguments, images) as server, VessaClient(server.target) as client:
+        ask = SegmentationRequest(image=images.fresh(1), class_names=NAMES, priority="interactive")
+        masks = [replace(ask, student_mask=images.student(1)) for _ in range(1)]
+        client.segment(ask)
+        client.segment(masks[0])
+
+        def click(index: int) -> None:
+            client.segment(replace(ask, student_mask=np.roll(images.student(1), index % 5, 1)))
+
+        for index in range(5):
+            click(index)
+        found["alone"] = milliseconds(click, 100)
+        stop = threading.Event()
+        numbers = iter(range(1_000_000, 10**9))
+
+        def bulk() -> Iterator[SegmentationRequest]:
+            while not stop.is_set():
+                yield SegmentationRequest(image=images.fresh(next(numbers)), class_names=NAMES)
+
+        answered: list[object] = []
+        with VessaClient(server.target) as other:
+            labelling = threading.Thread(
+                target=lambda: answered.extend(other.segment_stream(bulk(), window=8))
+            )
+            labelling.start()
+            while not answered:
+                time.sleep(0.05)
+            begun, before = time.perf_counter(), len(answered)
+            spent: list[float] = []
+            while time.perf_counter() - begun < MIXED_SECONDS:
+                clicked = time.perf_counter()
+                click(len(spent))
+                spent.append(1000 * (time.perf_counter() - clicked))
+                time.sleep(0.1)
+            found["beside a bulk labeller"] = percentiles(spent)
+            seconds = time.perf_counter() - begun
+            found["bulk_per_second"] = round((len(answered) - before) / seconds, 2)
+            stop.set()
+            labelling.join()
+    return found
+
+
+def growth(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Larger images and more classes."""
+    found: Figures = {"image": {}, "classes": {}}
+    with serving(arguments, images) as server, VessaClient(server.target) as client:
+        slice_ = np.asarray(images.volumes[0][4], dtype=np.float32)
+        ask = SegmentationRequest(image=slice_, class_names=NAMES)
+        client.segment(ask)
+        for side in SIDES:
+            rows = np.arange(side) * slice_.shape[0] // side
+            columns = np.arange(side) * slice_.shape[1] // side
+            image = np.clip(slice_[rows][:, columns] / slice_.max() * 255, 0, 255).astype(np.uint8)
+            ask = replace(ask, image=image)
+            cold = milliseconds(partial(_ask, client, ask), 1)
+            again = milliseconds(partial(_ask, client, ask), 5)
+            mask = (image > image.mean()).astype(np.uint8)
+            masked = replace(ask, student_mask=mask)
+            client.segment(masked)
+            student = milliseconds(partial(_ask, client, masked), 5)
+            found["image"][side] = {
+                "cold_ms": cold["p50"],
+                "nothing_new_ms": again["p50"],
+                "student_mask_ms": student["p50"],
+                "resident_mib": server.resident >> 20,
+            }
+    for count in CLASS_COUNTS:
+        found["classes"][count] = _classes(arguments, images, count)
+    return found
+
+
+def _ask(client: VessaClient, request: SegmentationRequest, _: int) -> None:
+    client.segment(request)
+
+
+def _classes(arguments: argparse.Namespace, images: Images, count: int) -> Figures:
+    """As many classes, squares of a picture, in a bank of their own."""
+    with serving(arguments, images) as server, VessaClient(server.target) as client:
+        labels = np.zeros((256, 256), np.uint8)
+        for value in range(count):
+            row, column = divmod(value, 6)
+            labels[40 * row + 8 : 40 * row + 32, 40 * column + 8 : 40 * column + 32] = value + 1
+        shade = (labels.astype(np.float32) * 7 + 20).astype(np.uint8)
+        classes = [ClassDefinition(name=f"square {value}") for value in range(count)]
+        client.add_template(shade, labels, classes, bank="squares")
+        ask = SegmentationRequest(image=shade + 1, bank="squares")
+        client.segment(ask)
+        cold = milliseconds(lambda i: client.segment(replace(ask, image=shade + 2 + i)), 3)
+        masked = replace(ask, image=shade + 2, student_mask=labels)
+        client.segment(masked)
+        return {
+            "cold_ms": cold["p50"],
+            "student_mask_ms": milliseconds(lambda _: client.segment(masked), 5)["p50"],
+            "resident_mib": server.resident >> 20,
+        }
+
+
+def memory(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Resident memory over many requests."""
+    with serving(arguments, images) as server, VessaClient(server.target) as client:
+        requests = [
+            SegmentationRequest(image=images.fresh(index), class_names=NAMES)
+            for index in range(1, 33)
+        ]
+
+        def repeat(total: int) -> None:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda i: client.segment(requests[i % 32]), range(total)))
+
+        repeat(1000)
+        before = server.resident
+        repeat(MANY_REQUESTS)
+        return {
+            "requests": MANY_REQUESTS,
+            "before_mib": before >> 20,
+            "after_mib": server.resident >> 20,
+        }
+
+
+def main() -> None:
+    """Measure, show and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=SAMPLE, help="folder with train/ and val/")
+    parser.add_argument("--threads", type=int, default=2, help="of the server")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "serving_speed.json")
+    arguments = parser.parse_args()
+    images = Images.of(arguments.data / "val")
+    known = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
+    found: Figures = known.get("parts", {})
+    for part in arguments.parts:
+        console.print(part, style="bold")
+        measure = {
+            "start": start, "latency": latency, "load": load, "mixed": mixed, "growth": growth,
+            "memory": memory,
+        }[part]  # fmt: skip
+        facts = circumstances(threads=arguments.threads)
+        found[part] = {"circumstances": facts, **measure(arguments, images)}
+        show(part, found[part])
+        files.write_text(arguments.results, json.dumps({"parts": found}, indent=1) + "\n")
+    console.print(f"Results {arguments.results}", highlight=False)
+
+
+def show(part: str, figures: Figures) -> None:
+    """Print one part."""
+    table = Table(part, "")
+    for name, value in figures.items():
+        if name != "circumstances":
+            table.add_row(name, json.dumps(value))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
