@@ -23,7 +23,7 @@ from vessa_server.bank import Banks
 from vessa_server.cache import FeatureCache, NoCache
 from vessa_server.cases.segment import segment
 from vessa_server.engine import EngineSettings, VessaEngine
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Prediction
 from vessa_server.model import prompts, tokenizer
 from vessa_server.model.config import (
     DecoderConfig,
@@ -140,7 +140,7 @@ def segment_together(
     """Answers to requests that are in the queue at the same time."""
     first_look = threading.Event()
 
-    def run(looks: Sequence[Look]) -> list[Prediction]:
+    def run(looks: Sequence[AnyLook]) -> list[Prediction]:
         first_look.wait(10)
         return engine.run(looks)
 
