@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from vessa_server.model import preprocess
+from vessa_client import AnyArray
+from vessa_server.model import intensity, preprocess
 from vessa_server.model.preprocess import Canvas, Crop
 
 sides = st.integers(8, 300)
@@ -33,19 +35,134 @@ def test_the_longer_side_fills_the_canvas(height: int, width: int) -> None:
     assert min(inner) >= 1
 
 
-def test_range_does_not_depend_on_offset_and_scale() -> None:
-    image = np.random.default_rng(0).integers(0, 200, (30, 40)).astype(np.int16)
-    base = preprocess.to_unit_range(image)
-    assert base.shape == (3, 30, 40)
-    assert torch.allclose(base, preprocess.to_unit_range(image * 7 - 1000), atol=1e-5)
+def _former(image: AnyArray) -> torch.Tensor:
+    """The plain formula in fp32, which is right for images of an ordinary range."""
+    array = image.astype(np.float32)
+    low, high = np.percentile(array, [0.5, 99.5])
+    if high <= low:
+        low, high = float(array.min()), float(array.max())
+    scale = np.float32(max(float(high - low), 1e-6))
+    scaled = np.clip((array - np.float32(low)) / scale, 0.0, 1.0)
+    if scaled.ndim == 2:
+        scaled = np.repeat(scaled[..., None], 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+
+shapes = st.one_of(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3)),
+)
+counted = st.sampled_from([np.uint8, np.int8, np.uint16, np.int16]).flatmap(
+    lambda dtype: arrays(dtype, shapes)
+)
+
+
+@given(counted)
+def test_counted_percentiles_are_numpys(image: AnyArray) -> None:
+    expected = np.percentile(image.astype(np.float32), [0.5, 99.5])
+    assert intensity.percentiles(image) == tuple(expected)
+
+
+def test_counted_percentiles_of_many_pixels_are_numpys() -> None:
+    image = np.random.default_rng(0).gamma(2.0, 900.0, (700, 900)).astype(np.int16)
+    assert image.size > 4 * intensity.COUNTED_AT_ONCE
+    expected = np.percentile(image.astype(np.float32), [0.5, 99.5])
+    assert intensity.percentiles(image) == tuple(expected)
+
+
+@given(counted)
+def test_integers_are_scaled_as_by_the_plain_formula(image: AnyArray) -> None:
+    assert torch.equal(preprocess.to_unit_range(image), _former(image))
+
+
+@given(arrays(np.float32, shapes, elements=st.integers(-5000, 5000).map(lambda v: v / 8)))
+def test_ordinary_fp32_is_scaled_as_by_the_plain_formula(image: AnyArray) -> None:
+    assert torch.equal(preprocess.to_unit_range(image), _former(image))
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize(
+    ("factor", "shift", "dtype"),
+    [
+        (7, -1000, np.int16),
+        (1000, 10**6, np.int32),
+        (10**12, 0, np.int64),
+        (1e-9, 0, np.float32),
+        (1e9, 0, np.float32),
+        (1e-38, 0, np.float32),
+        (1e35, 0, np.float32),
+        (1e-300, 0, np.float64),
+        (1e300, -1e302, np.float64),
+        (8e305, -8e307, np.float64),
+        (1e-9, 1, np.float64),
+    ],
+)
+def test_the_unit_does_not_matter(
+    factor: float, shift: float, dtype: type[np.generic], colours: bool
+) -> None:
+    shape = (30, 40, 3) if colours else (30, 40)
+    image = np.random.default_rng(0).integers(0, 200, shape)
+    base = intensity.unit_range(image.astype(np.uint8))
+    assert base.shape == (3 if colours else 1, 30, 40)
     assert float(base.min()) == 0.0
     assert float(base.max()) == 1.0
+    found = intensity.unit_range((image * factor + shift).astype(dtype))
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, base, rtol=0, atol=1e-5)
 
 
-def test_constant_images_are_defined() -> None:
-    for value in (0, 255):
-        unit = preprocess.to_unit_range(np.full((9, 9), value, np.uint8))
-        assert bool(torch.isfinite(unit).all())
+@given(
+    st.sampled_from([np.float32, np.float64]).flatmap(
+        lambda dtype: arrays(
+            dtype,
+            shapes,
+            elements=st.floats(
+                width=32 if dtype is np.float32 else 64, allow_nan=False, allow_infinity=False
+            ),
+        )
+    )
+)
+def test_any_finite_image_is_in_the_unit_range(image: AnyArray) -> None:
+    unit = intensity.unit_range(image)
+    assert bool(((unit >= 0) & (unit <= 1)).all())
+    if image.min() < image.max():
+        assert float(unit.max()) > 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.uint8(0),
+        np.uint8(255),
+        np.int16(-32768),
+        np.int64(2**62),
+        np.float32(3e38),
+        np.float32(1e-45),
+        np.float64(-1.7e308),
+        np.float64(0.1),
+    ],
+)
+def test_constant_images_are_black(value: np.generic) -> None:
+    unit = preprocess.to_unit_range(np.full((9, 9), value))
+    assert unit.shape == (3, 9, 9)
+    assert not unit.any()
+
+
+def test_differences_that_vanish_in_fp32_are_defined() -> None:
+    image = np.zeros((20, 20), np.float32)
+    image[0, :3] = (1e-45, 1e-45, 1.0)
+    unit = intensity.unit_range(image)
+    assert bool(((unit >= 0) & (unit <= 1)).all())
+
+
+def test_the_channels_of_grey_images_share_their_memory() -> None:
+    image = np.random.default_rng(0).integers(0, 200, (30, 40)).astype(np.uint8)
+    unit = preprocess.to_unit_range(image)
+    assert unit.untyped_storage().nbytes() == 30 * 40 * 4
+    canvas = Canvas(30, 40, 64)
+    placed = canvas.place(intensity.unit_range(image)).expand(3, -1, -1)
+    assert torch.equal(canvas.place(unit), placed)
+    assert torch.equal(canvas.place(unit.contiguous()), placed)
 
 
 def test_the_overlay_tints_every_structure_in_its_own_colour() -> None:

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from vessa_server.model import intensity
 from vessa_server.model.config import VessaConfig
 
 # Bump when the numbers change: it is part of every cache key.
-PREPROCESSING_VERSION = "3"
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+PREPROCESSING_VERSION = "4"
+LOW_PERCENTILE, HIGH_PERCENTILE = intensity.LOW_PERCENTILE, intensity.HIGH_PERCENTILE
 # A second look: how much larger than the structures its window is, the smallest window in
 # pixels, the share of the image above which there is no use in one, and the area of a part,
 # relative to the largest, below which it is a speck.
@@ -150,23 +151,8 @@ def focus(mask: npt.NDArray[np.bool_]) -> Crop | None:
 
 
 def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
-    """Scale an image to [0, 1] by robust percentiles and give it three channels.
-
-    Args:
-        image: (H, W) or (H, W, 3), any real dtype, finite.
-
-    Returns:
-        (3, H, W) float32.
-    """
-    array = np.asarray(image, dtype=np.float32)
-    low, high = np.percentile(array, [LOW_PERCENTILE, HIGH_PERCENTILE])
-    if high <= low:
-        low, high = float(array.min()), float(array.max())
-    scale = np.float32(max(float(high - low), 1e-6))
-    scaled = np.clip((array - np.float32(low)) / scale, 0.0, 1.0)
-    if scaled.ndim == 2:
-        scaled = np.repeat(scaled[..., None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    """:func:`.intensity.unit_range` with three channels; those of grey images share memory."""
+    return intensity.unit_range(image).expand(3, -1, -1)
 
 
 def normalise(unit_B3HW: Tensor, config: VessaConfig) -> Tensor:
