@@ -16,6 +16,7 @@ from vessa_server.features.templates import TemplateFeatureStore
 from vessa_server.inference.look import AnyLook, Look, Prediction, TemplateLook
 from vessa_server.policy import retrieval
 from vessa_server.runtime.clock import StageClock
+from vessa_server.runtime.heap import HeapTrimmer
 from vessa_server.runtime.protocol import (
     Conditioning,
     Decoding,
@@ -51,6 +52,7 @@ class FiveSteps:
         self.runtime = runtime
         self.templates = templates
         self.memory = memory
+        self._heap = HeapTrimmer()
 
     def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         """Segment looks together: each step is one batch of the runtime."""
@@ -59,6 +61,7 @@ class FiveSteps:
                 self.templates.prepare(look.bank, look.info, look.focus)
         images = [look for look in looks if isinstance(look, Look)]
         predictions = iter(self._segment(images) if images else [])
+        self._heap.count(len(looks))
         return [next(predictions) if isinstance(look, Look) else NOTHING for look in looks]
 
     def _segment(self, looks: Sequence[Look]) -> list[Prediction]:

@@ -37,11 +37,20 @@ class TensorRecord:
         """Rows ``index`` of every field."""
         return type(self)(**{name: value[index] for name, value in self.to_tensors().items()})
 
+    def compact(self) -> Self:
+        """The same without memory that belongs to something larger, so that ``nbytes`` is true."""
+        return type(self)(
+            **{
+                name: value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+                for name, value in self.to_tensors().items()
+            }
+        )
+
     def split(self, counts: Sequence[int]) -> list[Self]:
-        """Consecutive rows, as many as each of ``counts`` says; copies, not views."""
+        """Consecutive rows, as many as each of ``counts`` says; views."""
         columns = {name: value.split(list(counts)) for name, value in self.to_tensors().items()}
         return [
-            type(self)(**{name: parts[i].clone() for name, parts in columns.items()})
+            type(self)(**{name: parts[i] for name, parts in columns.items()})
             for i in range(len(counts))
         ]
 

@@ -317,10 +317,8 @@ def _classes(item: Decoding) -> int:
 
 
 def _split(record: TensorRecord, counts: Sequence[int]) -> list[Handle]:
-    """A handle for the rows of each item; copies, so that one does not keep the whole batch."""
-    if len(counts) == 1:
-        return [TensorHandle(record)]
-    return [TensorHandle(part) for part in record.split(counts)]
+    """A handle for the rows of each item, which does not keep the whole batch."""
+    return [TensorHandle(part.compact()) for part in record.split(counts)]
 
 
 def _alike(items: Sequence[Conditioning]) -> list[list[int]]:
