@@ -14,9 +14,13 @@ from vessa_client import (
     TemplateInfo,
 )
 from vessa_server.bank import TemplateBank
+from vessa_server.features.lru import ByteLru
 from vessa_server.policy import PolicyConfig
 
 MAX_TEXT_LENGTH = 400
+# Candidates of recent requests by the version of the bank, which is a digest of its content: a
+# large bank is not searched again for each request.
+_known: ByteLru[tuple[tuple[ClassDefinition, ...], tuple[TemplateInfo, ...]]] = ByteLru(64)
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,31 @@ def make_plan(
         )
     if len(request.class_names) > limits.max_classes:
         raise _too_many(len(request.class_names), limits)
-    classes = _asked_classes(request.class_names, listing)
+    key = (listing.version, request.class_names, request.template_ids)
+    found = _known.get(key)
+    if found is None:
+        found = _candidates(request, listing)
+        _known.put(key, found, 1)
+    classes, candidates = found
     if len(classes) > limits.max_classes:
         raise _too_many(len(classes), limits)
+    return Plan(
+        classes=classes,
+        candidates=candidates,
+        top_k=request.top_k or limits.default_top_k,
+        text=request.text,
+        bank=bank,
+        bank_version=listing.version,
+        template_ids=request.template_ids,
+        policy=policy,
+    )
+
+
+def _candidates(
+    request: SegmentationRequest, listing: BankListing
+) -> tuple[tuple[ClassDefinition, ...], tuple[TemplateInfo, ...]]:
+    """The asked classes, and the templates that show some of them."""
+    classes = _asked_classes(request.class_names, listing)
     allowed = _allowed_templates(request.template_ids, listing)
     shown = {name for template in allowed for name in template.class_names}
     for definition in classes:
@@ -108,16 +134,7 @@ def make_plan(
                 field="options.template_ids",
             )
     asked = {definition.name for definition in classes}
-    return Plan(
-        classes=classes,
-        candidates=tuple(t for t in allowed if asked.intersection(t.class_names)),
-        top_k=request.top_k or limits.default_top_k,
-        text=request.text,
-        bank=bank,
-        bank_version=listing.version,
-        template_ids=request.template_ids,
-        policy=policy,
-    )
+    return classes, tuple(t for t in allowed if asked.intersection(t.class_names))
 
 
 def _too_many(count: int, limits: Limits) -> InvalidRequestError:
