@@ -5,7 +5,7 @@ So a template counts by all that it shows. And neighbouring slices are much alik
 best seven are seven times the same one: each next template is the best that also adds something
 (maximal marginal relevance, Carbonell and Goldstein, SIGIR 1998).
 
-Axes: C classes, K templates, D features.
+Axes: C classes, K templates, D features, E both embeddings.
 """
 
 from __future__ import annotations
@@ -56,8 +56,12 @@ def choose(
     shown = torch.from_numpy(templates.shown_CK)
     relevance_K = _mean_over_classes(_centred(torch.from_numpy(scores_CK), shown), shown)
     redundancy = policy.redundancy if policy.uses("diversity") else 0.0
-    mean_K2D = torch.from_numpy(templates.mean_K2D)
-    return [_diverse(relevance_K, mean_K2D, shown_K, count, redundancy) for shown_K in shown]
+    mean_KE = torch.from_numpy(templates.mean_K2D).flatten(1)
+    orders: dict[bytes, list[int]] = {}  # classes that the same templates show choose the same
+    for row, shown_K in zip(templates.shown_CK, shown, strict=True):
+        if row.tobytes() not in orders:
+            orders[row.tobytes()] = _diverse(relevance_K, mean_KE, shown_K, count, redundancy)
+    return [orders[row.tobytes()] for row in templates.shown_CK]
 
 
 def _centred(scores_CK: Tensor, shown_CK: Tensor) -> Tensor:
@@ -72,14 +76,14 @@ def _mean_over_classes(values_CKx: Tensor, shown_CK: Tensor) -> Tensor:
 
 
 def _diverse(
-    relevance_K: Tensor, mean_K2D: Tensor, shown_K: Tensor, count: int, redundancy: float
+    relevance_K: Tensor, mean_KE: Tensor, shown_K: Tensor, count: int, redundancy: float
 ) -> list[int]:
     left_K = relevance_K.masked_fill(~shown_K, -torch.inf)
     redundancy_K = torch.zeros_like(relevance_K)
     chosen: list[int] = []
     for _ in range(min(count, int(shown_K.sum()))):
         best = int((left_K - redundancy * redundancy_K).argmax())
-        likeness_K = torch.einsum("pd,kpd->k", mean_K2D[best], mean_K2D) / mean_K2D.shape[1]
+        likeness_K = mean_KE @ mean_KE[best] / 2  # of the image and of the foreground
         redundancy_K = likeness_K if not chosen else redundancy_K.maximum(likeness_K)
         left_K[best] = -torch.inf
         chosen.append(best)
