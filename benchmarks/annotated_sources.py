@@ -47,6 +47,11 @@ class Item:
         """Labels of the classes that are in it."""
         return frozenset(int(value) for value in np.unique(self.labels_ZHW) if value)
 
+    def annotated(self, every: int = 1) -> list[int]:
+        """Indices of each ``every``-th slice that shows a class."""
+        shown: list[int] = np.flatnonzero(self.labels_ZHW.any(axis=(1, 2))).tolist()
+        return shown[::every]
+
 
 @dataclass(frozen=True)
 class Source:

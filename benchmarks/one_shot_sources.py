@@ -178,8 +178,7 @@ class Runner:
         with tempfile.TemporaryDirectory() as scratch:
             bank = TemplateBank(Path(scratch))
             for item in templates:
-                annotated = np.flatnonzero(item.labels_ZHW.any(axis=(1, 2))).tolist()
-                for z in annotated[:: EVERY.get(source.folder.name, 1)]:
+                for z in item.annotated(EVERY.get(source.folder.name, 1)):
                     bank.add(item.image.slice(z), item.labels_ZHW[z], classes)
             engine = new_engine(
                 self.model, self.digest, bank, settings("all rules" if row == COPY else row)

@@ -28,6 +28,8 @@ TOLERANCE = 0.04
 BINS = ((0.2, 0.4), (0.4, 0.6), (0.6, 0.75), (0.75, 0.85), (0.85, 0.95))
 SNAPSHOTS = (100, 200, 300, 400)
 TRIES = 60
+# Of soft masks: most blur in pixels, and the largest probability.
+BLUR, SUREST = 2.0, 0.95
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,19 @@ class StudentMask:
     dice: float
 
 
-def slice_dice(predicted: UInt8Array, truth: UInt8Array) -> float:
+def slice_dice(predicted: UInt8Array, truth: UInt8Array, classes: int = len(CLASSES)) -> float:
     """Mean Dice of the structures that are in the truth; NaN where there is none."""
     scores = []
-    for value in range(1, len(CLASSES) + 1):
+    for value in range(1, classes + 1):
         p, t = predicted == value, truth == value
         if t.any():
             scores.append(2 * (p & t).sum() / (p.sum() + t.sum()))
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def corrupted(items: Sequence[AnnotatedSlice], level: float, seed: int) -> list[StudentMask]:
+def corrupted(
+    items: Sequence[AnnotatedSlice], level: float, seed: int, classes: int = len(CLASSES)
+) -> list[StudentMask]:
     """For each slice with a structure a corruption whose Dice is about ``level``.
 
     Label maps are deformed, shifted, and lose and gain pieces, more and more until the Dice
@@ -63,8 +67,8 @@ def corrupted(items: Sequence[AnnotatedSlice], level: float, seed: int) -> list[
         low, high = 0.0, 1.0
         for _ in range(TRIES):
             severity = (low + high) / 2
-            labels = _corrupt(item.labels, severity, rng)
-            dice = slice_dice(labels, item.labels)
+            labels = _corrupt(item.labels, severity, rng, classes)
+            dice = slice_dice(labels, item.labels, classes)
             if abs(dice - level) <= TOLERANCE:
                 found.append(StudentMask(item, labels, dice))
                 break
@@ -74,6 +78,22 @@ def corrupted(items: Sequence[AnnotatedSlice], level: float, seed: int) -> list[
             else:
                 high = max(low + 0.02, high - 0.1 * (high - low))
     return found
+
+
+def softened(labels: UInt8Array, classes: int) -> npt.NDArray[np.float32]:
+    """A label map as a student's probabilities, (classes, H, W): unsure near borders.
+
+    All together are at most :data:`SUREST`; far from structures the student is sure of background.
+    Thin structures are blurred less, so that they stay.
+    """
+    soft_CHW = np.zeros((classes, *labels.shape), dtype=np.float32)
+    for index in range(classes):
+        mask_HW = labels == index + 1
+        if mask_HW.any():
+            depth = float(ndimage.distance_transform_edt(mask_HW)[mask_HW].mean())
+            soft_CHW[index] = ndimage.gaussian_filter(mask_HW.astype(np.float32), min(BLUR, depth))
+    scaled: npt.NDArray[np.float32] = soft_CHW / np.maximum(soft_CHW.sum(axis=0), 1)
+    return np.float32(SUREST) * scaled
 
 
 def early_predictions(
@@ -101,7 +121,9 @@ def by_bin(masks: Sequence[StudentMask]) -> dict[str, list[StudentMask]]:
     }
 
 
-def _corrupt(labels: UInt8Array, severity: float, rng: np.random.Generator) -> UInt8Array:
+def _corrupt(
+    labels: UInt8Array, severity: float, rng: np.random.Generator, classes: int
+) -> UInt8Array:
     side = max(labels.shape)
     extent = float(np.sqrt((labels > 0).sum()))
     cells = torch.from_numpy(rng.uniform(4, 14, 4))
@@ -117,7 +139,7 @@ def _corrupt(labels: UInt8Array, severity: float, rng: np.random.Generator) -> U
     out = np.where(fields[2] > 3.0 - 2.4 * severity * rng.uniform(), 0, out).astype(np.uint8)
     near = ndimage.binary_dilation(labels > 0, iterations=max(1, round(0.3 * extent)))
     island = near & (fields[3] > 3.0 - 2.2 * severity * rng.uniform()) & (out == 0)
-    out[island] = rng.integers(1, len(CLASSES) + 1)
+    out[island] = rng.integers(1, classes + 1)
     return out
 
 
