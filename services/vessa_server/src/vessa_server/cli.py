@@ -38,6 +38,15 @@ def serve(
     adaptation: Annotated[
         Path | None, typer.Option(help="File that `adapt` wrote. Default: none.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16. Default: auto.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="torch, or triton://host:port. Default: torch.")
+    ] = None,
     bank: Annotated[
         Path | None, typer.Option(help="Folder of templates. Default: vessa-bank.")
     ] = None,
@@ -72,6 +81,9 @@ def serve(
         "preset": preset,
         "weights": weights,
         "adaptation": adaptation,
+        "device": device,
+        "dtype": dtype,
+        "runtime": runtime,
         "bank": bank,
         "cache": cache,
         "threads": threads,

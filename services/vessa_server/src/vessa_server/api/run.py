@@ -58,11 +58,12 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
         torch.set_num_threads(settings.threads)
     folder = settings.weights_folder()
     device = resolve_device(settings.device)
-    model = checkpoint.load(preset(settings.preset), folder)
-    digest = checkpoint.digest(folder)
+    dtype = resolve_dtype(settings.dtype, device)
+    model, digest = checkpoint.load_with_digest(
+        preset(settings.preset), folder, device=device, dtype=dtype
+    )
     if settings.adaptation is not None:
         digest = checkpoint.apply_delta(model, settings.adaptation, digest)
-    model = model.to(device, resolve_dtype(settings.dtype, device))
     runtime = TorchRuntime(model, digest, max_batch=settings.max_batch)
     log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
     return VessaEngine(

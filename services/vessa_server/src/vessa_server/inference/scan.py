@@ -7,7 +7,7 @@ import functools
 from torch import Tensor
 
 from vessa_client import AnyArray
-from vessa_server.model import preprocess
+from vessa_server.model.intensity import unit_range
 from vessa_server.model.preprocess import Canvas
 from vessa_server.runtime.protocol import Floats
 
@@ -21,13 +21,13 @@ class Scan:
         self.height, self.width = (int(n) for n in pixels.shape[:2])
 
     def on(self, canvas: Canvas) -> Floats:
-        """The image on a canvas, (3, H, W) in [0, 1]."""
+        """The image on a canvas, (1 or 3, H, W) in [0, 1]."""
         placed: Floats = canvas.place(self._unit).numpy()
         return placed
 
     @functools.cached_property
     def _unit(self) -> Tensor:
-        return preprocess.to_unit_range(self.pixels)
+        return unit_range(self.pixels)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scan) and other.sha256 == self.sha256
