@@ -102,6 +102,7 @@ class Record:
         self.runs = runs
         self.label = label
         self.run = runs[label]
+        self._circumstances = circumstances()
 
     @staticmethod
     def open(file: Path, label: str, **identity: str) -> Record:
@@ -120,12 +121,13 @@ class Record:
         return found
 
     def add(self, source: str, seed: int, image: str, cell: Cell) -> None:
-        """Keep what was measured of an image."""
+        """Keep what was measured of an image, and the circumstances of the start."""
+        self.run.update(self._circumstances)
         self.run["measured"].setdefault(source, {}).setdefault(str(seed), {})[image] = cell
 
     def write(self, **more: object) -> None:
-        """Write the file, with the circumstances of now."""
-        self.run.update(circumstances(), **more)
+        """Write the file, with ``more`` of the run."""
+        self.run.update(more)
         text = json.dumps({"runs": self.runs}, indent=1)
         # Lists of numbers, and what has nothing but them, in one line.
         text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
