@@ -28,6 +28,7 @@ from vessa_client import (
     wire,
 )
 from vessa_server.api import errors, volumes
+from vessa_server.api.kserve import servicer as kserve
 from vessa_server.api.service import Caller, Service
 from vessa_server.scheduler.scheduler import Priority
 
@@ -316,9 +317,11 @@ class GrpcServer:
             ]
         )
         pb_grpc.add_PseudoLabelServiceServicer_to_server(PseudoLabelServicer(service), self.server)
+        kserve.add_to_server(service, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
+            (SERVICE_NAME, kserve.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            self.server,
         )
         self.port = 0
 

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 
 from vessa_client import AuthenticationError, InvalidRequestError, UnavailableError, VessaError
 from vessa_server.api import errors
+from vessa_server.api.kserve.rest_guard import KserveGuard
+from vessa_server.api.kserve.router import HEALTH, kserve_router
 from vessa_server.api.rest.body_limit import BodyLimit
 from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body
 from vessa_server.api.rest.segment import segment_router
@@ -42,6 +44,7 @@ def create_app(service: Service) -> ASGIApp:
 
     app.include_router(segment_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
+    app.include_router(kserve_router(service, guarded))
 
     @app.get("/info", dependencies=guarded, tags=["server"])
     async def info() -> dict[str, Any]:
@@ -75,14 +78,15 @@ def create_app(service: Service) -> ASGIApp:
         return HTMLResponse(files("vessa_server.api.page").joinpath("page.html").read_text())
 
     limit = 2 * service.settings.max_image_bytes + FORM_OVERHEAD
-    return Guard(BodyLimit(app, max_bytes=limit, refuses=_refuses(service)), service.metrics)
+    limited = BodyLimit(app, max_bytes=limit, refuses=_refuses(service))
+    return KserveGuard(limited, Guard(limited, service.metrics), service.metrics)
 
 
 def _refuses(service: Service) -> Any:
     """Checks the token before a body is read."""
 
     def check(path: str, headers: dict[bytes, bytes]) -> VessaError | None:
-        if path == "/" or path.startswith(("/health/", "/metrics", "/docs", "/openapi")):
+        if path == "/" or path.startswith(("/health/", HEALTH, "/metrics", "/docs", "/openapi")):
             return None
         try:
             service.authenticate(headers.get(b"authorization", b"").decode("latin-1"))
