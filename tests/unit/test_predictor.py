@@ -139,7 +139,7 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
         command = ["predict", str(run), str(root / "val"), "--out", str(out), *options]
         assert CliRunner().invoke(app, command).exit_code == 0
         file = next(out.glob("p3_frame01_seg*"))
-        found[options] = np.moveaxis(np.asarray(nib.load(file).dataobj), -1, 0)
+        found[options] = np.stack(list(files.read(file, labels=True).slices()))
     image = files.read(root / "val" / "p3_frame01.nii.gz")
     assert np.array_equal(found["--plain",], np.stack(best.plain()(image)))
     whole = np.stack(best(image))

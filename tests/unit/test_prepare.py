@@ -78,7 +78,8 @@ def test_window_size_and_spacing_are_those_of_the_recipe(prepared: Path) -> None
     image = nib.load(file)
     assert image.shape == (256, 192, 10)
     assert image.header.get_zooms() == pytest.approx((1.0, 1.0, 4.8))
-    pixels = np.asarray(image.dataobj)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    pixels = np.asarray(image.dataobj)[::-1]  # the files are mirrored
     assert pixels.dtype == np.uint8
     assert pixels[0, 0, 0] == 0
     assert pixels[60, 60, 0] == round(255 * 200 / 400)

@@ -48,7 +48,11 @@ Classes = Annotated[
 ]
 Axis = Annotated[
     int | None,
-    typer.Option(min=0, max=2, help="Slicing axis of volumes. Default: thickest slices."),
+    typer.Option(
+        min=0,
+        max=2,
+        help="Slicing axis: 0 left-right, 1 back-front, 2 upwards. Default: as acquired.",
+    ),
 ]
 Alone = Annotated[
     bool,
@@ -207,14 +211,7 @@ def templates_add(
         raise files.FileError(f"{image}: no label file beside it (NAME_gt), give one as LABELS")
     source = files.read(image, axis=axis)
     annotation = files.read(label_file, axis=source.axis, labels=True)
-    if (
-        annotation.pixels.shape[: source.pixels.ndim]
-        != source.pixels.shape[: annotation.pixels.ndim]
-    ):
-        raise files.FileError(
-            f"{label_file}: shape {annotation.pixels.shape}, expected the image's, "
-            f"{source.pixels.shape}"
-        )
+    source.check_same_space(annotation)
     definitions = [_definition(text) for text in classes]
     annotated = [i for i in range(annotation.depth) if annotation.slice(i).any()]
     if not annotated:
@@ -318,10 +315,7 @@ def _student_masks(path: Path | None, source: ImageFile) -> dict[int, AnyArray]:
     if path is None:
         return {}
     student = files.read(path, axis=source.axis, labels=True)
-    if student.pixels.shape[:3] != source.pixels.shape[: student.pixels.ndim]:
-        raise files.FileError(
-            f"{path}: shape {student.pixels.shape}, expected {source.pixels.shape}"
-        )
+    source.check_same_space(student)
     return dict(enumerate(student.slices()))
 
 

@@ -34,15 +34,18 @@ class ImageFile:
 
     Attributes:
         path: where it is.
-        pixels: (H, W) or (H, W, 3) of a picture; the volume as stored.
+        pixels: (H, W) or (H, W, 3) of a picture; a volume with axes to the right, to the front
+            and up, as far as its file says how it lies.
         axis: axis along which a volume is sliced; None for a picture.
-        nifti: the loaded NIfTI image, for its geometry.
+        nifti: the volume in that orientation, for its geometry.
+        stored: the volume as it is in the file.
     """
 
     path: Path
     pixels: AnyArray
     axis: int | None
     nifti: nib.Nifti1Image | None
+    stored: nib.Nifti1Image | None = None
 
     @property
     def stem(self) -> str:
@@ -70,6 +73,26 @@ class ImageFile:
         More than six find the structures hardly better, and take longer. Empty for a picture.
         """
         return sample((self,), most)
+
+    def check_same_space(self, labels: ImageFile) -> None:
+        """Labels have as many voxels as the image, in the same places.
+
+        Raises:
+            FileError: they lie elsewhere; says how both lie.
+        """
+        same_slices = self.slice(0).shape[:2] == labels.slice(0).shape[:2]
+        if not same_slices or self.depth != labels.depth:
+            raise FileError(
+                f"{labels.path}: {labels.pixels.shape} pixels, expected the image's, "
+                f"{self.pixels.shape}"
+            )
+        if self.nifti is None or labels.nifti is None:
+            return
+        if not np.allclose(self.nifti.affine, labels.nifti.affine, rtol=1e-3, atol=1e-2):
+            raise FileError(
+                f"{labels.path}: its affine puts the labels elsewhere than {self.path.name}: "
+                f"{_lies(labels.nifti)}, expected {_lies(self.nifti)}"
+            )
 
     def same_geometry(self, other: ImageFile) -> bool:
         """Whether both are volumes whose voxels are in the same places: frames of one film."""
@@ -142,7 +165,9 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
 
     Args:
         path: PNG, JPEG, TIFF or NIfTI.
-        axis: slicing axis of a volume; by default the one with the thickest slices.
+        axis: slicing axis of a volume, 0 from left to right, 1 from back to front, 2 upwards (as
+            stored, where the file does not say how it lies); by default the one along which it
+            was acquired.
         labels: keep the values of a palette picture instead of its colours, and return
             integers.
 
@@ -186,15 +211,54 @@ def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:
         raise FileError(f"{path}: shape {pixels.shape}, expected a volume of three axes")
     if labels:
         pixels = _integers(path, pixels)
-    zooms = image.header.get_zooms()[:3]
-    return ImageFile(path, pixels, slice_axis(pixels.shape, zooms) if axis is None else axis, image)
+    upright = _upright(nib.Nifti1Image(pixels, image.affine, image.header))
+    pixels = np.asanyarray(upright.dataobj)
+    zooms = tuple(float(z) for z in upright.header.get_zooms()[:3])
+    chosen = slice_axis(pixels.shape, zooms) if axis is None else axis
+    return ImageFile(path, pixels, chosen, upright, image)
+
+
+def _upright(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """With axes to the right, to the front and up; no value is changed."""
+    order = nib.orientations.io_orientation(image.affine)
+    if np.isnan(order).any():  # an axis of no extent: the file does not say how it lies
+        return image
+    return image.as_reoriented(order)
+
+
+def _as_stored(volume_XYZ: UInt8Array, like: ImageFile) -> UInt8Array:
+    """A volume in the orientation of ``like``, as it would be in its file."""
+    assert like.stored is not None
+    order = nib.orientations.io_orientation(like.stored.affine)
+    if np.isnan(order).any():
+        return volume_XYZ
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), order)
+    stored: UInt8Array = nib.orientations.apply_orientation(volume_XYZ, back)
+    return stored
+
+
+def _lies(image: nib.Nifti1Image) -> str:
+    """Orientation, spacing and origin, for people."""
+    spacing = " x ".join(f"{float(z):.3g}" for z in image.header.get_zooms()[:3])
+    origin = ", ".join(f"{float(v):.1f}" for v in image.affine[:3, 3])
+    return f"{spacing} mm from ({origin})"
 
 
 def slice_axis(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
-    """Axis along which a volume was acquired: the thickest, else the shortest one."""
-    if max(zooms) > 1.2 * min(zooms):
-        return int(np.argmax(zooms))
-    return 2 if shape[2] <= min(shape) else int(np.argmin(shape))
+    """Axis along which a volume was acquired.
+
+    A flat one where there is one; else the one whose spacing differs from the others'; else the
+    one with far fewer slices than the others have pixels; else upwards.
+    """
+    if 1 in shape:
+        return shape.index(1) if shape[2] != 1 else 2
+    logs = np.log(zooms)
+    others = [np.delete(logs, axis) for axis in range(3)]
+    apart = [abs(logs[k] - o.mean()) - abs(o[0] - o[1]) for k, o in enumerate(others)]
+    if max(apart) > np.log(1.2):
+        return int(np.argmax(apart))
+    shortest = int(np.argmin(shape))
+    return shortest if 2 * shape[shortest] <= np.partition(shape, 1)[1] else 2
 
 
 def _integers(path: Path, pixels: AnyArray) -> AnyArray:
@@ -212,12 +276,16 @@ def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
         picture = Image.fromarray(labels[0])
         _atomically(path, lambda file: picture.save(file, format="PNG"))
         return
-    volume = np.stack(labels, axis=like.axis).reshape(like.nifti.shape)
-    header = like.nifti.header.copy()
+    stored = like.stored or like.nifti
+    volume = np.stack(labels, axis=like.axis)
+    if like.stored is not None:
+        volume = _as_stored(volume, like)
+    volume = volume.reshape(stored.shape)
+    header = stored.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    image = nib.Nifti1Image(volume, like.nifti.affine, header)
+    image = nib.Nifti1Image(volume, stored.affine, header)
     _atomically(path, lambda file: nib.save(image, file))
 
 

@@ -37,16 +37,12 @@ class Case:
         """Read the labels, sliced like the image.
 
         Raises:
-            FileError: another size than the image, or more labels than classes.
+            FileError: they lie elsewhere than the image, or there are more labels than classes.
         """
         if self.labels is None:
             return None
         labels = files.read(self.labels, axis=image.axis, labels=True)
-        if labels.pixels.shape != image.pixels.shape[: labels.pixels.ndim]:
-            raise files.FileError(
-                f"{self.labels}: shape {labels.pixels.shape}, expected the image's, "
-                f"{image.pixels.shape}"
-            )
+        image.check_same_space(labels)
         highest = int(np.max(labels.pixels))
         if highest > num_classes:
             raise files.FileError(
