@@ -195,12 +195,21 @@ def tables(measured: Mapping[str, Cells]) -> dict[str, Any]:
     seeds = sorted({seed for cells in measured.values() for seed in cells})
     groups = {source: [cells] for source, cells in measured.items()}
     others = [cells for source, cells in measured.items() if source != ACDC]
+    pictures = [cells for cells in others if not of_volumes(cells)]
+    both = 0 < len(pictures) < len(others)
     groups |= {OUTSIDE: others} if others else {}
+    groups |= {f"{OUTSIDE}, pictures": pictures} if both else {}
+    groups |= {f"{OUTSIDE}, volumes": [c for c in others if of_volumes(c)]} if both else {}
     return {
         "alone": {name: alone(cells, seeds) for name, cells in groups.items()},
         "student": {name: by_mask(cells, seeds) for name, cells in groups.items()},
         "cost": costs(measured),
     }
+
+
+def of_volumes(cells: Cells) -> bool:
+    """Whether the images of a source are volumes."""
+    return any(cell["volume"] for images in cells.values() for cell in images.values())
 
 
 def alone(cells: Sequence[Cells], seeds: Sequence[str]) -> dict[str, Summary | None]:
@@ -269,8 +278,7 @@ def costs(measured: Mapping[str, Cells]) -> dict[str, dict[str, dict[str, float]
 
     for source, cells in measured.items():
         for cell in (cell for images in cells.values() for cell in images.values()):
-            kind = "volumes" if cell["volume"] else "pictures"
-            add(source, kind, ROWS, cell["alone"])
+            add(source, "volumes" if cell["volume"] else "pictures", ROWS, cell["alone"])
             for mask, found in cell["student"].items():
                 add(source, mask.rsplit(" ", 1)[0], STUDENT_ROWS, found)
     means: dict[str, dict[str, dict[str, float]]] = {}

@@ -91,7 +91,8 @@ def softened(labels: UInt8Array, classes: int) -> npt.NDArray[np.float32]:
         mask_HW = labels == index + 1
         if mask_HW.any():
             depth = float(ndimage.distance_transform_edt(mask_HW)[mask_HW].mean())
-            soft_CHW[index] = ndimage.gaussian_filter(mask_HW.astype(np.float32), min(BLUR, depth))
+            blur = min(BLUR, depth / 2)
+            soft_CHW[index] = ndimage.gaussian_filter(mask_HW.astype(np.float32), blur)
     scaled: npt.NDArray[np.float32] = soft_CHW / np.maximum(soft_CHW.sum(axis=0), 1)
     return np.float32(SUREST) * scaled
 
