@@ -1,42 +1,43 @@
 """The queue in front of a runtime; its unit of work is one look at one image.
 
 A request is a generator of looks (:mod:`vessa_server.cases`). One thread runs looks, one or a
-batch at a time, and always the most urgent next: interactive requests before bulk ones, then
-the client that has had least of the device, then the oldest. So a volume of many looks never
-holds up somebody who waits for one picture; who has gone or is out of time costs nothing more.
+batch at a time, and always the most urgent next (:mod:`vessa_server.scheduler.fair_queue`). So a
+volume of many looks never holds up somebody who waits for one picture; who has gone or is out of
+time costs nothing more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from enum import IntEnum
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
 from vessa_client import DeadlineError, OverloadedError, UnavailableError, VessaError
 from vessa_server.cases.case import Shared, Steps
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Prediction
+from vessa_server.scheduler.fair_queue import FairQueue, Priority, Rank
+from vessa_server.scheduler.tasks import Request, SharedWork, Task, Ticket
+
+__all__ = ["Observer", "Priority", "Scheduler", "Ticket"]
 
 log = structlog.get_logger(__name__)
 
-
-class Priority(IntEnum):
-    """Who goes first."""
-
-    INTERACTIVE = 0
-    BULK = 1
-    BACKGROUND = 2
+# Seconds of one request before any was answered, and the shortest time to wait for a place.
+FIRST_PACE, SHORTEST_RETRY = 0.05, 0.05
+# Share of the newest request in the recent seconds of one.
+NEWEST = 0.125
 
 
 class Observer(Protocol):
-    """What the scheduler tells its metrics."""
+    """Metrics of the scheduler."""
 
     def observe_queue(self, requests: int, nbytes: int) -> None:
         """How much is waiting or running."""
@@ -47,58 +48,12 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """Who asks, and until when.
-
-    Attributes:
-        client: by whom the device is shared fairly.
-        deadline: in seconds of ``time.monotonic``; None for no end.
-        nbytes: of the request's arrays.
-    """
-
-    client: str = ""
-    priority: Priority = Priority.INTERACTIVE
-    deadline: float | None = None
-    nbytes: int = 0
-
-
-@dataclass(eq=False)
-class _Task:
-    """A generator on its way: a request, or work that several of them share."""
-
-    steps: Steps
-    ticket: Ticket
-    number: int
-    future: Future[Any] | None = None
-    shared_key: Hashable = None
-    # Tasks that wait for this one, and the one that this one waits for.
-    waiters: list[_Task] = field(default_factory=list)
-    waits_for: _Task | None = None
-    looks: list[Look] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    # What the generator is sent next, or the error that is raised in it.
-    answer: Any = None
-    error: Exception | None = None
-
-    @property
-    def priority(self) -> Priority:
-        """That of the most urgent who waits for it."""
-        return min((t.priority for t in self.waiters), default=self.ticket.priority)
-
-    @property
-    def expired(self) -> bool:
-        """Out of time; shared work never is: those who wait for it are."""
-        deadline = self.ticket.deadline
-        return self.future is not None and deadline is not None and time.monotonic() >= deadline
-
-
 class Scheduler:
     """Runs looks of many requests in one thread of its own."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[Look]], list[Prediction]],
+        run: Callable[[Sequence[AnyLook]], list[Prediction]],
         *,
         max_batch: int,
         max_wait: float,
@@ -112,7 +67,8 @@ class Scheduler:
             run: segments looks, together.
             max_batch: most looks that run together.
             max_wait: seconds that an idle device waits for more looks, if several may.
-            max_requests: waiting or running; more are refused.
+            max_requests: waiting or running; more are refused. Work in the background may have
+                the places that others leave, and takes none from them.
             max_bytes: of the arrays of those.
             observer: of queue and batches.
         """
@@ -124,15 +80,18 @@ class Scheduler:
         self._observer = observer
         self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._open: set[_Task] = set()
+        self._open: dict[int, Request] = {}
+        self._background = 0
         self._bytes = 0
-        self._ready: list[_Task] = []
-        self._shared: dict[Hashable, _Task] = {}
-        self._used: dict[str, float] = {}
+        self._ready: FairQueue[Task] = FairQueue()
+        self._shared: dict[Hashable, SharedWork] = {}
+        # No request is out of time before this.
+        self._first_deadline = math.inf
         self._closing = False
         self._stopped = False
-        # Recent seconds of one request, for the retry delay of refused ones.
-        self._pace = 0.05
+        # Recent seconds of one request, and those spent since the last one was answered.
+        self._pace = FIRST_PACE
+        self._spent = 0.0
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -141,11 +100,6 @@ class Scheduler:
         """Whether requests are run."""
         return self._thread.is_alive() and not self._stopped
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait or run."""
-        return len(self._open)
-
     def submit(self, steps: Steps, ticket: Ticket) -> Future[Any]:
         """Queue a request; cancel the future to drop it.
 
@@ -153,35 +107,23 @@ class Scheduler:
             OverloadedError: the queue is full; carries when to try again.
             UnavailableError: the server is stopping.
         """
+        future: Future[Any] = Future()
         with self._changed:
             if self._closing or not self.alive:
                 raise UnavailableError("the server is stopping", retry_after=1.0)
-            self.check_room(ticket.nbytes)
-            future: Future[Any] = Future()
-            task = _Task(steps, ticket, next(self._numbers), future)
-            self._enter_client(ticket.client)
-            self._open.add(task)
+            background = ticket.priority is Priority.BACKGROUND
+            self._check(ticket.nbytes, len(self._open) - (0 if background else self._background))
+            request = Request(steps=steps, ticket=ticket, number=next(self._numbers), future=future)
+            self._open[request.number] = request
+            self._background += background
             self._bytes += ticket.nbytes
-            self._make_ready(task)
-        future.add_done_callback(lambda done: self._drop(task) if done.cancelled() else None)
+            if ticket.deadline is not None:
+                self._first_deadline = min(self._first_deadline, ticket.deadline)
+            self._observe()
+            self._make_ready(request)
+        # By number: with the request itself there would be a cycle, and its arrays would live on.
+        future.add_done_callback(partial(self._drop_cancelled, request.number))
         return future
-
-    def drain(self, deadline: float) -> None:
-        """Refuse new requests, finish those accepted until ``deadline``, stop."""
-        with self._changed:
-            self._closing = True
-            while self._open and self.alive:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    break
-        self._stop()
-
-    def _stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            left = list(self._open)
-            self._changed.notify_all()
-        for task in left:
-            self._finish(task, error=UnavailableError("the server has stopped", retry_after=1.0))
 
     def check_room(self, nbytes: int) -> None:
         """Refuse what would not fit into the queue.
@@ -189,81 +131,123 @@ class Scheduler:
         Raises:
             OverloadedError: the queue is full; carries when to try again.
         """
-        count = len(self._open)
-        wait = max(0.05, self._pace * count)
+        with self._changed:
+            self._check(nbytes, len(self._open) - self._background)
+
+    def _check(self, nbytes: int, count: int) -> None:
+        wait = max(SHORTEST_RETRY, self._pace * len(self._open))
         if count >= self.max_requests:
             raise OverloadedError(
                 f"queue: full with {count} requests, try again in {wait:.2f} s", retry_after=wait
             )
-        if count and self._bytes + nbytes > self.max_bytes:
+        if self._bytes and self._bytes + nbytes > self.max_bytes:
             raise OverloadedError(
                 f"queue: {self._bytes} bytes wait, at most {self.max_bytes} may "
                 f"(VESSA_MAX_QUEUE_BYTES); try again in {wait:.2f} s",
                 retry_after=wait,
             )
 
-    def _enter_client(self, client: str) -> None:
-        """Who comes (again) has no claim on the time when he was away."""
-        present = {task.ticket.client for task in self._open}
-        least = min((self._used[name] for name in present), default=0.0)
-        self._used = {name: self._used[name] for name in present} | {
-            client: max(self._used.get(client, 0.0), least)
-        }
+    def drain(self, deadline: float) -> None:
+        """Refuse new requests, finish those accepted until ``deadline``, stop.
+
+        Nobody waits for work in the background: it is dropped.
+        """
+        with self._changed:
+            self._closing = True
+            background = [
+                request
+                for request in self._open.values()
+                if request.ticket.priority is Priority.BACKGROUND
+            ]
+        self._end(background)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._open or not self.alive, max(0.0, deadline - time.monotonic())
+            )
+        self._stop()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            left = list(self._open.values())
+            self._changed.notify_all()
+        self._end(left)
+
+    def _end(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._finish(request, error=UnavailableError("the server has stopped", retry_after=1.0))
 
     def _work(self) -> None:
         try:
-            while (step := self._next()) is not None:
-                if isinstance(step, _Task):
-                    self._advance(step)
-                else:
-                    self._run_batch(step)
+            while self._has_work():
+                self._end_overdue()
+                self._do_next()
         except BaseException as error:
             log.error("scheduler.died", kind=type(error).__name__)
             raise
         finally:
             self._stop()
 
-    def _next(self) -> _Task | list[tuple[_Task, Look]] | None:
-        """A task to go on with, or looks to run; None at the end."""
+    def _has_work(self) -> bool:
+        """Wait for something to do; False at the end."""
         with self._changed:
-            idle = not self._ready
-            while not self._ready and not self._stopped:
-                self._changed.wait()
-            if idle and self.max_wait and not self._stopped:
-                self._changed.wait(self.max_wait)
-            if self._stopped or not self._ready:
-                return None if self._stopped else []
-            ordered = sorted(self._ready, key=self._urgency)
-            if not ordered[0].looks or ordered[0].expired:
-                return ordered[0]
-            if self.max_batch > 1:
-                for task in ordered:  # those that go on may have looks for the same batch
-                    if not task.looks or task.expired:
-                        return task
-            batch: list[tuple[_Task, Look]] = []
-            for task in ordered:
-                missing = task.looks[len(task.predictions) :]
-                batch += [(task, look) for look in missing[: self.max_batch - len(batch)]]
+            if not self._ready:
+                self._changed.wait_for(lambda: self._ready or self._stopped)
+                if self.max_wait:
+                    self._changed.wait_for(
+                        lambda: len(self._ready) >= self.max_batch or self._stopped, self.max_wait
+                    )
+            return not self._stopped
+
+    def _end_overdue(self) -> None:
+        """End requests that are out of time, whatever they wait for."""
+        now = time.monotonic()
+        if now < self._first_deadline:
+            return
+        with self._changed:
+            ends = {
+                request: request.ticket.deadline
+                for request in self._open.values()
+                if request.ticket.deadline is not None
+            }
+            self._first_deadline = min(
+                (end for end in ends.values() if end > now), default=math.inf
+            )
+        for request, end in ends.items():
+            if end <= now:
+                late = DeadlineError("no answer within the request's deadline")
+                self._finish(request, error=late)
+
+    def _do_next(self) -> None:
+        step = self._next()
+        if isinstance(step, Task):
+            self._advance(step)
+        elif step:
+            self._run_batch(step)
+
+    def _next(self) -> Task | list[tuple[Task, AnyLook]]:
+        """A task to go on with, or looks to run."""
+        batch: list[tuple[Task, AnyLook]] = []
+        with self._changed:
+            for task in self._ready:
+                missing = task.missing(self.max_batch - len(batch))
+                if not missing:  # what it needs next may come into the same batch
+                    return task
+                batch += [(task, look) for look in missing]
                 if len(batch) == self.max_batch:
                     break
-            return batch
+        return batch
 
-    def _urgency(self, task: _Task) -> tuple[int, float, int]:
-        return task.priority, self._used.get(task.ticket.client, 0.0), task.number
-
-    def _advance(self, task: _Task) -> None:
+    def _advance(self, task: Task) -> None:
         """Go on with a generator until it needs looks, waits, or ends."""
         with self._changed:
             if task not in self._ready:
                 return  # dropped meanwhile
-            self._ready.remove(task)
-        if task.expired:
-            self._finish(task, error=DeadlineError("no answer within the request's deadline"))
-            return
-        answer, error = task.answer, task.error
-        task.looks, task.predictions, task.answer, task.error = [], [], None, None
+            rank = task.rank
+        start = time.monotonic()
         try:
-            wanted = task.steps.send(answer) if error is None else task.steps.throw(error)
+            wanted = task.go_on()
         except StopIteration as end:
             self._finish(task, end.value)
         except Exception as raised:
@@ -273,99 +257,119 @@ class Scheduler:
                 if isinstance(wanted, Shared):
                     self._wait_for(task, wanted)
                 else:
-                    task.looks = wanted
-                    self._make_ready(task)
+                    task.wait_for(wanted)
+        finally:
+            self._charge(rank, time.monotonic() - start)
 
-    def _wait_for(self, task: _Task, wanted: Shared) -> None:
+    def _wait_for(self, task: Task, wanted: Shared) -> None:
+        if task not in self._ready:
+            return  # dropped meanwhile
         shared = self._shared.get(wanted.key)
         if shared is None:
-            number = next(self._numbers)
-            shared = _Task(wanted.work(), task.ticket, number, shared_key=wanted.key)
-            self._shared[wanted.key] = shared
-            shared.waiters.append(task)
-            self._make_ready(shared)
+            shared = self._shared[wanted.key] = SharedWork.of(wanted, task)
+            self._ready.replace(task, shared)
         else:
+            self._ready.discard(task)
             shared.waiters.append(task)
+            self._reorder(shared)
         task.waits_for = shared
-        if task not in self._open and task.future is not None:
-            self._leave(task)
 
-    def _make_ready(self, task: _Task) -> None:
-        if task in self._open or task.waiters:
-            self._ready.append(task)
-            self._observe()
-            self._changed.notify_all()
+    def _make_ready(self, task: Task) -> None:
+        self._ready.add(task, task.rank)
+        self._changed.notify_all()
 
-    def _run_batch(self, batch: list[tuple[_Task, Look]]) -> None:
-        if not batch:
-            return
+    def _reorder(self, shared: SharedWork) -> None:
+        """Others wait for it than before, and so for what it waits for itself."""
+        task: Task = shared
+        while task.waits_for is not None:
+            task = task.waits_for
+        if task in self._ready:
+            self._ready.move(task, task.rank)
+
+    def _run_batch(self, batch: list[tuple[Task, AnyLook]]) -> None:
         start = time.monotonic()
         outcomes = self._outcomes([look for _, look in batch])
-        spent = time.monotonic() - start
+        share = (time.monotonic() - start) / len(batch)
         if self._observer is not None:
             self._observer.observe_batch(len(batch))
         with self._changed:
             for (task, _), outcome in zip(batch, outcomes, strict=True):
-                client = task.ticket.client
-                self._used[client] = self._used.get(client, 0.0) + spent / len(batch)
+                self._charge(task.rank, share)
                 if isinstance(outcome, Exception):
                     task.error = outcome
                 else:
                     task.predictions.append(outcome)
-                if task.error is not None or len(task.predictions) == len(task.looks):
-                    task.answer, task.looks = task.predictions, []
+        for task in dict.fromkeys(task for task, _ in batch):
+            if not task.missing(1):  # it may have its answer: nobody waits for others' looks
+                self._advance(task)
 
-    def _outcomes(self, looks: list[Look]) -> list[Prediction | Exception]:
+    def _outcomes(self, looks: list[AnyLook]) -> list[Prediction | Exception]:
         """What each look gives; an error of one is not an error of another."""
         try:
-            return list(self._run_looks(looks))
+            found = list(self._run_looks(looks))
+            if len(found) != len(looks):
+                raise RuntimeError(f"{len(found)} predictions of {len(looks)} looks")
         except Exception as error:
             if len(looks) == 1:
                 return [error]
             return [outcome for look in looks for outcome in self._outcomes([look])]
+        return list(found)
 
-    def _finish(self, task: _Task, value: Any = None, *, error: Exception | None = None) -> None:
-        if error is not None and not isinstance(error, VessaError):
-            log.error("request.failed", kind=type(error).__name__)
-            error = VessaError("internal error; the server's log names its kind")
+    def _finish(self, task: Task, value: Any = None, *, error: Exception | None = None) -> None:
+        if error is not None:
+            error = error.with_traceback(None)  # its frames would keep the request's arrays
+            if not isinstance(error, VessaError):
+                log.error("request.failed", kind=type(error).__name__)
+                error = VessaError("internal error; the server's log names its kind")
         with self._changed:
-            if task in self._ready:
-                self._ready.remove(task)
-            if task.future is None:
-                self._shared.pop(task.shared_key, None)
+            self._remove(task)
+            if isinstance(task, SharedWork):
                 for waiter in task.waiters:
                     waiter.answer, waiter.error, waiter.waits_for = value, error, None
                     self._make_ready(waiter)
-                return
-            self._close(task)
-        with contextlib.suppress(InvalidStateError):  # cancelled at this moment
-            if error is None:
-                task.future.set_result(value)
-            else:
-                task.future.set_exception(error)
+            elif error is None:
+                self._pace += NEWEST * (self._spent - self._pace)
+                self._spent = 0.0
+        if isinstance(task, Request):
+            with contextlib.suppress(InvalidStateError):  # cancelled at this moment
+                if error is None:
+                    task.future.set_result(value)
+                else:
+                    task.future.set_exception(error)
 
-    def _drop(self, task: _Task) -> None:
-        """Somebody has gone: his request, and what only he waited for, is forgotten."""
+    def _drop_cancelled(self, number: int, future: Future[Any]) -> None:
+        """Where somebody has gone his request, and what only he waited for, is forgotten."""
+        if not future.cancelled():
+            return
+        future.set_running_or_notify_cancel()  # for those who wait for several futures
         with self._changed:
-            self._close(task)
-            self._leave(task)
+            request = self._open.get(number)
+            if request is not None:
+                self._remove(request)
 
-    def _leave(self, task: _Task) -> None:
-        if task in self._ready:
-            self._ready.remove(task)
-        shared = task.waits_for
-        if shared is not None and task in shared.waiters:
-            shared.waiters.remove(task)
-            if not shared.waiters:
-                self._shared.pop(shared.shared_key, None)
-                self._leave(shared)
-
-    def _close(self, task: _Task) -> None:
-        if task in self._open:
-            self._open.remove(task)
+    def _remove(self, task: Task) -> None:
+        """Take it out of the queue, and what only it waited for."""
+        self._ready.discard(task)
+        if isinstance(task, SharedWork):
+            if self._shared.get(task.key) is task:
+                del self._shared[task.key]
+        elif isinstance(task, Request) and self._open.pop(task.number, None) is not None:
+            self._background -= task.ticket.priority is Priority.BACKGROUND
             self._bytes -= task.ticket.nbytes
             self._observe()
             self._changed.notify_all()
+        shared, task.waits_for = task.waits_for, None
+        if shared is not None:
+            shared.waiters.remove(task)
+            if shared.waiters:
+                self._reorder(shared)
+            else:
+                self._remove(shared)
+
+    def _charge(self, rank: Rank, seconds: float) -> None:
+        with self._changed:
+            self._ready.charge(rank, seconds)
+            self._spent += seconds
 
     def _observe(self) -> None:
         if self._observer is not None:
