@@ -11,7 +11,10 @@ V = TypeVar("V")
 
 
 class ByteLru(Generic[V]):
-    """Values with a size each. Thread-safe."""
+    """Values with a size each. Thread-safe.
+
+    What is removed is released without the lock: its end may take time, or ask for other values.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         if max_bytes < 0:
@@ -40,20 +43,22 @@ class ByteLru(Generic[V]):
 
     def put(self, key: Hashable, value: V, size: int) -> None:
         """Keep ``value``; one that is larger than the whole memory is not kept."""
+        removed: list[tuple[V, int]] = []
         with self._lock:
-            previous = self._values.pop(key, None)
-            if previous is not None:
-                self._bytes -= previous[1]
+            if key in self._values:
+                removed.append(self._values.pop(key))
+                self._bytes -= removed[-1][1]
             if size > self.max_bytes:
                 return
             self._values[key] = (value, size)
             self._bytes += size
             while self._bytes > self.max_bytes:
-                _, (_, removed) = self._values.popitem(last=False)
-                self._bytes -= removed
+                removed.append(self._values.popitem(last=False)[1])
+                self._bytes -= removed[-1][1]
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._values.clear()
+            removed, self._values = self._values, OrderedDict()
             self._bytes = 0
+        removed.clear()
