@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import nibabel as nib
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from vessa_client import (
     AnyArray,
@@ -29,22 +21,12 @@ from vessa_client.wire import (
     image_digest,
     volume_digest,
 )
+from vessa_server.cases import nifti, pictures
+from vessa_server.cases.nifti import NiftiGeometry
 from vessa_server.features.lru import ByteLru
 
-FORMATS = ("PNG", "JPEG", "TIFF")
-GZIP_MAGIC = b"\x1f\x8b"
 MIN_SIDE = 8
-_NIFTI = {nib.Nifti1Header: nib.Nifti1Image, nib.Nifti2Header: nib.Nifti2Image}
 VOLUME_NAMES_BYTES = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class NiftiGeometry:
-    """What a mask needs to go out as it came in: header with affine, and the slice's shape."""
-
-    header: nib.Nifti1Header
-    affine: npt.NDArray[np.float64]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -224,92 +206,8 @@ def decode(
         InvalidRequestError: not an image of these kinds, or damaged.
         OverloadedError: over a limit.
     """
-    if data[:2] == GZIP_MAGIC or data[344:347] in (b"n+1", b"ni1") or data[4:7] == b"n+2":
-        return _decode_nifti(data, limits, field)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters is whether the pixels load
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                _check_side(picture.size, limits, field)
-                picture.load()
-                return np.asarray(_plain(picture, labels=labels)), None
-    except OverloadedError:
-        raise
-    except UnidentifiedImageError:
-        raise InvalidRequestError(
-            f"{field}: not an image, expected PNG, JPEG, TIFF or NIfTI", field=field
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise OverloadedError(
-            f"{field}: too many pixels, expected at most {limits.max_side} a side", field=field
-        ) from error
-    except Exception as error:  # decoders raise many kinds, OverflowError among them
-        raise InvalidRequestError(
-            f"{field}: damaged or truncated ({error}), expected a whole file", field=field
-        ) from error
-
-
-def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
-    if picture.mode == "1":
-        return picture.convert("L")
-    if picture.mode in ("P", "RGBA", "CMYK", "YCbCr", "LA", "PA") and not (
-        labels and picture.mode == "P"
-    ):
-        return picture.convert("RGB")
-    return picture
-
-
-def _check_side(size: tuple[int, int], limits: ImageLimits, field: str) -> None:
-    if max(size) > limits.max_side:
-        raise OverloadedError(
-            f"{field}: {size[1]} x {size[0]} pixels, expected at most {limits.max_side} "
-            "a side (VESSA_MAX_IMAGE_SIDE)",
-            field=field,
+    if nifti.is_nifti(data[:348]):
+        return nifti.read_slice(
+            data, field, lambda plane: pictures.check_side(plane, limits.max_side, field)
         )
-
-
-def _decode_nifti(data: bytes, limits: ImageLimits, field: str) -> tuple[AnyArray, NiftiGeometry]:
-    try:
-        packed = data[:2] == GZIP_MAGIC
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data) as stream:
-            header, plane = _nifti_header(stream, limits, field)
-            # A small file can unpack to a large one: no more is read than the header announces.
-            whole = header.get_data_offset() + math.prod(plane) * header.get_data_dtype().itemsize
-            stream.seek(0)
-            content = stream.read(int(whole))
-        image = _NIFTI[type(header)].from_bytes(content)
-        pixels = np.asarray(image.dataobj).reshape(plane)
-    except (InvalidRequestError, OverloadedError):
-        raise
-    except Exception as error:  # nibabel and gzip raise many kinds
-        raise InvalidRequestError(
-            f"{field}: NIfTI is damaged or truncated ({error}), expected a whole file",
-            field=field,
-        ) from error
-    shape = tuple(int(n) for n in image.shape)
-    return pixels, NiftiGeometry(image.header.copy(), np.asarray(image.affine), shape)
-
-
-def _nifti_header(
-    stream: io.BufferedIOBase, limits: ImageLimits, field: str
-) -> tuple[nib.Nifti1Header, list[int]]:
-    """The header and the plane's shape, checked before any pixel is read."""
-    start = stream.read(4)
-    kind = nib.Nifti2Header if 540 in (_int(start, "<"), _int(start, ">")) else nib.Nifti1Header
-    stream.seek(0)
-    header = kind.from_fileobj(stream)
-    shape = tuple(int(n) for n in header.get_data_shape())
-    plane = [n for n in shape if n != 1]
-    if len(plane) != 2 or min(plane) < 1:
-        raise InvalidRequestError(
-            f"{field}: NIfTI of shape {shape}, expected one slice; send a volume to "
-            "POST /pseudolabel/volume, or label it with `vessa label`",
-            field=field,
-        )
-    _check_side((plane[1], plane[0]), limits, field)
-    return header, plane
-
-
-def _int(data: bytes, order: str) -> int:
-    return int(np.frombuffer(data, dtype=f"{order}i4")[0])
+    return pictures.decode(data, field, limits.max_side, labels=labels), None
