@@ -1,7 +1,8 @@
 """Gives free memory back to the system, so that a bound in bytes is one of resident memory, too.
 
-Features that are kept, among a forward's short-lived tensors, leave holes in the C library's heap:
-a process grows to twice what it holds. Where the library can, the holes are given back now and then.
+Features that are kept, among a forward's short-lived tensors, leave holes in the C library's
+heap: a process grows to twice what it holds. Where the library can, the holes are given back now
+and then.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from vessa_server.model import preprocess
 from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.records import TensorRecord
 from vessa_server.model.vessa import Conditioned, ImageFeatures, TemplateFeatures, Vessa
+from vessa_server.runtime.budget import CudaMeter, MemoryBudget
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import (
     Bools,
@@ -67,9 +68,10 @@ class TorchRuntime:
         """
         self.model = model.eval().requires_grad_(False)
         self.digest = digest
-        self.max_batch = max_batch
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        meter = CudaMeter(self.device) if self.device.type == "cuda" else None
+        self.budget = MemoryBudget(meter, max_batch)
 
     @property
     def info(self) -> RuntimeInfo:
@@ -100,7 +102,7 @@ class TorchRuntime:
             return self.model.encode_image(preprocess.normalise(unit_B3HW, config), seen)
 
         with self._computing(clock, "encode_image"):
-            return self._rows(canvases, forward)
+            return self._rows("read" if read else "encode", canvases, forward)
 
     def describe(
         self, images: Sequence[Handle], masks_HW: Sequence[Bools], clock: StageClock
@@ -114,7 +116,7 @@ class TorchRuntime:
             return self.model.encode_template(features, torch.from_numpy(masks).to(self.device))
 
         with self._computing(clock, "template_features"):
-            handles = self._rows(pairs, forward)
+            handles = self._rows("describe", pairs, forward)
             return [
                 Described(handle, _array(_record(handle, TemplateFeatures).embedding_K2D[0]))
                 for handle in handles
@@ -146,7 +148,7 @@ class TorchRuntime:
             return reasoner.prefix(ids, attention, reasoner.see(view))
 
         with self._computing():
-            return self._rows(pairs, forward)
+            return self._rows("prefix", pairs, forward)
 
     def condition(self, items: Sequence[Conditioning], clock: StageClock) -> list[Handle]:
         """See :class:`Runtime`."""
@@ -154,19 +156,22 @@ class TorchRuntime:
         with self._computing():
             # Rows of a forward have equally many templates, and the VLM reads all or none.
             for alike in _alike(items):
-                for part in _parts(alike, self.max_batch, lambda i: len(items[i].templates)):
-                    computed = self._condition([items[i] for i in part], clock)
-                    for index, handle in zip(part, computed, strict=True):
-                        handles[index] = handle
+                computed = self.budget.parts(
+                    f"condition on {len(items[alike[0]].templates[0])}",
+                    alike,
+                    lambda index: len(items[index].templates),
+                    lambda part: self._condition([items[index] for index in part], clock),
+                )
+                found = (handle for part in computed for handle in part)
+                for index, handle in zip(alike, found, strict=True):
+                    handles[index] = handle
         return [handle for handle in handles if handle is not None]
 
     def decode(self, items: Sequence[Decoding], clock: StageClock) -> list[Decoded]:
         """See :class:`Runtime`."""
         with self._computing(clock, "decode_mask"):
-            decoded: list[Decoded] = []
-            for part in _parts(items, self.max_batch, _classes):
-                decoded += self._decode(part)
-            return decoded
+            parts = self.budget.parts("decode", items, _classes, self._decode)
+            return [decoded for part in parts for decoded in part]
 
     def explain(
         self, image: Handle, prefixes: Sequence[Handle], tokens: int, clock: StageClock
@@ -262,13 +267,13 @@ class TorchRuntime:
         return torch.from_numpy(index).to(self.device)
 
     def _rows(
-        self, items: Sequence[Any], forward: Callable[[Sequence[Any]], TensorRecord]
+        self, step: str, items: Sequence[Any], forward: Callable[[Sequence[Any]], TensorRecord]
     ) -> list[Handle]:
         """A handle for each row of what ``forward`` gives for parts of a batch."""
-        handles: list[Handle] = []
-        for part in _parts(items, self.max_batch, lambda _: 1):
-            handles += _split(forward(part), [1] * len(part))
-        return handles
+        parts = self.budget.parts(
+            step, items, lambda _: 1, lambda part: _split(forward(part), [1] * len(part))
+        )
+        return [handle for part in parts for handle in part]
 
     def _computing(self, clock: StageClock | None = None, stage: str = "") -> _Computing:
         return _Computing(self.device, clock, stage)
@@ -328,19 +333,6 @@ def _alike(items: Sequence[Conditioning]) -> list[list[int]]:
         key = (len(item.templates[0]), item.prefixes is not None)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
-
-
-def _parts(items: Sequence[Any], most: int, weight: Callable[[Any], int]) -> list[list[Any]]:
-    """Consecutive items whose weights add up to at most ``most``, or one that is over it."""
-    parts: list[list[Any]] = []
-    total = 0
-    for item in items:
-        total += weight(item)
-        if not parts or total > most:
-            parts.append([])
-            total = weight(item)
-        parts[-1].append(item)
-    return parts
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,0 +1,147 @@
+"""How much of a batch fits on a device, measured while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+# Share of the free memory that a forward may take: the rest is for fragments and other streams.
+USED_SHARE = 0.8
+
+
+class Meter(Protocol):
+    """Memory of a device, in bytes."""
+
+    def free(self) -> int:
+        """What could be taken now."""
+        ...
+
+    def start(self) -> None:
+        """Begin to watch."""
+        ...
+
+    def taken(self) -> int:
+        """The most that was taken at once since the start."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is kept for later."""
+        ...
+
+
+class CudaMeter:
+    """The memory of one GPU, as PyTorch's allocator sees it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = 0
+
+    def free(self) -> int:
+        """Free on the device, or kept by the allocator and not in use."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(free + kept)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._before = torch.cuda.memory_allocated(self.device)
+
+    def taken(self) -> int:
+        """The most that was taken at once since the start."""
+        return torch.cuda.max_memory_allocated(self.device) - self._before
+
+    def release(self) -> None:
+        """Give the allocator's spare blocks back."""
+        torch.cuda.empty_cache()
+
+
+class MemoryBudget:
+    """Runs batches in parts that fit. What an item of a step takes is measured by its forwards.
+
+    The first forward of a step is one item. Without a meter, as on a CPU, ``max_batch`` alone
+    counts.
+    """
+
+    def __init__(self, meter: Meter | None, max_batch: int) -> None:
+        self.meter = meter
+        self.max_batch = max_batch
+        # The most bytes that an item of each step took.
+        self.item_bytes: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
+
+    def parts(
+        self,
+        step: str,
+        items: Sequence[T],
+        weight: Callable[[T], int],
+        forward: Callable[[Sequence[T]], R],
+    ) -> Iterator[R]:
+        """What ``forward`` gives for consecutive parts of ``items``.
+
+        Args:
+            step: whose forward it is.
+            items: of a batch.
+            weight: how many rows of the forward an item is.
+            forward: runs a part.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for a single item.
+        """
+        start = 0
+        while start < len(items):
+            end = start + self._count(step, items[start:], weight)
+            try:
+                result = self._measured(step, items[start:end], weight, forward)
+            except torch.OutOfMemoryError:
+                if self.meter is not None:
+                    self.meter.release()
+                if end - start == 1:
+                    raise
+                rows = sum(weight(item) for item in items[start:end])
+                self._limits[step] = max(1, rows // 2)
+                continue
+            yield result
+            start = end
+
+    def most_rows(self, step: str) -> int:
+        """Rows that a forward of ``step`` may have now."""
+        most = min(self.max_batch, self._limits.get(step, self.max_batch))
+        if self.meter is None:
+            return most
+        taken = self.item_bytes.get(step)
+        return most if taken == 0 else 1 if taken is None else min(most, self._fitting(taken))
+
+    def _fitting(self, taken: int) -> int:
+        assert self.meter is not None
+        return max(1, int(USED_SHARE * self.meter.free()) // taken)
+
+    def _count(self, step: str, items: Sequence[T], weight: Callable[[T], int]) -> int:
+        """How many of ``items`` the next forward takes, one at least."""
+        left, count = self.most_rows(step), 0
+        for item in items:
+            left -= weight(item)
+            if left < 0 and count:
+                break
+            count += 1
+        return count
+
+    def _measured(
+        self,
+        step: str,
+        part: Sequence[T],
+        weight: Callable[[T], int],
+        forward: Callable[[Sequence[T]], R],
+    ) -> R:
+        if self.meter is None:
+            return forward(part)
+        self.meter.start()
+        result = forward(part)
+        rows = max(1, sum(weight(item) for item in part))
+        taken = self.meter.taken() // rows
+        self.item_bytes[step] = max(self.item_bytes.get(step, 0), taken)
+        return result
