@@ -11,133 +11,48 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
-from acdc import CLASSES, NAMES, RESULTS, ROOT, circumstances
+from acdc import NAMES, RESULTS, ROOT, circumstances
+from served import Images, Server, serving
 from vessa_client import (
-    AnyArray,
     ClassDefinition,
     ClientOptions,
     SegmentationRequest,
-    UInt8Array,
     VessaClient,
     VolumeRequest,
     files,
 )
 from vessa_client.console import console
-from vessa_server.bank import TemplateBank
+from vessa_server.api.settings import SHIPPED_WEIGHTS
+from vessa_server.model import checkpoint
+from vessa_server.model.presets import preset
+from vessa_server.policy import PolicyConfig
+from vessa_server.policy.retrieval import Diversity, choose
+from vessa_server.runtime.clock import StageClock
+from vessa_server.runtime.protocol import Floats, Handle
+from vessa_server.runtime.torch_runtime import TorchRuntime
 
 SAMPLE = ROOT / "examples" / "acdc-sample"
-PARTS = ("start", "latency", "load", "mixed", "growth", "memory")
 CLIENTS = (1, 8, 64)
 LOAD_SECONDS, MIXED_SECONDS = 8.0, 15.0
 MANY_REQUESTS = 20_000
+TEMPLATE_COUNTS = (10, 100, 1000, 10_000, 100_000)
 SIDES, CLASS_COUNTS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
 Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Images:
-    """What is asked: volumes with their truth, as slices."""
-
-    volumes: tuple[tuple[AnyArray, ...], ...]
-    labels: tuple[tuple[UInt8Array, ...], ...]
-
-    @staticmethod
-    def of(folder: Path) -> Images:
-        """Volumes of a folder that have label files."""
-        volumes, labels = [], []
-        for path in files.find_images(folder):
-            truth = files.find_label(path)
-            if truth is not None:
-                image, marked = files.read(path), files.read(truth, labels=True)
-                volumes.append(tuple(image.slices()))
-                labels.append(tuple(m.astype(np.uint8) for m in marked.slices()))
-        return Images(tuple(volumes), tuple(labels))
-
-    def fresh(self, index: int) -> AnyArray:
-        """An image that no server has seen: a slice, brighter by a little."""
-        volume = self.volumes[index % len(self.volumes)]
-        slice_ = volume[(index // len(self.volumes)) % len(volume)]
-        return np.asarray(slice_, dtype=np.float32) + np.float32(1 + index)
-
-    def student(self, index: int) -> UInt8Array:
-        """The truth of :meth:`fresh`, somewhat beside its place."""
-        labels = self.labels[index % len(self.labels)]
-        truth = labels[(index // len(self.labels)) % len(labels)]
-        return np.roll(truth, 3, axis=0)
-
-
-class Server:
-    """A server process, and what it takes."""
-
-    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
-        self.folder = folder
-        options = ["--bank", str(folder / "bank"), "--cache", "none", "--grpc-port", "0"]
-        options += ["--http-port", "0", "--log-format", "json"]
-        options += ["--threads", str(arguments.threads)]
-        threads = {"OMP_NUM_THREADS": str(arguments.threads), "VESSA_MAX_QUEUE": "256"}
-        self._log = (folder / "server.log").open("w")
-        started = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vessa_server", "serve", *options],
-            stderr=self._log,
-            env={**os.environ, **threads},
-        )
-        self.target = self._ready()
-        self.seconds = time.perf_counter() - started
-
-    def _ready(self) -> str:
-        while self.process.poll() is None:
-            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / "server.log").read_text())
-            if found:
-                return found[1]
-            time.sleep(0.02)
-        raise RuntimeError((self.folder / "server.log").read_text())
-
-    @property
-    def resident(self) -> int:
-        """Bytes of memory now."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(30)
-        self._log.close()
-
-
-@contextmanager
-def serving(arguments: argparse.Namespace, images: Images) -> Iterator[Server]:
-    """A fresh server whose bank holds one annotated volume."""
-    with tempfile.TemporaryDirectory() as scratch:
-        bank = TemplateBank(Path(scratch) / "bank")
-        templates = Images.of(arguments.data / "train")
-        for image, labels in zip(templates.volumes[0], templates.labels[0], strict=True):
-            if labels.any():
-                bank.add(image, labels, CLASSES)
-        server = Server(Path(scratch), arguments)
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 def milliseconds(call: Callable[[int], object], count: int) -> Figures:
@@ -358,6 +273,39 @@ def _classes(arguments: argparse.Namespace, images: Images, count: int) -> Figur
         }
 
 
+def retrieval(arguments: argparse.Namespace, images: Images) -> Figures:
+    """Larger banks, in this process: random embeddings, which take as long as true ones."""
+    torch.set_num_threads(arguments.threads)
+    model = checkpoint.load(preset("nano"), SHIPPED_WEIGHTS / "nano")
+    runtime, clock = TorchRuntime(model, "0" * 64), StageClock()
+    canvas = np.zeros((1, runtime.info.canvas, runtime.info.canvas), np.float32)
+    image = runtime.encode([canvas], clock)[0]
+    found: Figures = {}
+    for count in TEMPLATE_COUNTS:
+        rng = np.random.default_rng(count)
+        shape = (len(NAMES), count, 2, runtime.info.feature_dim)
+        embeddings = rng.standard_normal(shape, dtype=np.float32)
+        index = runtime.index(embeddings)
+        known = Diversity.of(embeddings, np.ones(shape[:2], np.bool_))
+        scores = runtime.similarity([image], index, clock)[0]
+        compared = milliseconds(partial(_compare, runtime, image, index), 3)
+        chosen = milliseconds(partial(_choose, scores, known), 3)
+        found[str(count)] = {
+            "similarity_ms": compared["p50"],
+            "choice_ms": chosen["p50"],
+            "index_mib": round(embeddings.nbytes / 2**20, 2),
+        }
+    return {"templates": found}
+
+
+def _compare(runtime: TorchRuntime, image: Handle, index: Handle, _: int) -> None:
+    runtime.similarity([image], index, StageClock())
+
+
+def _choose(scores_CK: Floats, known: Diversity, _: int) -> None:
+    choose(scores_CK, known, 7, PolicyConfig())
+
+
 def memory(arguments: argparse.Namespace, images: Images) -> Figures:
     """Resident memory over many requests."""
     with serving(arguments, images) as server, VessaClient(server.target) as client:
@@ -380,6 +328,17 @@ def memory(arguments: argparse.Namespace, images: Images) -> Figures:
         }
 
 
+MEASURES: dict[str, Callable[[argparse.Namespace, Images], Figures]] = {
+    "start": start,
+    "latency": latency,
+    "load": load,
+    "mixed": mixed,
+    "growth": growth,
+    "retrieval": retrieval,
+    "memory": memory,
+}
+
+
 def main() -> None:
     """Measure, show and write."""
     parser = argparse.ArgumentParser(
@@ -387,7 +346,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=SAMPLE, help="folder with train/ and val/")
     parser.add_argument("--threads", type=int, default=2, help="of the server")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--results", type=Path, default=RESULTS / "serving_speed.json")
     arguments = parser.parse_args()
     images = Images.of(arguments.data / "val")
@@ -395,10 +354,7 @@ def main() -> None:
     found: Figures = known.get("parts", {})
     for part in arguments.parts:
         console.print(part, style="bold")
-        measure = {
-            "start": start, "latency": latency, "load": load, "mixed": mixed, "growth": growth,
-            "memory": memory,
-        }[part]  # fmt: skip
+        measure = MEASURES[part]
         facts = circumstances(threads=arguments.threads)
         found[part] = {"circumstances": facts, **measure(arguments, images)}
         show(part, found[part])

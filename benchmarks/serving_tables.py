@@ -1,0 +1,186 @@
+"""Writes the tables of docs/performance.md, and its plots, from the results files.
+
+python benchmarks/serving_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+
+from acdc import RESULTS, ROOT
+from ssl_tables import Row, markdown
+from vessa_client import files
+from vessa_client.console import console
+
+DOCUMENT = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "images" / "growth.png"
+Facts = dict[str, Any]
+
+
+def main() -> None:
+    """Fill the document and draw."""
+    files.write_text(DOCUMENT, filled(DOCUMENT.read_text()))
+    draw()
+    console.print(f"{DOCUMENT}, {PLOT}", highlight=False)
+
+
+def filled(text: str) -> str:
+    """The document with each of its tables as the results files have it."""
+    return re.sub(
+        r"(?<=<!-- table )([\w ]+)( -->\n).*?(?=<!-- end of table -->)",
+        lambda found: f"{found[1]}{found[2]}{markdown(TABLES[found[1]]())}\n",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _read(name: str) -> Facts:
+    found: Facts = json.loads((RESULTS / name).read_text())
+    return found
+
+
+def _ms(figures: Facts) -> str:
+    return f"{figures['p50']:.3g} ({figures['p95']:.3g})"
+
+
+def latency() -> list[Row]:
+    """One client."""
+    parts = _read("serving_speed.json")["parts"]
+    found, volume = parts["latency"], parts["latency"]["volume"]
+    return [
+        ["", "ms, median (95 %)"],
+        ["new image", _ms(found["cold_ms"])],
+        ["known image, student's mask", _ms(found["student_mask_ms"])],
+        ["known image, nothing new", _ms(found["nothing_new_ms"])],
+        ["first image of a bank", _ms(found["first_of_a_bank_ms"])],
+        [f"volume of {volume['slices']} slices: first answer", f"{volume['first_slice_ms']:.0f}"],
+        [f"volume of {volume['slices']} slices: all answers", f"{volume['all_ms']:.0f}"],
+        ["`vessa info`", _ms(found["info_ms"])],
+        ["`vessa --help`", _ms(parts["start"]["help_ms"])],
+        ["until the server is ready", f"{1000 * parts['start']['ready_seconds']:.0f}"],
+    ]
+
+
+def load() -> list[Row]:
+    """Several clients."""
+    found = _read("serving_speed.json")["parts"]["load"]
+    rows = [["", "requests/s", "ms, median (95 %)"]]
+    for name, figures in found.items():
+        if name != "circumstances":
+            rows.append([name, f"{figures['per_second']:.1f}", _ms(figures)])
+    return rows
+
+
+def mixed() -> list[Row]:
+    """One who clicks beside one who labels a folder."""
+    found = _read("serving_speed.json")["parts"]["mixed"]
+    beside = found["beside a bulk labeller"]
+    ratio = beside["p95"] / found["alone"]["p95"]
+    return [
+        ["clicks of one user", "ms, median (95 %)"],
+        ["alone", _ms(found["alone"])],
+        ["beside a bulk labeller", f"{_ms(beside)}: {ratio:.2f} times at 95 %"],
+        ["bulk answers/s meanwhile", f"{found['bulk_per_second']:.1f}"],
+    ]
+
+
+def growth() -> list[Row]:
+    """Larger images."""
+    found = _read("serving_speed.json")["parts"]["growth"]["image"]
+    rows = [["side, pixels", "new, ms", "nothing new, ms", "student's mask, ms", "resident MiB"]]
+    for side, figures in found.items():
+        values = (figures[k] for k in ("cold_ms", "nothing_new_ms", "student_mask_ms"))
+        rows.append([side, *(f"{v:.3g}" for v in values), str(figures["resident_mib"])])
+    return rows
+
+
+def classes() -> list[Row]:
+    """More classes."""
+    found = _read("serving_speed.json")["parts"]["growth"]["classes"]
+    rows = [["classes", "new, ms", "student's mask, ms", "resident MiB"]]
+    for count, figures in found.items():
+        values = (figures[k] for k in ("cold_ms", "student_mask_ms"))
+        rows.append([count, *(f"{v:.3g}" for v in values), str(figures["resident_mib"])])
+    return rows
+
+
+def templates() -> list[Row]:
+    """Larger banks."""
+    found = _read("serving_speed.json")["parts"]["retrieval"]["templates"]
+    rows = [["templates", "similarity, ms", "choice, ms", "index, MiB"]]
+    for count, figures in found.items():
+        times = (f"{figures[k]:.3g}" for k in ("similarity_ms", "choice_ms"))
+        rows.append([f"{int(count):,}", *times, f"{figures['index_mib']:.1f}"])
+    return rows
+
+
+def transport() -> list[Row]:
+    """Servers beside each other."""
+    found = _read("transport.json")["rows"]
+    rows = [["", *[f"{n} clients: p50, p99 ms; 1/s" for n in next(iter(found.values()))]]]
+    for name, by_clients in found.items():
+        cells = [
+            f"{f['p50_ms']:.3g}, {f['p99_ms']:.3g}; {f['per_second']:.0f}"
+            for f in by_clients.values()
+        ]
+        rows.append([name, *cells])
+    return rows
+
+
+def triton() -> list[Row]:
+    """In-process and through Triton."""
+    found = _read("triton_overhead.json")["milliseconds"]
+    ways = list(next(iter(found.values())))
+    rows = [["", *[f"{way}: p50, p99 ms" for way in ways]]]
+    for name, by_way in found.items():
+        rows.append([name, *[f"{f['p50_ms']:.3g}, {f['p99_ms']:.3g}" for f in by_way.values()]])
+    return rows
+
+
+TABLES: dict[str, Callable[[], list[Row]]] = {
+    "latency": latency,
+    "load": load,
+    "mixed": mixed,
+    "growth": growth,
+    "classes": classes,
+    "templates": templates,
+    "transport": transport,
+    "triton": triton,
+}
+
+
+def draw() -> None:
+    """Time over the size of images, classes and banks."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    parts = _read("serving_speed.json")["parts"]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
+    kinds = {"cold_ms": "new image", "student_mask_ms": "student's mask", "nothing_new_ms": "again"}
+    for axis, name, label in (
+        (axes[0], "image", "side of the image, pixels"),
+        (axes[1], "classes", "classes"),
+    ):
+        found = parts["growth"][name]
+        for key, title in kinds.items():
+            points = [(int(x), f[key]) for x, f in found.items() if key in f]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", label=title)
+        axis.set(xlabel=label, ylabel="ms", xscale="log", yscale="log")
+        axis.legend()
+    found = parts["retrieval"]["templates"]
+    for key, title in (("similarity_ms", "similarity"), ("choice_ms", "choice")):
+        axes[2].plot([int(x) for x in found], [f[key] for f in found.values()], "o-", label=title)
+    axes[2].set(xlabel="templates", ylabel="ms", xscale="log", yscale="log")
+    axes[2].legend()
+    figure.savefig(PLOT, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
