@@ -21,10 +21,9 @@ from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import Banks
 from vessa_server.cache import open_cache
 from vessa_server.engine import VessaEngine
-from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
-from vessa_server.runtime.devices import resolve_device, resolve_dtype
-from vessa_server.runtime.torch_runtime import TorchRuntime
+from vessa_server.runtime.loading import load_runtime
+from vessa_server.runtime.protocol import Runtime, RuntimeUnavailableError
 from vessa_server.runtime.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
@@ -47,31 +46,57 @@ class _Uvicorn(uvicorn.Server):
 
 
 def build_engine(settings: ServerSettings) -> VessaEngine:
-    """Load weights, open bank and cache.
+    """Load weights or connect to a tritonserver, open bank and cache.
 
     Raises:
         CheckpointError: no weights, or of another configuration.
         BankError: the bank is damaged.
-        ValueError: the cache address is not understood.
+        ValueError: the device or the tritonserver is not there, or an address is not understood.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder = settings.weights_folder()
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    model, digest = checkpoint.load_with_digest(
-        preset(settings.preset), folder, device=device, dtype=dtype
-    )
-    if settings.adaptation is not None:
-        digest = checkpoint.apply_delta(model, settings.adaptation, digest)
-    runtime = TorchRuntime(model, digest, max_batch=settings.max_batch)
-    log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
+    try:
+        runtime = open_runtime(settings)
+        log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
+    except RuntimeUnavailableError as error:
+        raise ValueError(error.message) from None
     return VessaEngine(
         runtime,
         Banks(settings.bank),
         open_cache(settings.cache, settings.cache_max_bytes),
         settings.engine_settings(),
     )
+
+
+def open_runtime(settings: ServerSettings) -> Runtime:
+    """The model in this process, or on a tritonserver.
+
+    Raises:
+        CheckpointError: no weights, or of another configuration.
+        RuntimeUnavailableError: no tritonserver with this project's model answers.
+        ValueError: the device is not there, or the address is not understood.
+    """
+    if settings.runtime == "torch":
+        return load_runtime(
+            preset(settings.preset),
+            settings.weights_folder(),
+            adaptation=settings.adaptation,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_batch=settings.max_batch,
+        )
+    from vessa_server.runtime.triton.client import TritonRuntime
+
+    runtime = TritonRuntime(settings.runtime, exact=settings.batch_mode == "exact")
+    wanted = settings.feature_bytes + settings.template_bytes
+    if runtime.feature_bytes < wanted:
+        log.warning(
+            "triton.little_memory",
+            feature_bytes=runtime.feature_bytes,
+            wanted=wanted,
+            effect="features are computed anew; raise VESSA_FEATURE_BYTES of the tritonserver",
+        )
+    return runtime
 
 
 async def serve(

@@ -1,0 +1,170 @@
+"""A real tritonserver for the tests, with the project's model in the tests' size.
+
+``VESSA_TRITONSERVER`` is the command that starts one, to which the folder of models and flags are
+added; without it ``tritonserver`` on PATH is used, whose python3 must have this project. Where
+neither is there, the tests that need one are skipped, with these words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support import ROOT, free_port, tiny_model
+from vessa_server.model import checkpoint
+from vessa_server.runtime.loading import load_runtime, stored_config
+from vessa_server.runtime.torch_runtime import TorchRuntime
+
+MODELS = ROOT / "docker" / "triton" / "models"
+MIB = 1024 * 1024
+# Some 170 images of the tiny model.
+FEATURE_BYTES = 4 * MIB
+READY = b"Started GRPCInferenceService"
+FLAGS = (
+    "--grpc-address=127.0.0.1",
+    "--allow-http=false",
+    "--allow-metrics=false",
+    "--model-control-mode=explicit",
+    "--disable-auto-complete-config",
+)
+
+
+def command(models: Path) -> list[str]:
+    """What starts a tritonserver with a folder of models, or skips the test."""
+    given = os.environ.get("VESSA_TRITONSERVER")
+    if given:
+        return [*shlex.split(given), str(models)]
+    binary = shutil.which("tritonserver")
+    if binary is None:
+        pytest.skip(
+            "no tritonserver: set VESSA_TRITONSERVER to a command that starts one with the folder "
+            "of models as its next argument, or have tritonserver on PATH"
+        )
+    return [binary, f"--model-repository={models}"]
+
+
+def tiny_weights(folder: Path) -> Path:
+    """A folder of weights of the tiny model."""
+    checkpoint.save(tiny_model(), folder)
+    return folder
+
+
+def torch_runtime(weights: Path) -> TorchRuntime:
+    """Weights in this process."""
+    config = stored_config(weights)
+    return load_runtime(config, weights, adaptation=None, device="cpu", dtype="auto", max_batch=32)
+
+
+class TritonServer:
+    """A tritonserver on a port of its own, which can die and come back."""
+
+    def __init__(
+        self, folder: Path, models: tuple[str, ...] = ("vessa",), *, seed: int = 0
+    ) -> None:
+        """Prepare weights of a tiny model in ``folder``, and a folder of models."""
+        self.folder = folder
+        self.models = models
+        self.port = free_port()
+        self.weights = tiny_weights(folder / "weights")
+        for name in models:
+            shutil.copytree(
+                MODELS / "vessa", self.repository / name, ignore=lambda *_: ["__pycache__"]
+            )
+        for name in models[1:]:  # as for many clients
+            folder = self.repository / name
+            shutil.copy(folder / "configs" / "shared.pbtxt", folder / "config.pbtxt")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log: list[bytes] = []
+
+    @property
+    def repository(self) -> Path:
+        return self.folder / "models"
+
+    def address(self, model: str = "vessa") -> str:
+        return f"triton://127.0.0.1:{self.port}/{model}"
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        environment = {
+            **os.environ,
+            "VESSA_WEIGHTS": str(self.weights),
+            "VESSA_FEATURE_BYTES": str(FEATURE_BYTES),
+            "VESSA_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        loaded = [f"--load-model={name}" for name in self.models]
+        self._process = subprocess.Popen(
+            [*command(self.repository), *FLAGS, *loaded, f"--grpc-port={self.port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        serving = threading.Event()
+        threading.Thread(target=self._read, args=(self._process, serving), daemon=True).start()
+        assert serving.wait(120)
+        assert any(READY in line for line in self.log), b"".join(self.log[-40:]).decode()
+
+    def kill(self) -> None:
+        """End it and its processes at once; it has no time to remove its shared memory."""
+        assert self._process is not None
+        maps = Path(f"/proc/{self._process.pid}/maps").read_text()
+        self._end(signal.SIGKILL)
+        for file in set(re.findall(r"/dev/shm/triton_python_backend\S+", maps)):
+            Path(file).unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """End it as its owner would."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, number)
+            process.wait(60)
+
+    def kill_model(self, model: str = "vessa") -> None:
+        """End the process of a model, as the system does when memory runs out."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        name = f"/{model}/".encode()
+        (found,) = [c for c in children if name in Path(f"/proc/{c}/cmdline").read_bytes()]
+        os.kill(int(found), signal.SIGKILL)
+
+    def torch_runtime(self) -> TorchRuntime:
+        """The same weights in this process."""
+        return torch_runtime(self.weights)
+
+    def _read(self, process: subprocess.Popen[bytes], serving: threading.Event) -> None:
+        """Keep what it says, so that it never waits for a reader."""
+        assert process.stdout is not None
+        self.log = []
+        with process.stdout as lines:
+            for line in lines:
+                self.log.append(line)
+                if READY in line:
+                    serving.set()
+        serving.set()
+
+
+@contextmanager
+def tritonserver(folder: Path, models: tuple[str, ...] = ("vessa",)) -> Iterator[TritonServer]:
+    """A tritonserver that serves; it is stopped at the end."""
+    server = TritonServer(folder, models)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
