@@ -7,6 +7,7 @@ import gzip
 import io
 import struct
 import zlib
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -89,7 +90,9 @@ def test_limits_are_checked_before_pixels_are_read() -> None:
 # --- TIFF
 
 
-def _tiff(pixels: AnyArray, *, order: str = "<", offset: int = 8, parts: int = 1) -> bytes:
+def _tiff(
+    pixels: AnyArray, *, order: Literal["<", ">"] = "<", offset: int = 8, parts: int = 1
+) -> bytes:
     """A TIFF of one strip, written by hand: Pillow writes no big-endian ones."""
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     height, width = pixels.shape
@@ -121,8 +124,8 @@ def _tiff(pixels: AnyArray, *, order: str = "<", offset: int = 8, parts: int = 1
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiffs_of_either_byte_order_decode_exactly(order: str, dtype: type) -> None:
-    pixels = PIXELS.astype(dtype) * np.array(257 if dtype is np.uint16 else 1, dtype)
+def test_tiffs_of_either_byte_order_decode_exactly(order: Literal["<", ">"], dtype: type) -> None:
+    pixels: AnyArray = PIXELS.astype(dtype) * np.array(257 if dtype is np.uint16 else 1, dtype)
     found, _ = decode(_tiff(pixels, order=order), LIMITS)
     assert np.array_equal(found, pixels)
     assert found.dtype == np.dtype(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -84,22 +85,33 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
     return message
 
 
-def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
+def request_from_message(
+    message: pb.SegmentRequest,
+    size_of: Callable[[ImageInput], tuple[int, int] | None] | None = None,
+) -> SegmentationRequest:
     """Message to request.
+
+    Args:
+        message: the request.
+        size_of: height and width of an image; without it only tensors' are known. A student's
+            mask of another size is refused before it is decoded: few bytes may be very many
+            pixels.
 
     Raises:
         InvalidRequestError: a field is malformed.
     """
     reference = message.volume_ref.sha256 if message.HasField("volume_ref") else None
     image = image_from_message(message.image)
-    height_width = image.shape[:2] if isinstance(image, np.ndarray) and image.ndim > 1 else None
+    student = None
+    if message.HasField("student_mask"):
+        classes = len(message.class_names) or wire.MAX_CLASSES
+        expected = (size_of or _size_of_tensor)(image)
+        student = student_from_message(message.student_mask, expected, classes)
     return SegmentationRequest(
         image=image,
         class_names=tuple(message.class_names),
         text=message.text,
-        student_mask=student_from_message(
-            message.student_mask, height_width, len(message.class_names) or wire.MAX_CLASSES
-        ),
+        student_mask=student,
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         volume_ref=None if reference is None else VolumeReference(reference),
         top_k=message.options.top_k,
@@ -111,6 +123,12 @@ def request_from_message(message: pb.SegmentRequest) -> SegmentationRequest:
         priority=_priority_from_message(message.options),
         request_id=message.request_id,
     )
+
+
+def _size_of_tensor(image: ImageInput) -> tuple[int, int] | None:
+    if isinstance(image, np.ndarray) and image.ndim > 1:
+        return int(image.shape[0]), int(image.shape[1])
+    return None
 
 
 def student_from_message(

@@ -202,6 +202,17 @@ def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise FileError(f"{path}: expected NIfTI")
+    return from_nifti(path, image, axis=axis, labels=labels)
+
+
+def from_nifti(
+    path: Path, image: nib.Nifti1Image, *, axis: int | None = None, labels: bool = False
+) -> ImageFile:
+    """The same of a volume that is in memory; ``path`` names it.
+
+    Raises:
+        FileError: it has not three axes, or is no label map.
+    """
     pixels = np.asanyarray(image.dataobj)
     if pixels.ndim == 4 and pixels.shape[3] == 1:
         pixels = pixels[..., 0]
@@ -272,10 +283,18 @@ def _integers(path: Path, pixels: AnyArray) -> AnyArray:
 
 def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
     """Write label maps with the geometry of ``like``: NIfTI for volumes, PNG for pictures."""
-    if like.nifti is None or like.axis is None:
+    if like.nifti is None:
         picture = Image.fromarray(labels[0])
         _atomically(path, lambda file: picture.save(file, format="PNG"))
         return
+    image = to_nifti(labels, like)
+    _atomically(path, lambda file: nib.save(image, file))
+
+
+def to_nifti(labels: list[UInt8Array], like: ImageFile) -> nib.Nifti1Image:
+    """Label maps of the slices of ``like``, a volume, as it is stored."""
+    assert like.nifti is not None
+    assert like.axis is not None
     stored = like.stored or like.nifti
     volume = np.stack(labels, axis=like.axis)
     if like.stored is not None:
@@ -285,8 +304,7 @@ def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    image = nib.Nifti1Image(volume, stored.affine, header)
-    _atomically(path, lambda file: nib.save(image, file))
+    return nib.Nifti1Image(volume, stored.affine, header)
 
 
 def write_volume(path: Path, volume_XYZ: AnyArray, affine: AnyArray) -> None:

@@ -22,16 +22,26 @@ from vessa_server.bank import BankError, BankFullError
 
 log = structlog.get_logger(__name__)
 INTERNAL = "INTERNAL"
+# Most bytes of a message and of a field: gRPC carries them in headers, three bytes for each that
+# is not ASCII.
+MAX_MESSAGE, MAX_FIELD = 1000, 100
+
+
+class ForeignOriginError(VessaError):
+    """A page of another site asks for a change on behalf of a browser's user."""
+
+    code = "PERMISSION_DENIED"
+
+
 _HTTP: dict[type[VessaError], int] = {
     InvalidRequestError: 422,
     NotFoundError: 404,
     OverloadedError: 429,
     UnavailableError: 503,
     AuthenticationError: 401,
+    ForeignOriginError: 403,
     DeadlineError: 504,
 }
-# Most characters of a message: gRPC carries it in a header.
-MAX_MESSAGE = 1000
 
 
 def public(error: Exception) -> VessaError:
@@ -40,19 +50,28 @@ def public(error: Exception) -> VessaError:
     Its kind goes to the log, and nothing else: messages and frames may hold pixels and names.
     """
     if isinstance(error, VessaError):
-        if len(error.message) > MAX_MESSAGE:
-            error.message = error.message[:MAX_MESSAGE] + "..."
-        return error
-    if isinstance(error, BankFullError):
-        return OverloadedError(str(error))
-    if isinstance(error, BankError):
-        log.error("bank.failed", error=str(error))
-        return VessaError(str(error))
-    log.error("request.failed", kind=type(error).__name__, at=_where(error))
-    return VessaError("internal error; the server's log names its kind")
+        found = error
+    elif isinstance(error, BankFullError):
+        found = OverloadedError(str(error))
+    elif isinstance(error, BankError):
+        log.error("bank.failed", error=printable(str(error), MAX_MESSAGE))
+        found = VessaError(str(error))
+    else:
+        log.error("request.failed", kind=type(error).__name__, at=where(error))
+        found = VessaError("internal error; the server's log names its kind")
+    found.message = printable(found.message, MAX_MESSAGE)
+    found.field = printable(found.field, MAX_FIELD)
+    return found
 
 
-def _where(error: Exception) -> str:
+def printable(text: str, most: int) -> str:
+    """``text`` on one line that no terminal obeys, cut to ``most`` bytes."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    data = shown.encode()
+    return shown if len(data) <= most else data[: most - 3].decode(errors="ignore") + "..."
+
+
+def where(error: BaseException) -> str:
     """File and line of the innermost frame."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
@@ -72,7 +91,7 @@ def grpc_metadata(error: VessaError) -> tuple[tuple[str, str], ...]:
     """Trailing metadata: field and retry delay, where there are any."""
     pairs = []
     if error.field:
-        pairs.append((METADATA_FIELD, error.field[:100]))
+        pairs.append((METADATA_FIELD, error.field.encode("ascii", "replace").decode()))
     if error.retry_after:
         pairs.append((METADATA_RETRY_AFTER, f"{error.retry_after:.3f}"))
     return tuple(pairs)

@@ -1,34 +1,79 @@
-"""Structured logs on standard error: for people, or JSON lines for machines."""
+"""Structured logs on standard error: for people, or JSON lines for machines.
+
+No line holds what users sent: of errors of libraries only their kind and place are kept, since
+messages, frames and their variables may hold pixels and names.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import threading
+import warnings
 
 import structlog
+from structlog.types import EventDict, Processor, WrappedLogger
+
+from vessa_server.api.errors import where
+
+# They say of damaged files what the answer to their sender says, too.
+_SILENT = ("PIL", "nibabel.global")
+# From here on messages of libraries may show objects.
+_OBJECTS = re.compile(r"[\n(<{\[]")
 
 
 def configure_logs(form: str) -> None:
     """``form`` is ``console`` or ``json``; the standard library's loggers are included."""
-    shared: list[structlog.types.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.types.Processor = (
+    renderer: Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer]
-        if form == "json"
-        else [*shared, renderer],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
+        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=[*shared, _bare])
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in _SILENT:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # of libraries, about what users sent
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _not_raised
+
+
+def _bare(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Of a library's message its beginning, of its error the kind and place."""
+    event["event"] = _OBJECTS.split(str(event["event"]), maxsplit=1)[0].strip()
+    event.pop("stack_info", None)
+    raised = event.pop("exc_info", None)
+    error = raised[1] if isinstance(raised, tuple) else raised
+    if isinstance(error, BaseException):
+        event["kind"], event["at"] = type(error).__name__, where(error)
+    return event
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    _log_failure("thread.failed", failed.exc_value)
+
+
+def _not_raised(failed: sys.UnraisableHookArgs) -> None:
+    _log_failure("cleanup.failed", failed.exc_value)
+
+
+def _log_failure(event: str, error: BaseException | None) -> None:
+    if error is not None:
+        log = structlog.get_logger(__name__)
+        log.error(event, kind=type(error).__name__, at=where(error))

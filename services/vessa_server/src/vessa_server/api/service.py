@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +30,13 @@ from vessa_client import (
     ServerInfo,
     ServerLimits,
     TemplateInfo,
+    UnavailableError,
 )
+from vessa_client._types import ImageInput
 from vessa_server.api.metrics import Metrics
+from vessa_server.api.room import RETRY_SECONDS, Room
 from vessa_server.api.settings import ServerSettings
+from vessa_server.bank import BankError
 from vessa_server.cases.case import Case
 from vessa_server.cases.images import StoredImage
 from vessa_server.cases.segment import Draft, known, segment
@@ -57,6 +62,11 @@ class Caller:
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
 
+    def left(self, most: float = math.inf) -> float:
+        """Seconds until the deadline, not more than ``most`` and not less than 0."""
+        end = math.inf if self.deadline is None else self.deadline
+        return max(0.0, min(most, end - time.monotonic()))
+
     @staticmethod
     def within(seconds: float | None, name: str, priority: Priority) -> Caller:
         """A caller who waits for ``seconds``, or for ever."""
@@ -79,6 +89,8 @@ class Service:
             max_bytes=settings.max_queue_bytes,
             observer=self.metrics,
         )
+        # What volumes hold while they are answered.
+        self.volumes = Room(settings.max_queue_bytes, "volume")
         self.ready = False
         self._calls = 0
         self._idle = asyncio.Event()
@@ -102,6 +114,19 @@ class Service:
                 field="authorization",
             )
 
+    async def check_ready(self) -> None:
+        """Whether requests are accepted and the bank can be read.
+
+        Raises:
+            UnavailableError: they are not, or it cannot; says why.
+        """
+        if not self.ready or not self.scheduler.alive:
+            raise UnavailableError("the server is starting or stopping")
+        try:
+            await asyncio.to_thread(self.engine.bank.snapshot)
+        except BankError as error:
+            raise UnavailableError(str(error)) from error
+
     async def segment(
         self,
         parse: Callable[[], SegmentationRequest],
@@ -120,6 +145,11 @@ class Service:
         Raises:
             VessaError: the request is wrong, refused, or out of time.
         """
+        if self._calls >= 2 * self.settings.max_queue:  # many wait to be decoded or encoded
+            raise OverloadedError(
+                f"queue: full with {self._calls} requests, try again in {RETRY_SECONDS:g} s",
+                retry_after=RETRY_SECONDS,
+            )
         self.scheduler.check_room(0)
         self._calls += 1
         self._idle.clear()
@@ -149,7 +179,7 @@ class Service:
             return request, case, answer and (finished(request, case, *answer),)
 
         try:
-            async with asyncio.timeout(_left(caller)):
+            async with asyncio.timeout_at(caller.deadline):  # the loop's clock is the monotonic one
                 request, case, answer = await self.work(opened)
                 if answer is not None:
                     return answer[0]
@@ -164,6 +194,11 @@ class Service:
                 return await self.work(lambda: finished(request, case, draft, words))
         except TimeoutError:
             raise DeadlineError("no answer within the request's deadline") from None
+
+    def size_of(self, image: ImageInput) -> tuple[int, int]:
+        """Height and width of an image; see :meth:`.ImageStore.resolve`."""
+        height, width = self.engine.images.resolve(image).pixels.shape[:2]
+        return height, width
 
     async def work(self, function: Callable[[], T]) -> T:
         """Run ``function`` in the pool."""
@@ -241,7 +276,3 @@ class Service:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._idle.wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _left(caller: Caller) -> float | None:
-    return None if caller.deadline is None else max(0.0, caller.deadline - time.monotonic())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -21,8 +21,9 @@ from vessa_client import (
 )
 from vessa_client._types import ImageInput
 from vessa_server.api import errors
+from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
-from vessa_server.cases.images import ImageStore, StoredImage
+from vessa_server.cases.images import StoredImage, check_same_size
 
 T = TypeVar("T")
 MAX_SLICES = 4096
@@ -36,6 +37,8 @@ class IncomingVolume:
         request: what is asked of all slices.
         count: of slices in the whole volume.
         reference: where the server is to hold the volume already.
+        service: that it is for.
+        share: of the room for volumes.
         images: by index.
         masks: students' masks by index.
         failed: errors of slices that cannot be answered.
@@ -44,48 +47,99 @@ class IncomingVolume:
     request: VolumeRequest
     count: int
     reference: VolumeReference | None
-    store: ImageStore
+    service: Service
+    share: Share
     images: dict[int, StoredImage] = field(default_factory=dict)
     masks: dict[int, AnyArray] = field(default_factory=dict)
     failed: dict[int, VessaError] = field(default_factory=dict)
     digest: str = ""
 
     def __post_init__(self) -> None:
+        self._store = self.service.engine.images
+        self._came: set[int] = set()
         if self.reference is not None:
-            self.images = dict(enumerate(self.store.volume(self.reference)))
+            self.images = dict(enumerate(self._store.volume(self.reference)))
             self.digest = self.reference.sha256
             self.count = len(self.images)
         if not 1 <= self.count <= MAX_SLICES:
             raise InvalidRequestError(
                 f"num_slices: {self.count}, expected 1..{MAX_SLICES}", field="num_slices"
             )
+        for image in self.images.values():
+            self._check_work(image)
+            break
 
     def add(
-        self, index: int, image: ImageInput | None, mask: Callable[[], AnyArray | None]
+        self,
+        index: int,
+        image: Callable[[], ImageInput] | None = None,
+        mask: Callable[[tuple[int, int]], AnyArray | None] = lambda shape: None,
     ) -> None:
         """Take a slice in; one that is wrong fails alone.
 
+        Args:
+            index: of the slice.
+            image: takes it out of its payload; none where the volume is named by reference.
+            mask: the same of the student's mask, given the image's height and width.
+
         Raises:
             InvalidRequestError: the volume as a whole is not as announced.
+            OverloadedError: it is too large, or has no room beside others.
         """
-        if not 0 <= index < self.count or index in self.masks or index in self.failed:
+        if not 0 <= index < self.count or index in self._came:
             raise InvalidRequestError(
                 f"slice.index: {index}, expected each of 0..{self.count - 1} at most once",
                 field="slice.index",
             )
+        self._came.add(index)
         try:
             if (image is None) != (self.reference is not None):
                 raise InvalidRequestError(
                     "slice.image: expected with each slice, or with none after a reference",
                     field="slice.image",
                 )
-            if image is not None:
-                self.images[index] = self.store.resolve(image)
-            found = mask()
-            if found is not None:
-                self.masks[index] = found
+            stored = self.images[index] if image is None else self._store.resolve(image())
+            first = next(iter(self.images.values()), stored)
+            check_same_size(stored, first)
         except VessaError as error:
             self.failed[index] = error
+            return
+        if image is not None:
+            self._take(index, stored)
+        try:
+            height, width = stored.pixels.shape[:2]
+            found = mask((height, width))
+        except VessaError as error:
+            self.failed[index] = error
+        else:
+            if found is not None:
+                self.masks[index] = found
+
+    def _take(self, index: int, image: StoredImage) -> None:
+        if not self.images:
+            self._check_work(image)
+        self.share.take(image.pixels.nbytes)
+        self.images[index] = image
+
+    def _check_work(self, image: StoredImage) -> None:
+        """Refuse a volume that would keep everybody waiting, once its first slice is there."""
+        settings, bank = self.service.settings, self.service.engine.banks.get(self.request.bank)
+        classes = len(self.request.class_names) or max(1, len(bank.snapshot().classes))
+        height, width = image.pixels.shape[:2]
+        limit = settings.max_request_pixels
+        if height * width * self.count * classes > limit:
+            raise OverloadedError(
+                f"volume: {height} x {width} pixels x {self.count} slices x {classes} classes, "
+                f"expected at most {limit} (VESSA_MAX_REQUEST_PIXELS); ask for fewer classes, or "
+                "for parts of the volume",
+                field="volume",
+            )
+        if image.pixels.nbytes * self.count > settings.max_queue_bytes:
+            raise OverloadedError(
+                f"volume: {image.pixels.nbytes} bytes x {self.count} slices, expected at most "
+                f"{settings.max_queue_bytes} (VESSA_MAX_QUEUE_BYTES)",
+                field="volume",
+            )
 
     def close(self, asked: set[int]) -> list[int]:
         """All slices have come; returns the indices to answer.
@@ -101,7 +155,7 @@ class IncomingVolume:
                     field="num_slices",
                 )
             if not self.failed:
-                self.digest = self.store.keep_volume([self.images[i] for i in range(self.count)])
+                self.digest = self._store.keep_volume([self.images[i] for i in range(self.count)])
         return sorted(asked) if asked else sorted({*self.images, *self.failed})
 
     def requests(self, indices: list[int]) -> Iterator[tuple[int, SegmentationRequest]]:
@@ -128,25 +182,6 @@ class IncomingVolume:
                 )
 
 
-def check_work(service: Service, volume: IncomingVolume) -> None:
-    """Refuse a volume that would keep everybody waiting, before any of it is computed.
-
-    Raises:
-        OverloadedError: more pixels, classes and slices than the limit.
-    """
-    classes = len(volume.request.class_names)
-    if not classes:
-        classes = len(service.engine.banks.get(volume.request.bank).snapshot().classes)
-    pixels = sum(i.pixels.shape[0] * i.pixels.shape[1] for i in volume.images.values())
-    limit = service.settings.max_request_pixels
-    if pixels * max(1, classes) > limit:
-        raise OverloadedError(
-            f"volume: {pixels} pixels in all x {classes} classes, expected at most {limit} "
-            "(VESSA_MAX_REQUEST_PIXELS); ask for fewer classes, or for parts of the volume",
-            field="volume",
-        )
-
-
 async def answers(
     service: Service,
     volume: IncomingVolume,
@@ -167,25 +202,23 @@ async def answers(
     slices = [volume.images[i] for i in sorted(volume.images)]
 
     async def work(index: int, request: SegmentationRequest) -> None:
+        def rendered(result: SegmentationResult) -> T:
+            return render(replace(result, slice_index=index, volume_sha256=volume.digest))
+
         try:
-            outcome: T | VessaError = await service.segment(
-                lambda: request,
-                lambda result: render(
-                    replace(result, slice_index=index, volume_sha256=volume.digest)
-                ),
-                caller,
-                volume=slices,
-            )
+            outcome: T | VessaError = await _patiently(service, request, rendered, caller, slices)
         except Exception as raised:
             outcome = errors.public(raised)
-        await ready.put((index, outcome))
+        ready.put_nowait((index, outcome))
 
     async def start() -> None:
-        async with asyncio.TaskGroup() as group:
-            for index, request in volume.requests(indices):
-                await places.acquire()
-                group.create_task(work(index, request))
-        await ready.put(None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, request in volume.requests(indices):
+                    await places.acquire()
+                    group.create_task(work(index, request))
+        finally:
+            ready.put_nowait(None)
 
     starter = asyncio.create_task(start())
     try:
@@ -196,3 +229,20 @@ async def answers(
         starter.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starter
+
+
+async def _patiently(
+    service: Service,
+    request: SegmentationRequest,
+    render: Callable[[SegmentationResult], T],
+    caller: Caller,
+    slices: Sequence[StoredImage],
+) -> T:
+    """Segment a slice, however often the queue is full: its volume was accepted already."""
+    while True:
+        try:
+            return await service.segment(lambda: request, render, caller, slices)
+        except OverloadedError as full:
+            if not full.retry_after:
+                raise
+            await asyncio.sleep(caller.left(full.retry_after))

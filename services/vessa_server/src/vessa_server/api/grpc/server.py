@@ -29,6 +29,7 @@ from vessa_client import (
 )
 from vessa_server.api import errors, volumes
 from vessa_server.api.kserve import servicer as kserve
+from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
 from vessa_server.scheduler.scheduler import Priority
 
@@ -98,10 +99,9 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """A volume, slice by slice; answers begin when all slices have come."""
         await self._authenticate(context)
         caller = _caller(context, Priority.BULK)
-        with self._measured("SegmentVolume") as outcome:
+        with self._measured("SegmentVolume") as outcome, Share(self.service.volumes) as share:
             try:
-                volume, indices = await self._incoming(request_iterator)
-                volumes.check_work(self.service, volume)
+                volume, indices = await self._incoming(request_iterator, share)
             except Exception as raised:
                 error = errors.public(raised)
                 outcome.code = errors.code_name(error)
@@ -118,7 +118,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                     )
 
     async def _incoming(
-        self, messages: AsyncIterator[pb.SegmentVolumeRequest]
+        self, messages: AsyncIterator[pb.SegmentVolumeRequest], share: Share
     ) -> tuple[volumes.IncomingVolume, list[int]]:
         """All slices of a volume, and which of them are to be answered."""
         volume: volumes.IncomingVolume | None = None
@@ -130,11 +130,8 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                     "part: expected one header first, then slices", field="part"
                 )
             if volume is None:
-                request, reference = convert.volume_header_from_message(message.header)
-                store, count = self.service.engine.images, message.header.num_slices
-                volume = await self.service.work(
-                    partial(volumes.IncomingVolume, request, count, reference, store)
-                )
+                opened = partial(_volume, message.header, self.service, share)
+                volume = await self.service.work(opened)
                 continue
             asked.add(message.slice.index)
             await self.service.work(partial(_add_slice, volume, message.slice))
@@ -151,7 +148,9 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """Add an annotated image to the bank."""
 
         async def answer() -> pb.AddTemplateResponse:
-            image, labels, classes = await self.service.work(lambda: _template(request))
+            image, labels, classes = await self.service.work(
+                lambda: _template(request, self.service)
+            )
             info, created = await self.service.add_template(
                 image, labels, classes, request.name, request.bank
             )
@@ -202,7 +201,9 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
 
     async def _segment(self, message: pb.SegmentRequest, caller: Caller) -> pb.SegmentResponse:
         return await self.service.segment(
-            lambda: convert.request_from_message(message), convert.result_to_message, caller
+            lambda: convert.request_from_message(message, self.service.size_of),
+            convert.result_to_message,
+            caller,
         )
 
     async def _stream_answer(
@@ -251,14 +252,17 @@ class _Outcome:
     code = "OK"
 
 
-def _add_slice(volume: volumes.IncomingVolume, part: pb.VolumeSlice) -> None:
-    def mask() -> AnyArray | None:
-        image = volume.images[part.index].pixels
-        classes = len(volume.request.class_names) or wire.MAX_CLASSES
-        height, width = (int(n) for n in image.shape[:2])
-        return convert.student_from_message(part.student_mask, (height, width), classes)
+def _volume(header: pb.VolumeHeader, service: Service, share: Share) -> volumes.IncomingVolume:
+    request, reference = convert.volume_header_from_message(header)
+    return volumes.IncomingVolume(request, header.num_slices, reference, service, share)
 
-    image = convert.image_from_message(part.image) if part.HasField("image") else None
+
+def _add_slice(volume: volumes.IncomingVolume, part: pb.VolumeSlice) -> None:
+    def mask(shape: tuple[int, int]) -> AnyArray | None:
+        classes = len(volume.request.class_names) or wire.MAX_CLASSES
+        return convert.student_from_message(part.student_mask, shape, classes)
+
+    image = partial(convert.image_from_message, part.image) if part.HasField("image") else None
     volume.add(part.index, image, mask)
 
 
@@ -276,19 +280,15 @@ def _error_message(request_id: str, error: VessaError, slice_index: int = 0) -> 
 
 
 def _template(
-    request: pb.AddTemplateRequest,
+    request: pb.AddTemplateRequest, service: Service
 ) -> tuple[AnyArray | bytes, AnyArray, list[ClassDefinition]]:
     image = convert.image_from_message(request.image)
     if isinstance(image, ImageReference):
         raise InvalidRequestError(
             "image.ref: a template needs its image, expected encoded or tensor", field="image.ref"
         )
-    labels = wire.decode_label_map(request.label_map)
-    return (
-        image,
-        labels,
-        [ClassDefinition(name=c.name, description=c.description) for c in request.classes],
-    )
+    labels = wire.decode_label_map(request.label_map, expected=service.size_of(image))
+    return image, labels, [convert.class_from_message(c) for c in request.classes]
 
 
 def _caller(context: Context, priority: Priority) -> Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Annotated, Any
@@ -14,18 +15,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from vessa_client import AuthenticationError, InvalidRequestError, UnavailableError, VessaError
+from vessa_client import InvalidRequestError, VessaError
 from vessa_server.api import errors
 from vessa_server.api.kserve.rest_guard import KserveGuard
-from vessa_server.api.kserve.router import HEALTH, kserve_router
-from vessa_server.api.rest.body_limit import BodyLimit
-from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body
+from vessa_server.api.kserve.router import kserve_router
+from vessa_server.api.rest.access import refuses
+from vessa_server.api.rest.body_limit import BodyLimit, Most
+from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_headers
 from vessa_server.api.rest.segment import segment_router
 from vessa_server.api.rest.templates import templates_router
+from vessa_server.api.rest.volume import VOLUME_PATH, volume_router
 from vessa_server.api.service import Service
 from vessa_server.bank import BankError
 
 FORM_OVERHEAD = 1024 * 1024
+_CODES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -34,6 +38,8 @@ def create_app(service: Service) -> ASGIApp:
         title="VESSA",
         version=version("vessa-server"),
         description="Pseudo-labels for medical images from a bank of annotated templates.",
+        docs_url=None,  # its page and that of ReDoc are loaded from another site
+        redoc_url=None,
     )
     _add_error_handlers(app)
 
@@ -43,9 +49,20 @@ def create_app(service: Service) -> ASGIApp:
     guarded = [Depends(authenticated)]
 
     app.include_router(segment_router(service), dependencies=guarded)
+    app.include_router(volume_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
+    _add_server_routes(app, service, guarded)
+    limited = BodyLimit(
+        app,
+        most=_body_limits(service),
+        max_total=service.settings.max_queue_bytes,
+        refuses=refuses(service),
+    )
+    return KserveGuard(limited, Guard(limited, service.metrics), service.metrics)
 
+
+def _add_server_routes(app: FastAPI, service: Service, guarded: list[Any]) -> None:
     @app.get("/info", dependencies=guarded, tags=["server"])
     async def info() -> dict[str, Any]:
         """Model, device, bank, policy and limits."""
@@ -63,9 +80,8 @@ def create_app(service: Service) -> ASGIApp:
 
     @app.get("/health/ready", tags=["server"])
     async def ready() -> dict[str, str]:
-        """Requests are accepted; 503 while starting or stopping."""
-        if not service.ready:
-            raise UnavailableError("the server is starting or stopping")
+        """Requests are accepted; 503 while starting or stopping, or without a bank."""
+        await service.check_ready()
         return {"status": "ready"}
 
     @app.get("/metrics", tags=["server"])
@@ -75,52 +91,49 @@ def create_app(service: Service) -> ASGIApp:
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(files("vessa_server.api.page").joinpath("page.html").read_text())
+        return _page("page.html")
 
-    limit = 2 * service.settings.max_image_bytes + FORM_OVERHEAD
-    limited = BodyLimit(app, max_bytes=limit, refuses=_refuses(service))
-    return KserveGuard(limited, Guard(limited, service.metrics), service.metrics)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return _page("docs.html")
 
 
-def _refuses(service: Service) -> Any:
-    """Checks the token before a body is read."""
+def _page(name: str) -> HTMLResponse:
+    return HTMLResponse(files("vessa_server.api.page").joinpath(name).read_text())
 
-    def check(path: str, headers: dict[bytes, bytes]) -> VessaError | None:
-        if path == "/" or path.startswith(("/health/", HEALTH, "/metrics", "/docs", "/openapi")):
-            return None
-        try:
-            service.authenticate(headers.get(b"authorization", b"").decode("latin-1"))
-        except AuthenticationError as error:
-            return error
-        return None
 
-    return check
+def _body_limits(service: Service) -> Callable[[str], Most]:
+    image = Most(2 * service.settings.max_image_bytes + FORM_OVERHEAD, "VESSA_MAX_IMAGE_BYTES")
+    volume = Most(service.settings.max_queue_bytes + FORM_OVERHEAD, "VESSA_MAX_QUEUE_BYTES")
+    return lambda path: volume if path == VOLUME_PATH else image
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(VessaError)
     @app.exception_handler(BankError)
-    async def wrong_request(request: Request, raised: Exception) -> JSONResponse:
-        error = errors.public(raised)
-        headers = (
-            {"Retry-After": f"{max(1, round(error.retry_after))}"} if error.retry_after else {}
-        )
-        return JSONResponse(error_body(error), errors.http_status(error), headers)
+    @app.exception_handler(Exception)
+    async def failed(request: Request, raised: Exception) -> JSONResponse:
+        return _answer(errors.public(raised))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, raised: RequestValidationError) -> JSONResponse:
         first = raised.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
         error = InvalidRequestError(f"{field}: {first['msg']}", field=field)
-        return JSONResponse(error_body(error), 422)
+        return _answer(errors.public(error))
 
     @app.exception_handler(HTTPException)
     async def wrong_call(request: Request, raised: HTTPException) -> JSONResponse:
-        codes = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
-        code = codes.get(raised.status_code, "INVALID_ARGUMENT")
-        body = {"error": {"code": code, "message": str(raised.detail), "field": ""}}
+        code = _CODES.get(raised.status_code, "INVALID_ARGUMENT")
+        message = errors.printable(str(raised.detail), errors.MAX_MESSAGE)
+        body = {"error": {"code": code, "message": message, "field": ""}}
         return JSONResponse(body, raised.status_code, raised.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, raised: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_CLOSED)
+
+
+def _answer(error: VessaError) -> JSONResponse:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return JSONResponse(error_body(error), errors.http_status(error), headers)

@@ -1,116 +1,149 @@
-"""Refuses bodies before they are read: those over the limit, and those of strangers."""
+"""Refuses bodies before they are read: those over the limit, and those of strangers.
+
+Who is refused is answered at once; the server underneath reads the rest of the body and throws
+it away, so that the connection is not reset before its answer is read.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vessa_client import DeadlineError, OverloadedError, VessaError
-from vessa_server.api import errors
-from vessa_server.api.rest.guard import error_body
+from vessa_server.api.rest.guard import respond
+from vessa_server.api.room import Room, Share
 
-# What is read past the limit and thrown away: a connection that is closed over unread bytes is
-# reset, and the client may never see the answer.
-DRAINED_BYTES = 64 << 20
 # Longest silence while a body is sent.
 UPLOAD_SECONDS = 30.0
-# An error for a path and headers, or None.
-Refuses = Callable[[str, dict[bytes, bytes]], VessaError | None]
+# An error for a request, or None.
+Refuses = Callable[[Scope], VessaError | None]
 
 
-class BodyTooLargeError(Exception):
-    """The body is over the limit."""
+class Most(NamedTuple):
+    """The limit of a body, and the setting that it follows from."""
 
-
-class BodyTooSlowError(Exception):
-    """The rest of the body does not come."""
+    bytes: int
+    setting: str
 
 
 class BodyLimit:
-    """ASGI middleware: counts bytes as they come, whatever Content-Length says."""
+    """ASGI middleware: counts bytes as they come, whatever Content-Length says.
+
+    Args:
+        app: gets the requests.
+        most: of one body, by path.
+        max_total: of all bodies of requests that are under way; a single one is let in.
+        refuses: checks a request before its body is read.
+        seconds: longest silence while a body is sent.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
-        max_bytes: int,
+        most: Callable[[str], Most],
+        max_total: int,
         refuses: Refuses | None = None,
         seconds: float = UPLOAD_SECONDS,
     ) -> None:
         self.app = app
-        self.max_bytes = max_bytes
-        self.seconds = seconds
+        self.most = most
+        self._room = Room(max_total, "body")
         self.refuses = refuses
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, with a receive that stops at the limit."""
+        """Pass on, with a receive that stops at the limits."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        refusal = self.refuses(scope["path"], headers) if self.refuses else None
+        refusal = self._refusal(scope)
         if refusal is not None:
-            await _refuse(refusal, receive, send)
+            await respond(refusal, send)
             return
-        announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            await _refuse(self._too_large(), receive, send)
-            return
-        seen, started, whole = 0, False, False
+        with Share(self._room) as share:
+            await self._answer(scope, share, receive, send)
 
-        async def limited() -> Message:
-            nonlocal seen, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout(self.seconds):
-                    message = await receive()
-            except TimeoutError:
-                raise BodyTooSlowError from None
-            whole = not message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                await _drain(message, receive)
-                raise BodyTooLargeError
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+    async def _answer(self, scope: Scope, share: Share, receive: Receive, send: Send) -> None:
+        body = _Body(self.most(scope["path"]), share, self.seconds, receive, send)
         try:
-            await self.app(scope, limited, watched)
-        except (BodyTooLargeError, BodyTooSlowError) as error:
-            if started:
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if body.refusal is None:
                 raise
-            late = DeadlineError(f"body: nothing came for {self.seconds:g} s", field="body")
-            slow = isinstance(error, BodyTooSlowError)
-            await _respond(late if slow else self._too_large(), send)
+        if body.refusal is not None and not body.answered:
+            slow = isinstance(body.refusal, DeadlineError)
+            await respond(body.refusal, send, [(b"connection", b"close")] if slow else ())
 
-    def _too_large(self) -> OverloadedError:
-        return OverloadedError(
-            f"body: over {self.max_bytes} bytes, the limit (VESSA_MAX_IMAGE_BYTES)", field="image"
-        )
-
-
-async def _refuse(error: VessaError, receive: Receive, send: Send) -> None:
-    await _drain({"more_body": True}, receive)
-    await _respond(error, send)
-
-
-async def _respond(error: VessaError, send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    status = errors.http_status(error)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error_body(error)).encode()})
+    def _refusal(self, scope: Scope) -> VessaError | None:
+        error = self.refuses(scope) if self.refuses else None
+        if error is not None:
+            return error
+        most = self.most(scope["path"])
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > most.bytes:
+            return _too_large(most)
+        return None
 
 
-async def _drain(message: Message, receive: Receive) -> None:
-    """Read and forget what follows a part of a body, up to a bound."""
-    left = DRAINED_BYTES
-    while message.get("more_body", False) and left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
+class _Body:
+    """A body on its way, and what became of it.
+
+    Attributes:
+        refusal: why the rest is not read; frameworks may have their own words for that.
+        answered: the application's answer has begun.
+    """
+
+    def __init__(
+        self, most: Most, share: Share, seconds: float, receive: Receive, send: Send
+    ) -> None:
+        self._most, self._share, self._seconds = most, share, seconds
+        self._receive, self._send = receive, send
+        self._whole = False
+        self.refusal: VessaError | None = None
+        self.answered = False
+
+    async def receive(self) -> Message:
+        """The next part.
+
+        Raises:
+            VessaError: it is refused, or does not come.
+        """
+        if self._whole:
+            return await self._receive()
+        try:
+            return await self._next()
+        except VessaError as error:
+            self.refusal = error
+            raise
+
+    async def send(self, message: Message) -> None:
+        """Pass on what is answered, unless the body was refused."""
+        if self.refusal is not None and not self.answered:
+            return
+        self.answered = True
+        await self._send(message)
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout(self._seconds):
+                message = await self._receive()
+        except TimeoutError:
+            raise DeadlineError(
+                f"body: nothing came for {self._seconds:g} s, expected the rest of it",
+                field="body",
+            ) from None
+        size = len(message.get("body", b""))
+        if self._share.size + size > self._most.bytes:
+            raise _too_large(self._most)
+        self._share.take(size)
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+def _too_large(most: Most) -> OverloadedError:
+    return OverloadedError(
+        f"body: expected at most {most.bytes} bytes ({most.setting})", field="body"
+    )

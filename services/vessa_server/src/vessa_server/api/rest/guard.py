@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vessa_client import VessaError
+from vessa_client import AuthenticationError, VessaError
 from vessa_server.api import errors
 from vessa_server.api.metrics import Metrics
 
+Headers = Iterable[tuple[bytes, bytes]]
 CLIENT_CLOSED = 499
+# Others are counted as one: whoever asks must not be able to make up counters.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Guard:
@@ -40,15 +45,19 @@ class Guard:
         try:
             await self.app(inner, receive, watched)
         except Exception as raised:
+            error = errors.public(raised)
             if not status:
-                error = errors.public(raised)
-                status = errors.http_status(error)
-                await _answer(send, error, status)
+                await respond(error, watched)
         finally:
-            route = inner.get("route")
-            method = f"{scope['method']} {getattr(route, 'path', 'other')}"
+            method = method_label(scope["method"], inner)
             self.metrics.requests.labels("http", method, str(status or CLIENT_CLOSED)).inc()
             self.metrics.latency.labels("http", method).observe(time.perf_counter() - start)
+
+
+def method_label(method: str, scope: Scope) -> str:
+    """Method and route of a request, for metrics."""
+    known = method if method in METHODS else "other"
+    return f"{known} {getattr(scope.get('route'), 'path', 'other')}"
 
 
 def error_body(error: VessaError) -> dict[str, Any]:
@@ -62,7 +71,25 @@ def error_body(error: VessaError) -> dict[str, Any]:
     }
 
 
-async def _answer(send: Send, error: VessaError, status: int) -> None:
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error_body(error)).encode()})
+async def respond(error: VessaError, send: Send, headers: Headers = ()) -> None:
+    """Answer with an error."""
+    body = json.dumps(error_body(error)).encode()
+    described = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+        *error_headers(error),
+    ]
+    start = {"status": errors.http_status(error), "headers": described}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_headers(error: VessaError) -> list[tuple[bytes, bytes]]:
+    """When to try again, and how to say who one is."""
+    headers = []
+    if error.retry_after:
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after))).encode()))
+    if isinstance(error, AuthenticationError):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vessa_client import SegmentationResult, UInt8Array, pictures
-from vessa_server.cases.images import NiftiGeometry
+from vessa_server.cases.nifti import NiftiGeometry
 
 
 def png(array: UInt8Array, *, palette: bool = False) -> bytes:

@@ -11,35 +11,34 @@ import numpy as np
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
 
 from vessa_client import (
     AnyArray,
     ImageReference,
     InvalidRequestError,
+    OverloadedError,
     SegmentationRequest,
     SegmentationResult,
     pictures,
 )
-from vessa_server.api.rest import render
+from vessa_server.api.rest import forms, render
+from vessa_server.api.rest.forms import Form, split_names
 from vessa_server.api.rest.guard import CLIENT_CLOSED
+from vessa_server.api.rest.negotiation import negotiated
 from vessa_server.api.service import Caller, Service
 from vessa_server.cases import images
+from vessa_server.cases.images import StoredImage
 from vessa_server.scheduler.scheduler import Priority
 
-NIFTI_TYPES = ("application/x-nifti", "application/nifti")
-MEDIA_TYPES = ("application/json", "image/png", NIFTI_TYPES[0])
+__all__ = ["label_pixels", "segment_router", "split_names", "unless_disconnected"]
+
+JSON, PNG, NIFTI, NIFTI_TOO = forms.JSON, "image/png", "application/x-nifti", "application/nifti"
 MASK_LIMITS = images.ImageLimits(max_bytes=1 << 26, max_side=1 << 12)
+# Values of a JSON body: many small ones take far more memory than their text.
+MAX_JSON_VALUES = 100_000
 FORM_FILES = ("image", "student_mask", "volume")
-FORM_TEXTS = (
-    "class_names",
-    "text",
-    "top_k",
-    "template_ids",
-    "policy_off",
-    "bank",
-    "explain",
-)
+FORM_TEXTS = ("class_names", "text", "top_k", "template_ids", "policy_off", "bank", "explain")
+SEVERAL = ("class_names", "template_ids", "policy_off")
 
 
 class PseudoLabelJson(BaseModel):
@@ -119,16 +118,26 @@ def segment_router(service: Service) -> APIRouter:
         ] = None,
     ) -> Response:
         """Segment one image."""
+        caller = caller_of(request, x_request_timeout, Priority.INTERACTIVE)
         parse = await _parse(request)
-        wanted = negotiated(request.headers.get("accept", ""))
-        host = request.client.host if request.client else ""
-        caller = Caller.within(x_request_timeout, host, Priority.INTERACTIVE)
-        answer = service.segment(
-            parse, lambda result: _answer(service, wanted, view, result), caller
-        )
+        wanted = negotiated(request.headers.get("accept", ""), (JSON, PNG, NIFTI, NIFTI_TOO))
+        held: list[StoredImage] = []
+
+        def read() -> SegmentationRequest:
+            asked = parse()
+            if wanted != JSON:  # it is shown, or gives the geometry, and may be evicted meanwhile
+                held.append(service.engine.images.resolve(asked.image))
+            return asked
+
+        answer = service.segment(read, lambda result: _answer(result, wanted, view, *held), caller)
         return await unless_disconnected(request, answer)
 
     return router
+
+
+def caller_of(request: Request, timeout: float | None, priority: Priority) -> Caller:
+    """Who calls: the host, until ``timeout`` seconds from now."""
+    return Caller.within(timeout, request.client.host if request.client else "", priority)
 
 
 async def unless_disconnected(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
@@ -148,86 +157,48 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def negotiated(accept: str) -> str:
-    """The media type of an answer: what ``Accept`` likes best, JSON where it says nothing."""
-    best, best_quality = MEDIA_TYPES[0], 0.0
-    for part in accept.lower().split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        offered = NIFTI_TYPES[0] if kind in NIFTI_TYPES else kind
-        weight = float(quality) if quality.replace(".", "", 1).isdigit() else 0.0
-        if offered in MEDIA_TYPES and weight > best_quality:
-            best, best_quality = offered, weight
-    return best
-
-
 async def _parse(request: Request) -> Callable[[], SegmentationRequest]:
     """Read the body; what it holds is decoded by what is returned."""
-    if request.headers.get("content-type", "").lower().startswith("application/json"):
+    if forms.content_type(request, forms.MULTIPART, JSON) == JSON:
         body = await request.body()
         return lambda: _from_json(body)
-    async with request.form() as form:
-        files: dict[str, list[bytes]] = {}
-        texts: dict[str, list[str]] = {}
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                files.setdefault(name, []).append(await value.read())
-            else:
-                texts.setdefault(name, []).append(value)
-    return lambda: _from_form(files, texts)
+    async with forms.read_form(request) as form:
+        form.check(FORM_FILES, FORM_TEXTS, (*SEVERAL, "volume"))
+        files = {name: [await f.read() for f in given] for name, given in form.files.items()}
+    return lambda: _from_form(form, files)
 
 
-def _from_form(files: dict[str, list[bytes]], texts: dict[str, list[str]]) -> SegmentationRequest:
-    for name in (*files, *texts):
-        if name not in (*FORM_FILES, *FORM_TEXTS):
-            known = ", ".join((*FORM_FILES, *FORM_TEXTS))
-            raise InvalidRequestError(
-                f"{name[:80]}: unknown field, expected {known}", field=name[:80]
-            )
-    for name, values in files.items():
-        if name in FORM_TEXTS or (name != "volume" and len(values) > 1):
-            raise InvalidRequestError(f"{name}: expected a single value, no files", field=name)
-    for name in texts:
-        if name in FORM_FILES:
-            raise InvalidRequestError(f"{name}: is text, expected a file", field=name)
+def _from_form(form: Form, files: dict[str, list[bytes]]) -> SegmentationRequest:
     if "image" not in files:
         raise InvalidRequestError(
             "image: missing, expected a file in multipart/form-data, or JSON", field="image"
         )
-
-    def one(name: str) -> str:
-        values = texts.get(name, [""])
-        if len(values) > 1:
-            raise InvalidRequestError(f"{name}: {len(values)} values, expected one", field=name)
-        return values[0]
-
-    def names(name: str) -> tuple[str, ...]:
-        return tuple(part for text in texts.get(name, []) for part in split_names(text))
-
-    top_k = one("top_k") or "0"
-    if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 6):
-        raise InvalidRequestError(f"top_k: {top_k[:20]!r}, expected a small integer", field="top_k")
+    masks = files.get("student_mask", [])
     return SegmentationRequest(
         image=files["image"][0],
-        class_names=names("class_names"),
-        text=one("text"),
-        student_mask=_student(files["student_mask"][0]) if "student_mask" in files else None,
+        class_names=form.names("class_names"),
+        text=form.text("text"),
+        student_mask=label_pixels(masks[0], "student_mask") if masks else None,
         volume=tuple(files.get("volume", [])),
-        top_k=int(top_k),
-        template_ids=names("template_ids"),
-        policy_off=names("policy_off"),
-        bank=one("bank"),
-        explain=one("explain").lower() in ("1", "true", "on", "yes"),
+        top_k=form.number("top_k") or 0,
+        template_ids=form.names("template_ids"),
+        policy_off=form.names("policy_off"),
+        bank=form.text("bank"),
+        explain=form.flag("explain"),
     )
 
 
 def _from_json(data: bytes) -> SegmentationRequest:
+    if data.count(b",") > MAX_JSON_VALUES:
+        raise OverloadedError(
+            f"body: more than {MAX_JSON_VALUES} values in JSON, expected a few", field="body"
+        )
     try:
         body = PseudoLabelJson.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from error
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(part)[:80] for part in first["loc"]) or "body"
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
     if (body.image is None) == (body.image_ref is None):
         raise InvalidRequestError("image: expected either image or image_ref", field="image")
     image: bytes | ImageReference
@@ -235,12 +206,14 @@ def _from_json(data: bytes) -> SegmentationRequest:
         image = ImageReference(body.image_ref)
     else:
         image = _base64(body.image or "", "image")
-    mask = None if body.student_mask is None else _base64(body.student_mask, "student_mask")
+    mask = None
+    if body.student_mask is not None:
+        mask = label_pixels(_base64(body.student_mask, "student_mask"), "student_mask")
     return SegmentationRequest(
         image=image,
         class_names=tuple(body.class_names),
         text=body.text,
-        student_mask=_student(mask),
+        student_mask=mask,
         volume=tuple(_base64(text, "volume") for text in body.volume),
         top_k=body.top_k,
         template_ids=tuple(body.template_ids),
@@ -257,36 +230,40 @@ def _base64(text: str, field: str) -> bytes:
         raise InvalidRequestError(f"{field}: not base64 ({error})", field=field) from error
 
 
-def _student(data: bytes | None) -> AnyArray | None:
-    return None if data is None else label_pixels(data, "student_mask")
-
-
 def label_pixels(data: bytes, field: str) -> AnyArray:
-    """Label map of a PNG or NIfTI file; a palette picture holds labels, not colours."""
+    """Label map of a PNG or NIfTI file; a palette picture holds labels, not colours.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or is in colour.
+        OverloadedError: it is over a limit.
+    """
     pixels, _ = images.decode(data, MASK_LIMITS, field=field, labels=True)
-    if pixels.dtype.kind == "f" and bool((pixels == np.rint(pixels)).all()):
-        return pixels.astype(np.int64)
+    if pixels.ndim != 2:
+        raise InvalidRequestError(
+            f"{field}: a colour picture, expected labels 0, 1, 2, ... in one channel", field=field
+        )
+    if pixels.dtype.kind == "f" and np.array_equal(np.clip(np.rint(pixels), 0, 255), pixels):
+        return pixels.astype(np.uint8)
     return pixels
 
 
-def split_names(text: str) -> list[str]:
-    """Parts of a comma-separated list, without blanks."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _answer(service: Service, wanted: str, view: str, result: SegmentationResult) -> Response:
-    if wanted == MEDIA_TYPES[0]:
+def _answer(
+    result: SegmentationResult, wanted: str, view: str, image: StoredImage | None = None
+) -> Response:
+    """The answer; of files also the image is needed."""
+    if image is None:
         return JSONResponse(render.as_json(result))
-    image = service.engine.images.resolve(ImageReference(result.image_sha256))
-    if wanted == NIFTI_TYPES[0]:
-        return Response(
-            render.nifti(result.labels, image.geometry),
-            media_type=NIFTI_TYPES[0],
-            headers={"Content-Disposition": 'attachment; filename="pseudolabel.nii"'},
-        )
-    picture = (
-        render.png(pictures.overlay(image.pixels, result.labels))
-        if view == "overlay"
-        else render.png(result.labels, palette=True)
+    if wanted != PNG:
+        return nifti_response(render.nifti(result.labels, image.geometry))
+    if view == "overlay":
+        return Response(render.png(pictures.overlay(image.pixels, result.labels)), media_type=PNG)
+    return Response(render.png(result.labels, palette=True), media_type=PNG)
+
+
+def nifti_response(data: bytes) -> Response:
+    """A NIfTI file, to be saved."""
+    return Response(
+        data,
+        media_type=NIFTI,
+        headers={"Content-Disposition": 'attachment; filename="pseudolabel.nii"'},
     )
-    return Response(picture, media_type="image/png")

@@ -9,7 +9,8 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 
 from vessa_client import ClassDefinition, NotFoundError, pictures
 from vessa_server.api.rest import render
-from vessa_server.api.rest.segment import label_pixels, split_names
+from vessa_server.api.rest.forms import split_names
+from vessa_server.api.rest.segment import label_pixels
 from vessa_server.api.service import Service
 
 
