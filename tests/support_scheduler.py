@@ -124,7 +124,7 @@ class Running:
         """Whether nothing is left of any request."""
         scheduler = self.scheduler
         kept = [len(scheduler._open), len(scheduler._shared), len(scheduler._ready)]
-        counts = [self.queue.requests, self.queue.nbytes, scheduler._bytes, scheduler._background]
+        counts = [self.queue.requests, self.queue.nbytes, *scheduler._counts.values()]
         return not any(kept + counts)
 
     def run(self, futures: Iterable[Future[Any]]) -> list[str]:

@@ -168,6 +168,23 @@ def test_templates_that_are_encoded_for_later_neither_fill_the_queue_nor_come_fi
     assert (first, watched.seen[first:last].count("template")) == (1, 0)
 
 
+def test_a_stream_that_fills_the_queue_leaves_room_for_who_waits_for_one_picture(
+    watched: _Watched, pool: ThreadPoolExecutor
+) -> None:
+    with (
+        running(watched, max_queue=3) as server,
+        VessaClient(server.grpc) as bulk,
+        VessaClient(server.grpc, ONCE) as person,
+    ):
+        stream = pool.submit(lambda: list(bulk.segment_stream(map(_request, range(6)), window=6)))
+        _until(server, 3)
+        urgent = pool.submit(person.segment, _request(99))
+        _until(server, 4)
+        watched.goes_on.set()
+        assert urgent.result(WAIT).request_id == "99"
+        assert all(isinstance(a, SegmentationResult) for a in stream.result(WAIT))
+
+
 def _late_by_grpc(server: RunningServer) -> None:
     hasty = ClientOptions(timeout=0.4)
     with VessaClient(server.grpc, hasty) as client, pytest.raises(DeadlineError):

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from support_scheduler import (
     BACKGROUND,
     BULK,
+    INTERACTIVE,
     WAIT,
     Clock,
     Device,
@@ -119,16 +120,23 @@ def test_bytes_are_bounded_but_a_single_request_may_have_more() -> None:
         assert running.queue.nbytes == 0
 
 
-def test_work_in_the_background_takes_no_place_from_others() -> None:
+def test_what_is_less_urgent_takes_no_place_from_others() -> None:
     with Running(max_requests=2, max_bytes=100) as running:
         running.hold()
+        futures = [running.submit(one_by_one("interactive", 1))]
+        for priority in (INTERACTIVE, BULK, BACKGROUND):
+            with pytest.raises(OverloadedError):
+                running.submit(one_by_one("refused", 1), priority=priority)
+        futures[0].cancel()
+        for priority in (BULK, INTERACTIVE):
+            futures.append(running.submit(one_by_one(priority.name.lower(), 1), priority=priority))
+        with pytest.raises(OverloadedError, match="3 requests"):
+            running.submit(one_by_one("refused", 1), priority=BACKGROUND)
+        assert running.run(futures[1:]) == ["interactive0", "bulk0"]
+        running.hold()
         background = running.submit(one_by_one("background", 1), priority=BACKGROUND)
-        with pytest.raises(OverloadedError):
-            running.submit(one_by_one("more", 1), priority=BACKGROUND)
-        large = running.submit(one_by_one("a", 1), nbytes=500)
-        with pytest.raises(OverloadedError):
-            running.submit(one_by_one("b", 1))
-        assert running.run([background, large]) == ["a0", "background0"]
+        large = running.submit(one_by_one("large", 1), nbytes=500)
+        assert running.run([background, large]) == ["large0", "background0"]
 
 
 def test_the_time_to_come_back_grows_with_the_queue_and_with_what_requests_take(

@@ -67,8 +67,8 @@ class Scheduler:
             run: segments looks, together.
             max_batch: most looks that run together.
             max_wait: seconds that an idle device waits for more looks, if several may.
-            max_requests: waiting or running; more are refused. Work in the background may have
-                the places that others leave, and takes none from them.
+            max_requests: waiting or running, of a priority and more urgent ones; more are
+                refused. So what is less urgent takes nobody's place.
             max_bytes: of the arrays of those.
             observer: of queue and batches.
         """
@@ -81,7 +81,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._open: dict[int, Request] = {}
-        self._background = 0
+        self._counts = dict.fromkeys(Priority, 0)
         self._bytes = 0
         self._ready: FairQueue[Task] = FairQueue()
         self._shared: dict[Hashable, SharedWork] = {}
@@ -111,11 +111,10 @@ class Scheduler:
         with self._changed:
             if self._closing or not self.alive:
                 raise UnavailableError("the server is stopping", retry_after=1.0)
-            background = ticket.priority is Priority.BACKGROUND
-            self._check(ticket.nbytes, len(self._open) - (0 if background else self._background))
+            self.check_room(ticket.nbytes, ticket.priority)
             request = Request(steps=steps, ticket=ticket, number=next(self._numbers), future=future)
             self._open[request.number] = request
-            self._background += background
+            self._counts[ticket.priority] += 1
             self._bytes += ticket.nbytes
             if ticket.deadline is not None:
                 self._first_deadline = min(self._first_deadline, ticket.deadline)
@@ -125,16 +124,13 @@ class Scheduler:
         future.add_done_callback(partial(self._drop_cancelled, request.number))
         return future
 
-    def check_room(self, nbytes: int) -> None:
+    def check_room(self, nbytes: int, priority: Priority = Priority.INTERACTIVE) -> None:
         """Refuse what would not fit into the queue.
 
         Raises:
             OverloadedError: the queue is full; carries when to try again.
         """
-        with self._changed:
-            self._check(nbytes, len(self._open) - self._background)
-
-    def _check(self, nbytes: int, count: int) -> None:
+        count = sum(self._counts[other] for other in Priority if other <= priority)
         wait = max(SHORTEST_RETRY, self._pace * len(self._open))
         if count >= self.max_requests:
             raise OverloadedError(
@@ -354,7 +350,7 @@ class Scheduler:
             if self._shared.get(task.key) is task:
                 del self._shared[task.key]
         elif isinstance(task, Request) and self._open.pop(task.number, None) is not None:
-            self._background -= task.ticket.priority is Priority.BACKGROUND
+            self._counts[task.ticket.priority] -= 1
             self._bytes -= task.ticket.nbytes
             self._observe()
             self._changed.notify_all()
