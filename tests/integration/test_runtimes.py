@@ -24,6 +24,7 @@ from vessa_server.runtime.protocol import (
     HandleLostError,
     Runtime,
     RuntimeInfo,
+    RuntimeUnavailableError,
 )
 from vessa_server.runtime.torch_runtime import TorchRuntime
 from vessa_server.runtime.triton.client import TritonRuntime
@@ -248,6 +249,32 @@ class TestHandlesOnTriton:
         gc.collect()
         runtime.encode([], clock)
         assert runtime.info.memory == before
+
+    def test_a_client_that_goes_leaves_nothing(
+        self, server: TritonServer, runtime: TritonRuntime
+    ) -> None:
+        clock = StageClock()
+        runtime.encode([], clock)
+        before = runtime.info.memory
+        other = TritonRuntime(server.address())
+        held = other.encode([_canvas(seed) for seed in range(5)], clock)
+        runtime.encode([], clock)
+        assert runtime.info.memory == before + sum(image.nbytes for image in held)
+        other.close()
+        runtime.encode([], clock)
+        assert runtime.info.memory == before
+
+    def test_room_for_less_than_one_answer_is_said(self, runtime: TritonRuntime) -> None:
+        """Computing anew would lose the first handle again, for ever."""
+        clock = StageClock()
+        for expected in (HandleLostError, RuntimeUnavailableError, HandleLostError):
+            images = runtime.encode([_canvas(seed) for seed in range(200)], clock)
+            with pytest.raises(expected):
+                runtime.describe(images[:1], [_mask(0)], clock)
+        _steps(runtime, 1)
+        images = runtime.encode([_canvas(seed) for seed in range(200)], clock)
+        with pytest.raises(HandleLostError):
+            runtime.describe(images[:1], [_mask(0)], clock)
 
     def test_features_are_bounded_by_bytes(self, runtime: TritonRuntime) -> None:
         clock = StageClock()

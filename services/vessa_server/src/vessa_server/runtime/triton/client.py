@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections import deque
@@ -20,6 +21,7 @@ from vessa_server.runtime.protocol import (
     Described,
     Floats,
     Handle,
+    HandleLostError,
     RuntimeInfo,
     RuntimeUnavailableError,
 )
@@ -74,8 +76,12 @@ class TritonRuntime:
         self.address = Address.parse(address)
         self._exact = exact
         self._connection = Connection(self.address)
-        # Filled by finalisers, in whatever thread; sent with the next request.
+        # Names that the tritonserver keeps, and those of them that nobody refers to any more:
+        # filled by finalisers, in whatever thread, and sent with the next request.
+        self._kept: set[str] = set()
         self._released: deque[str] = deque()
+        # Whether a handle was lost since the last masks or words.
+        self._lost = False
         self._info: RuntimeInfo | None = None
         try:
             answer = self._call("info", {})
@@ -176,11 +182,11 @@ class TritonRuntime:
 
     def close(self) -> None:
         """Give up what the tritonserver keeps for this runtime, and the connection."""
-        try:
+        self._released = deque(self._kept)
+        # One that is away makes room by itself.
+        with contextlib.suppress(RuntimeUnavailableError, OperationError):
             while self._released:
                 self._call("release", {})
-        except (RuntimeUnavailableError, OperationError):
-            pass  # it makes room by itself
         self._connection.close()
 
     def _handles(self, answer: Message, classes: Sequence[int] | None = None) -> list[Handle]:
@@ -190,6 +196,7 @@ class TritonRuntime:
             handle = TritonHandle(name, nbytes, count)
             # No network in a finaliser: it may run anywhere, at any time.
             weakref.finalize(handle, self._released.append, name).atexit = False
+            self._kept.add(name)
             found.append(handle)
         return found
 
@@ -220,11 +227,17 @@ class TritonRuntime:
         except RuntimeUnavailableError:
             self._released.extendleft(released)
             raise
+        self._kept.difference_update(released)
         try:
             answer = Message.from_arrays(arrays)
             self._check(answer)
         except MessageError as error:
             raise OperationError(f"{operation}: the answer is not understood: {error}") from None
+        except HandleLostError:
+            self._note_loss()
+            raise
+        if operation in ("decode", "explain"):
+            self._lost = False
         if clock is not None:
             stages = answer.get("milliseconds", dict)
             for name, milliseconds in stages.items():
@@ -232,6 +245,21 @@ class TritonRuntime:
             spent = time.perf_counter() - start - sum(stages.values()) / 1000
             clock.add("triton", max(0.0, spent))
         return answer
+
+    def _note_loss(self) -> None:
+        """Say so where computing anew does not help.
+
+        Raises:
+            RuntimeUnavailableError: a second handle was lost before anything was answered.
+        """
+        self._lost = not self._lost
+        if not self._lost:
+            raise RuntimeUnavailableError(
+                f"runtime: the tritonserver at {self.address.peer} has room for "
+                f"{self.feature_bytes} bytes of features, too few for what is asked of it; raise "
+                "VESSA_FEATURE_BYTES there",
+                retry_after=RETRY_AFTER,
+            ) from None
 
     def _check(self, answer: Message) -> None:
         """Refuse answers of another protocol or model than at the start; raise its error."""
