@@ -75,22 +75,16 @@ ROWS = (
     Row("no turns", ("turns",)),
     Row("no focus", ("focus",)),
     Row("no votes", ("votes",), volumes=True),
-    Row("no doubt", ("doubt",), volumes=True),
-    Row("no diversity", ("diversity",)),
-    Row("five steps", ("turns", "focus", "votes", "doubt", "diversity")),
+    Row("five steps", ("turns", "focus", "votes")),
     Row("turned image", against=None, turned=True),
     Row("turned image, no turns", ("turns",), "turned image", turned=True),
-    Row("many templates", against=None, many=True),
-    Row("many templates, no diversity", ("diversity",), "many templates", many=True),
 )
 STUDENT_ROWS = (
     Row(ALL, against=None),
     Row("no own_share", ("own_share",)),
     Row("no student_window", ("student_window",)),
-    Row("no more_own", ("more_own",), kinds=(PROBABILITIES,)),
     Row("no keep_unsure", ("keep_unsure",)),
-    Row("no agreement", ("agreement",), kinds=(LABEL_MAP,)),
-    Row("none of these", ("own_share", "student_window", "more_own", "keep_unsure", "agreement")),
+    Row("none of these", ("own_share", "student_window", "keep_unsure")),
 )
 
 

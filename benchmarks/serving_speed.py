@@ -40,8 +40,7 @@ from vessa_client.console import console
 from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
-from vessa_server.policy import PolicyConfig
-from vessa_server.policy.retrieval import Diversity, choose
+from vessa_server.policy.retrieval import choose
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Floats, Handle
 from vessa_server.runtime.torch_runtime import TorchRuntime
@@ -286,10 +285,9 @@ def retrieval(arguments: argparse.Namespace, images: Images) -> Figures:
         shape = (len(NAMES), count, 2, runtime.info.feature_dim)
         embeddings = rng.standard_normal(shape, dtype=np.float32)
         index = runtime.index(embeddings)
-        known = Diversity.of(embeddings, np.ones(shape[:2], np.bool_))
         scores = runtime.similarity([image], index, clock)[0]
         compared = milliseconds(partial(_compare, runtime, image, index), 3)
-        chosen = milliseconds(partial(_choose, scores, known), 3)
+        chosen = milliseconds(partial(_choose, scores), 3)
         found[str(count)] = {
             "similarity_ms": compared["p50"],
             "choice_ms": chosen["p50"],
@@ -302,8 +300,8 @@ def _compare(runtime: TorchRuntime, image: Handle, index: Handle, _: int) -> Non
     runtime.similarity([image], index, StageClock())
 
 
-def _choose(scores_CK: Floats, known: Diversity, _: int) -> None:
-    choose(scores_CK, known, 7, PolicyConfig())
+def _choose(scores_CK: Floats, _: int) -> None:
+    choose(scores_CK, np.ones(scores_CK.shape, np.bool_), 7)
 
 
 def memory(arguments: argparse.Namespace, images: Images) -> Figures:

@@ -34,7 +34,7 @@ from vessa_client.console import console
 from vessa_server.api.run import Ports, build_engine, serve
 from vessa_server.api.settings import ServerSettings
 from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Look, Prediction
 
 ALONE, BESIDE, OF_ITS_OWN = "UniMatch V2", "VESSA on the other core", "VESSA on its own machine"
 
@@ -50,7 +50,7 @@ class KeepingEngine(VessaEngine):
         self.asked = 0
         self.computed = 0
 
-    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         """The kept predictions, and computed ones where there is none."""
         keys = [self._key(look) for look in looks]
         self.asked += len(keys)
@@ -62,8 +62,9 @@ class KeepingEngine(VessaEngine):
         return [self._kept[key] for key in keys]
 
     @staticmethod
-    def _key(look: Look) -> str:
+    def _key(look: AnyLook) -> str:
         """Of all that a prediction depends on."""
+        assert isinstance(look, Look), "templates are encoded by requests here"
         digest = hashlib.sha256(repr(look.condition_key).encode())
         if look.prompt_CHW is not None:
             digest.update(look.prompt_CHW.tobytes())
@@ -101,6 +102,7 @@ async def measure(task: Task, arguments: argparse.Namespace) -> dict[str, Facts]
         cache=str(arguments.out / "cache"),
         grpc_port=0,
         http_port=0,
+        encode_bank=False,
         threads=1,
     )
     plain = build_engine(settings)

@@ -17,7 +17,7 @@ from support import CLASSES, RunningServer, engine_of, free_port, picture, runni
 from trainer_support import single_slices
 from vessa_client import SegmentationRequest
 from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Prediction
 
 NAMES = tuple(c.name for c in CLASSES)
 
@@ -99,7 +99,7 @@ class _SlowEngine(VessaEngine):
 
     go: threading.Event
 
-    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         self.go.wait(30)
         return super().run(looks)
 

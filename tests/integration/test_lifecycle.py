@@ -24,7 +24,7 @@ from vessa_client import (
 )
 from vessa_server.api.grpc.server import PortInUseError
 from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import AnyLook, Prediction
 
 IMAGE, _ = picture(0)
 
@@ -35,7 +35,7 @@ class _Gate(VessaEngine):
     opened: threading.Event
     entered: threading.Event
 
-    def run(self, looks: Sequence[Look]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
         self.entered.set()
         assert self.opened.wait(30)
         return super().run(looks)

@@ -10,104 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vessa_server.policy import PolicyConfig
-from vessa_server.policy.answers import Answer, doubted, lowered
+from vessa_server.policy.answers import Answer
 from vessa_server.policy.students import prompt
 
 POLICY = PolicyConfig()
-DOUBT = POLICY.doubt
 OWN_SHARE_RANGE = POLICY.student.share
-maps = arrays.arrays(np.bool_, (2, 9, 9))
-
-
-def _flood(mask: npt.NDArray[np.bool_]) -> list[set[tuple[int, int]]]:
-    """4-connected parts, by hand."""
-    left = {(int(r), int(c)) for r, c in zip(*np.nonzero(mask), strict=True)}
-    found = []
-    while left:
-        part, edge = set(), [left.pop()]
-        while edge:
-            row, column = edge.pop()
-            part.add((row, column))
-            for near in (
-                (row + 1, column),
-                (row - 1, column),
-                (row, column + 1),
-                (row, column - 1),
-            ):
-                if near in left:
-                    left.remove(near)
-                    edge.append(near)
-        found.append(part)
-    return found
-
-
-def doubt_outside(
-    logits: npt.NDArray[np.float32],
-    core: npt.NDArray[np.bool_],
-    student: npt.NDArray[np.float32] | None = None,
-) -> npt.NDArray[np.float32]:
-    return lowered(logits, doubted(logits, core, DOUBT, student), DOUBT)
 
 
 def mixed(
     student: npt.NDArray[np.float32], own: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     return prompt(student, own, POLICY, is_label_map=False)
-
-
-def _islands(shape: tuple[int, int], *rows: slice) -> npt.NDArray[np.float32]:
-    """A class with components in the same columns, one below the other."""
-    logits = np.full((1, *shape), -9.0, np.float32)
-    for island in rows:
-        logits[0, island, 2:6] = 3.0
-    return logits
-
-
-LARGE, SMALL, LAST = slice(0, 6), slice(8, 10), slice(12, 14)
-
-
-@pytest.mark.parametrize(
-    ("core", "seen", "left"),
-    [
-        (SMALL, None, [SMALL]),
-        (LARGE, SMALL, [LARGE, SMALL]),  # the student sees one that lies outside
-        (slice(9, 13), None, [SMALL, LAST]),  # partly inside
-    ],
-    ids=["inside", "seen", "partly"],
-)
-def test_what_lies_outside_of_the_volumes_core_is_doubted(
-    core: slice, seen: slice | None, left: list[slice]
-) -> None:
-    logits = _islands((15, 8), LARGE, SMALL, LAST)
-    student_CHW = None
-    core_CHW = np.zeros(logits.shape, np.bool_)
-    core_CHW[0, core] = True
-    if seen is not None:
-        student_CHW = np.zeros_like(logits)
-        student_CHW[0, seen] = 0.9
-    out = doubt_outside(logits, core_CHW, student_CHW)
-    assert [i for i in (LARGE, SMALL, LAST) if bool((out[0, i, 2:6] > 0).all())] == left
-    assert int((out > 0).sum()) == sum(4 * (i.stop - i.start) for i in left)
-    changed = out != logits
-    assert bool((out[changed] == DOUBT.logit).all())
-
-
-@settings(max_examples=100)
-@given(maps)
-def test_components_inside_of_the_core_are_left_whole(masks: npt.NDArray[np.bool_]) -> None:
-    masks[1] = False
-    logits = np.where(masks, 3.0, -3.0).astype(np.float32)
-    core = np.zeros(logits.shape, np.bool_)
-    core[0, :, : masks.shape[2] // 2] = True
-    left = doubt_outside(logits, core)[0] > 0
-    expected = [
-        part
-        for part in _flood(masks[0])
-        if sum(bool(core[0, y, x]) for y, x in part) >= DOUBT.inside * len(part)
-    ]
-    assert {p for part in expected for p in part} == {
-        (int(y), int(x)) for y, x in zip(*np.nonzero(left), strict=True)
-    }
 
 
 @settings(max_examples=50)

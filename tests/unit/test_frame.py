@@ -55,7 +55,6 @@ def test_an_image_that_is_no_larger_than_its_frame_stays_as_it_is(
     maps = np.random.default_rng(0).normal(size=(2, height, width)).astype(np.float32)
     assert frame.reduce(maps) is maps
     assert frame.enlarge(maps) is maps
-    assert frame.enlarge_mask(maps > 0).tolist() == (maps > 0).tolist()
     crop = data.draw(st.none() | windows(height, width))
     assert frame.in_image(crop) == crop
     canvas = Canvas(height, width, CANVAS, crop, data.draw(st.integers(0, 3)))
@@ -70,9 +69,6 @@ def test_maps_keep_their_shapes_and_constants_there_and_back(frame: Frame, const
     enlarged = frame.enlarge(reduced)
     assert enlarged.shape == image.shape
     assert np.allclose(enlarged, constant, atol=1e-4)
-    mask = frame.enlarge_mask(np.ones((2, *frame.shape), np.bool_))
-    assert mask.shape == image.shape
-    assert mask.all()
 
 
 @given(frame=frames(largest=1000), axis=st.integers(0, 1))
@@ -84,10 +80,6 @@ def test_pixels_stay_where_they_were_to_within_one_step(frame: Frame, axis: int)
     reduced = frame.reduce(ramp.astype(np.float32))
     assert np.abs(reduced[0] - ours).max() <= frame.step
     assert np.abs(frame.enlarge(reduced) - ramp).max() <= frame.step
-    middle = size[axis] / 2
-    mask = frame.enlarge_mask(reduced > middle)
-    certain = np.abs(ramp - middle) > 2 * frame.step
-    assert (mask == (ramp > middle))[certain].all()
 
 
 @given(data=st.data(), frame=frames())

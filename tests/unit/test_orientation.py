@@ -31,7 +31,7 @@ def test_any_orientation_is_read_as_one_and_written_as_it_was(
     read = files.read(tmp_path / "scan.nii.gz")
     assert np.array_equal(read.pixels, VOXELS)
     assert read.axis == 2
-    labels = [(slice_ > 100).astype(np.uint8) for slice_ in read.slices()]
+    labels = [(slice_.astype(np.int16) > 100).astype(np.uint8) for slice_ in read.slices()]
     files.write_labels(tmp_path / "labels.nii.gz", labels, read)
     written = nib.load(tmp_path / "labels.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(stored.dataobj) > 100)

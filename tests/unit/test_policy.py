@@ -119,16 +119,12 @@ MISLED = _bright(NEAR, FAR)
 CASES = {
     "turns": Case(Corner, _bright(FAR), off=("focus",)),
     "focus": Case(Painting, _bright(NEAR), off=("turns",)),
-    "votes": Case(Painting, MISLED, volume=(MISLED, *VOLUME), off=("turns", "doubt")),
-    "doubt": Case(Painting, MISLED, volume=(MISLED, *VOLUME)),
-    "diversity": Case(Painting, picture(100)[0], top_k=2),
+    "votes": Case(Painting, MISLED, volume=(MISLED, *VOLUME), off=("turns",)),
     "own_share": Case(Echo, _bright(NEAR), student=FAR[None].astype(np.float32)),
     "student_window": Case(
-        Echo, _bright(NEAR), student=FAR[None].astype(np.float32), off=("turns", "more_own")
+        Echo, _bright(NEAR), student=FAR[None].astype(np.float32), off=("turns",)
     ),
-    "more_own": Case(Echo, _bright(LARGE), student=NEAR[None].astype(np.float32)),
     "keep_unsure": Case(Blind, _bright(NEAR), student=NEAR[None].astype(np.float32)),
-    "agreement": Case(Painting, _bright(LARGE), student=LARGE.astype(np.uint8)),
 }
 
 

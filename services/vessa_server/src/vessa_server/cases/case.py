@@ -21,8 +21,7 @@ from vessa_server.inference.look import AnyLook, Look, Prediction
 from vessa_server.inference.plan import Plan
 from vessa_server.inference.scan import Scan
 from vessa_server.model.preprocess import Canvas
-from vessa_server.policy import answers
-from vessa_server.policy.answers import Answer, Bools, Floats
+from vessa_server.policy.answers import Answer, Floats
 from vessa_server.runtime.clock import StageClock
 
 
@@ -35,19 +34,6 @@ class Shared:
 
 
 Steps = Generator[list[AnyLook] | Shared, Any, Any]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a volume's structures are.
-
-    Attributes:
-        canvas: on which its slices are seen.
-        core_CHW: where most of them show each class, on the frame.
-    """
-
-    canvas: Canvas
-    core_CHW: Bools
 
 
 @dataclass(frozen=True)
@@ -147,28 +133,13 @@ class Case:
         outside = self.plan.policy.outside_logit
         return self.frame.restore(prediction.logits_CHW, canvas, outside=outside)
 
-    def doubt(
-        self, logits_CHW: Floats, core_CHW: Bools | None, student_CHW: Floats | None = None
-    ) -> Bools | None:
-        """What the volume makes doubtful, on the frame."""
-        policy = self.plan.policy
-        if core_CHW is None or not policy.uses("doubt"):
-            return None
-        return answers.doubted(logits_CHW, core_CHW, policy.doubt, student_CHW)
-
-    def own_answer(
-        self, prediction: Prediction, canvas: Canvas, core_CHW: Bools | None = None
-    ) -> Answer:
+    def own_answer(self, prediction: Prediction, canvas: Canvas) -> Answer:
         """What VESSA segments without a student, on the frame."""
-        logits_CHW = self.logits(prediction, canvas)
-        doubt_CHW = self.doubt(logits_CHW, core_CHW)
-        if doubt_CHW is not None:
-            logits_CHW = answers.lowered(logits_CHW, doubt_CHW, self.plan.policy.doubt)
-        return Answer.of(logits_CHW)
+        return Answer.of(self.logits(prediction, canvas))
 
-    def keep(self, prediction: Prediction, canvas: Canvas, core_CHW: Bools | None) -> Own:
+    def keep(self, prediction: Prediction, canvas: Canvas) -> Own:
         """Keep VESSA's own answer."""
-        answer = self.own_answer(prediction, canvas, core_CHW)
+        answer = self.own_answer(prediction, canvas)
         own = Own(
             canvas,
             to_bytes(answer.probability_CHW[1:]),

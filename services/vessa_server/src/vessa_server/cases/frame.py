@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vessa_server.model.preprocess import Canvas, Crop
-from vessa_server.policy.answers import Bools, Floats
+from vessa_server.policy.answers import Floats
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,6 @@ class Frame:
             0
         ].numpy()
         return full
-
-    def enlarge_mask(self, mask_CHW: Bools) -> Bools:
-        """A mask of the frame at the image's size."""
-        if self.step == 1:
-            return mask_CHW
-        repeated = mask_CHW.repeat(self.step, axis=1).repeat(self.step, axis=2)
-        return repeated[:, : self.height, : self.width]
 
     def in_image(self, crop: Crop | None) -> Crop | None:
         """A window of the frame in pixels of the image."""

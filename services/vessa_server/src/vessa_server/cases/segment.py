@@ -12,7 +12,7 @@ import numpy as np
 
 from vessa_client import ClassResult, SegmentationResult, TemplateUse, UInt8Array
 from vessa_server.cases import students
-from vessa_server.cases.case import Case, Own, Place, Shared, Steps, to_bytes
+from vessa_server.cases.case import Case, Own, Shared, Steps, to_bytes
 from vessa_server.cases.frame import restore
 from vessa_server.cases.volume import find_place
 from vessa_server.inference.look import Prediction
@@ -32,33 +32,29 @@ class Draft:
         canvas: on which they are.
         reported_iou: of each class.
         templates: used.
-        doubt_CHW: what the volume makes doubtful, on the frame.
         kept_CHW: logits of the prompt, on the frame, of the classes that stay as it has them.
         kept_C: which ones do.
-        student_share: the student's share of the answer.
     """
 
     logits_CHW: Floats
     canvas: Canvas
     reported_iou: tuple[float, ...]
     templates: tuple[TemplateUse, ...]
-    doubt_CHW: Bools | None = None
     kept_CHW: Floats | None = None
     kept_C: Bools | None = None
-    student_share: float = 0.0
 
 
 def segment(case: Case) -> Steps:
     """Segment one image; returns a :class:`Draft` and explanations."""
-    core_CHW, own = yield from _own(case)
+    own = yield from _own(case)
     explanations: tuple[str, ...] = ()
     if case.explain:
         asked = replace(case.look(own.canvas), explain=True)
         explanations = case.seen((yield [asked])[0]).explanations
     if case.student is None:
-        draft = _own_draft(case, own, core_CHW)
+        draft = Draft(own.logits_CHW, own.canvas, own.iou_C, own.templates)
     else:
-        draft = yield from _refine(case, own, core_CHW)
+        draft = yield from _refine(case, own)
     return draft, explanations
 
 
@@ -131,22 +127,19 @@ def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
 
 
 def _own(case: Case) -> Steps:
-    """Where the volume shows its structures, and VESSA's own answer."""
-    core_CHW: Bools | None = None
+    """VESSA's own answer, on the canvas that the slices of a volume share."""
     canvas: Canvas | None = None
     if case.volume and case.plan.policy.uses("votes"):
-        place = case.memory.get(("place", case.volume_key))
-        if not isinstance(place, Place):
-            place = yield Shared(("place", case.volume_key), lambda: find_place(case))
-        core_CHW, canvas = place.core_CHW, place.canvas
-    own = case.memory.get(("own", case.key))
-    if not isinstance(own, Own) or (canvas is not None and own.canvas != canvas):
+        canvas = case.memory.get(("place", case.volume_key))
         if canvas is None:
-            own = yield from _alone(case)
-        else:
-            prediction = case.seen((yield [case.look(canvas)])[0])
-            own = case.keep(prediction, canvas, core_CHW)
-    return core_CHW, own
+            canvas = yield Shared(("place", case.volume_key), lambda: find_place(case))
+    own = case.memory.get(("own", case.key))
+    if isinstance(own, Own) and canvas in (None, own.canvas):
+        return own
+    if canvas is None:
+        return (yield from _alone(case))
+    prediction = case.seen((yield [case.look(canvas)])[0])
+    return case.keep(prediction, canvas)
 
 
 def _alone(case: Case) -> Steps:
@@ -171,17 +164,10 @@ def _alone(case: Case) -> Steps:
         if window is not None:
             canvas = replace(canvas, crop=case.frame.in_image(window))
             prediction = case.seen((yield [case.look(canvas)])[0])
-    return case.keep(prediction, canvas, None)
+    return case.keep(prediction, canvas)
 
 
-def _own_draft(case: Case, own: Own, core_CHW: Bools | None) -> Draft:
-    outside = case.plan.policy.outside_logit
-    logits_CHW = case.frame.restore(own.logits_CHW, own.canvas, outside=outside)
-    doubt_CHW = case.doubt(logits_CHW, core_CHW)
-    return Draft(own.logits_CHW, own.canvas, own.iou_C, own.templates, doubt_CHW)
-
-
-def _refine(case: Case, own: Own, core_CHW: Bools | None) -> Steps:
+def _refine(case: Case, own: Own) -> Steps:
     """VESSA's answer with a student's mask as prompt."""
     assert case.student is not None
     policy, count = case.plan.policy, len(case.plan.classes)
@@ -189,69 +175,32 @@ def _refine(case: Case, own: Own, core_CHW: Bools | None) -> Steps:
     student_CHW = case.frame.reduce(students.probabilities(case.student, count))
     own_CHW = own.probability_CHW.astype(np.float32) / np.float32(255)
     prompt_CHW = rules.prompt(student_CHW, own_CHW, policy, is_label_map=is_label_map)
-    tries = [(own.canvas, prompt_CHW, 0.0)]
+    canvases = [own.canvas]
     if policy.uses("focus") and policy.uses("student_window"):
-        tries += _at_students_window(case, own, student_CHW, prompt_CHW)
-    if policy.uses("more_own") and not is_label_map:
-        more_CHW = rules.with_more_own(prompt_CHW, own_CHW, policy)
-        tries.append((own.canvas, more_CHW, policy.student.more_margin))
-    predictions = yield [case.look(canvas, prompt) for canvas, prompt, _ in tries]
-    best = 0
-    for index, (_, _, margin) in enumerate(tries):
-        if _predicted(predictions[index]) > _predicted(predictions[best]) + margin:
-            best = index
-    for prediction in predictions:
-        case.seen(prediction)
-    canvas, prompt_CHW, _ = tries[best]
-    return _refined(case, predictions[best], canvas, prompt_CHW, student_CHW, core_CHW)
+        canvases += _at_students_window(case, own, student_CHW)
+    predictions = yield [case.look(canvas, prompt_CHW) for canvas in canvases]
+    expected = [_predicted(case.seen(prediction)) for prediction in predictions]
+    best = expected.index(max(expected))
+    return _refined(case, predictions[best], canvases[best], prompt_CHW)
 
 
-def _at_students_window(
-    case: Case, own: Own, student_CHW: Floats, prompt_CHW: Floats
-) -> list[tuple[Canvas, Floats, float]]:
-    """The same prompt where the student's structures are, if that is another place."""
+def _at_students_window(case: Case, own: Own, student_CHW: Floats) -> list[Canvas]:
+    """Where the student's structures are, if that is another place."""
     window = preprocess.focus(student_CHW.sum(axis=0) >= 0.5)
     there = replace(own.canvas, crop=case.frame.in_image(window))
-    if there.window.overlap(own.canvas.window) >= case.plan.policy.student.same_window:
-        return []
-    return [(there, prompt_CHW, 0.0)]
+    same = there.window.overlap(own.canvas.window) >= case.plan.policy.student.same_window
+    return [] if same else [there]
 
 
-def _refined(
-    case: Case,
-    prediction: Prediction,
-    canvas: Canvas,
-    prompt_CHW: Floats,
-    student_CHW: Floats,
-    core_CHW: Bools | None,
-) -> Draft:
+def _refined(case: Case, prediction: Prediction, canvas: Canvas, prompt_CHW: Floats) -> Draft:
     """The answer. Where VESSA is unsure of a student's structure, the prompt stays."""
-    assert case.student is not None
     policy = case.plan.policy
-    logits_CHW = case.logits(prediction, canvas)
-    reported = tuple(Answer.of(logits_CHW).reported_iou())
-    kept_CHW = rules.prompt_logits(prompt_CHW, policy)
-    kept_C: Bools = np.zeros(len(kept_CHW), np.bool_)
-    if policy.uses("keep_unsure"):
-        kept_C = prediction.iou_C < policy.student.keep_below
-    logits_CHW = np.where(kept_C[:, None, None], kept_CHW, logits_CHW)
-    doubt_CHW, share = None, 0.0
-    if case.student.ndim == 3:
-        doubt_CHW = case.doubt(logits_CHW, core_CHW, student_CHW)
-    elif policy.uses("agreement"):
-        agreement_C = rules.agreement(logits_CHW, student_CHW)
-        kept_C = kept_C | rules.elsewhere(agreement_C, policy)
-        share = rules.answer_share(agreement_C, policy)
-    return Draft(
-        prediction.logits_CHW,
-        canvas,
-        reported,
-        prediction.templates,
-        doubt_CHW,
-        kept_CHW if kept_C.any() else None,
-        kept_C,
-        share,
-    )
+    reported = tuple(Answer.of(case.logits(prediction, canvas)).reported_iou())
+    draft = Draft(prediction.logits_CHW, canvas, reported, prediction.templates)
+    unsure_C: Bools = prediction.iou_C < policy.student.keep_below
+    if not policy.uses("keep_unsure") or not unsure_C.any():
+        return draft
+    return replace(draft, kept_CHW=rules.prompt_logits(prompt_CHW, policy), kept_C=unsure_C)
 
 
 def _at_image_size(case: Case, draft: Draft) -> Floats:
@@ -261,12 +210,6 @@ def _at_image_size(case: Case, draft: Draft) -> Floats:
     if draft.kept_CHW is not None and draft.kept_C is not None:
         kept_CHW = frame.enlarge(draft.kept_CHW)
         logits_CHW = np.where(draft.kept_C[:, None, None], kept_CHW, logits_CHW)
-    if draft.doubt_CHW is not None:
-        doubt_CHW = frame.enlarge_mask(draft.doubt_CHW)
-        logits_CHW = answers.lowered(logits_CHW, doubt_CHW, policy.doubt)
-    if draft.student_share and case.student is not None:
-        student_CHW = students.probabilities(case.student, len(case.plan.classes))
-        return rules.with_student(logits_CHW, student_CHW, draft.student_share)
     return answers.with_background(logits_CHW)
 
 

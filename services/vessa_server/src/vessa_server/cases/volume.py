@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vessa_client import files
-from vessa_server.cases.case import Case, Place, Steps
+from vessa_server.cases.case import Case, Steps
 from vessa_server.inference.look import Prediction
 from vessa_server.model.preprocess import Canvas
 from vessa_server.policy import volumes
 from vessa_server.policy.answers import Answer
 from vessa_server.policy.volumes import Doubles
+
+# Of a canvas with its key, about.
+PLACE_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,12 @@ def find_place(case: Case) -> Steps:
     found = yield from _closer(slices, (yield from _whole(slices, case.whole)))
     if policy.uses("turns") and found.quality() < policy.turns.below:
         found = yield from _turned(slices, found)
-    core_CHW = volumes.cores(found.answers, policy.volume)
-    place = Place(found.canvas, core_CHW)
-    case.memory.put(("place", case.volume_key), place, core_CHW.nbytes)
+    case.memory.put(("place", case.volume_key), found.canvas, PLACE_BYTES)
     for slice_, prediction in zip(slices, found.predictions, strict=True):
-        slice_.keep(prediction, found.canvas, core_CHW)
+        slice_.keep(prediction, found.canvas)
         case.cached &= slice_.cached
         case.templates_cached &= slice_.templates_cached
-    return place
+    return found.canvas
 
 
 def _turned(slices: Sequence[Case], found: Seen) -> Steps:

@@ -17,7 +17,6 @@ from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.features.lru import ByteLru
 from vessa_server.model import preprocess, prompts
 from vessa_server.model.preprocess import Canvas, Crop
-from vessa_server.policy.retrieval import Diversity
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Bools, Described, Floats, Handle, Runtime
 
@@ -48,11 +47,11 @@ class Index:
 
     Attributes:
         handle: the embeddings on the device.
-        diversity: what choosing among them needs.
+        shown_CK: whether each template shows each class.
     """
 
     handle: Handle
-    diversity: Diversity
+    shown_CK: Bools
 
 
 class TemplateFeatureStore:
@@ -123,8 +122,8 @@ class TemplateFeatureStore:
             names = [class_names[c] for c in shown]
             shown_CK[shown, k] = True
             embeddings_CK2D[shown, k] = self._embeddings_of(bank, info, names, focus)
-        found = Index(self.runtime.index(embeddings_CK2D), Diversity.of(embeddings_CK2D, shown_CK))
-        size = 2 * embeddings_CK2D.nbytes + shown_CK.nbytes
+        found = Index(self.runtime.index(embeddings_CK2D), shown_CK)
+        size = embeddings_CK2D.nbytes + shown_CK.nbytes
         self._indices.put((key, focus), found, size)
         return found
 

@@ -162,8 +162,8 @@ class FiveSteps:
             )
         scores_CK = self.runtime.similarity([image], index.handle, clock)[0]
         with clock.stage("retrieve"):
-            most = min(plan.top_k, int(index.diversity.shown_CK.sum(1).max()))
-            orders = retrieval.choose(scores_CK, index.diversity, most, plan.policy)
+            most = min(plan.top_k, int(index.shown_CK.sum(1).max()))
+            orders = retrieval.choose(scores_CK, index.shown_CK, most)
         used = tuple(
             TemplateUse(
                 template_id=plan.candidates[k].template_id,

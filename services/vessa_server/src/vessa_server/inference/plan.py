@@ -64,8 +64,7 @@ class Plan:
     @property
     def condition_key(self) -> Hashable:
         """All that steps 1 to 4 depend on, besides the image."""
-        diversity = self.policy.uses("diversity")
-        return self.index_key, self.classes, self.top_k, self.text, diversity
+        return self.index_key, self.classes, self.top_k, self.text
 
     @property
     def key(self) -> Hashable:

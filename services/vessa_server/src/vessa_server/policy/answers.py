@@ -11,9 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
-
-from vessa_server.policy.config import DoubtConfig
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -87,49 +84,3 @@ def expected_iou(probability_CHW: Floats) -> Floats:
     union_C = mask_CHW.sum(dim=(1, 2)) + classes_CHW.sum(dim=(1, 2)) - inside_C
     iou_C: Floats = ((inside_C / union_C.clamp(min=1.0)) ** 2).numpy()
     return iou_C
-
-
-def doubted(
-    logits_CHW: Floats, core_CHW: Bools, config: DoubtConfig, student_CHW: Floats | None = None
-) -> Bools:
-    """Components that lie outside of the core of their class, (C, H, W).
-
-    Args:
-        logits_CHW: of the classes.
-        core_CHW: where most slices of the volume show each class.
-        config: of the rule.
-        student_CHW: a student's probabilities: what it shows is not doubted.
-    """
-    strongest = torch.from_numpy(logits_CHW).max(dim=0)
-    positive_HW, class_HW = (strongest.values > 0).numpy(), strongest.indices.numpy()
-    doubt_CHW = np.zeros(logits_CHW.shape, dtype=np.bool_)
-    for index in range(len(logits_CHW)):
-        shown_HW = positive_HW & (class_HW == index)
-        student_HW = None if student_CHW is None else student_CHW[index]
-        doubt_CHW[index] = _outside(shown_HW, core_CHW[index], config, student_HW)
-    return doubt_CHW
-
-
-def lowered(logits_CHW: Floats, doubt_CHW: Bools, config: DoubtConfig) -> Floats:
-    """The logits with those that are doubted lowered."""
-    limit = np.float32(config.logit)
-    lower: Floats = np.where(doubt_CHW, np.minimum(logits_CHW, limit), logits_CHW)
-    return lower
-
-
-def _outside(
-    shown_HW: Bools, core_HW: Bools, config: DoubtConfig, student_HW: Floats | None
-) -> Bools:
-    labelled, count = ndimage.label(shown_HW)
-    if count == 0:
-        return np.zeros_like(shown_HW)
-
-    def mean(values_HW: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-        means = ndimage.mean(values_HW.astype(np.float64), labelled, range(1, count + 1))
-        return np.asarray(means, dtype=np.float64)
-
-    outside = mean(core_HW) < config.inside
-    if student_HW is not None:
-        outside &= mean(student_HW) < config.student
-    components: Bools = np.isin(labelled, 1 + np.flatnonzero(outside))
-    return components

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vessa_client import InvalidRequestError
 
 # Bump when a number or a rule changes.
-POLICY_VERSION = "4"
+POLICY_VERSION = "5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +44,17 @@ class VolumeConfig:
         rounds: close views of a volume, each at what the one before it shows.
         blur: pixels by which votes are blurred.
         enough: share of the most votes above which a pixel counts.
-        hardly: share of the slices' votes up to which a class is hardly shown anywhere.
     """
 
     slices: int = 6
     rounds: int = 2
     blur: float = 3.0
     enough: float = 0.5
-    hardly: float = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoubtConfig:
-    """``doubt``: components far from where the volume shows their class become background.
-
-    Attributes:
-        logit: of what is doubted: background, but not surely so.
-        inside: share of a component in the core of its class from which it is part of it.
-        student: mean probability of a student from which a component stays.
-    """
-
-    logit: float = -2.0
-    inside: float = 0.05
-    student: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """What a student's mask counts, in the prompt and in the answer.
+    """What a student's mask counts.
 
     Chosen on ACDC's validation patients: predictions of UniMatch V2's teacher at several times
     of a run, and corrupted label maps.
@@ -81,29 +64,16 @@ class StudentConfig:
             between them one half less the student's estimated IoU.
         label_map_share: the same for label maps, which carry no confidence.
         same_window: ``student_window``, overlap from which a student's window is VESSA's own.
-        more: ``more_own``, how much more of VESSA is tried in the prompt ...
-        more_margin: ... and by how much the predicted IoU must then be better.
         keep_below: ``keep_unsure``, predicted IoU below which a structure stays as the prompt
             has it ...
         keep_logit: ... and the largest logit of what stays.
-        elsewhere: ``agreement``, IoU with the student below which a structure was segmented
-            in another place, ...
-        same_place: ... and that of another structure from which the student's place counts.
-        agreement: between these IoUs, which half of the structures reach, ...
-        most: ... the student's share of the answer grows up to this.
     """
 
     share: tuple[float, float] = (0.04, 0.4)
     label_map_share: float = 0.08
     same_window: float = 0.5
-    more: float = 0.2
-    more_margin: float = 0.05
     keep_below: float = 0.5
     keep_logit: float = 2.0
-    elsewhere: float = 0.02
-    same_place: float = 0.7
-    agreement: tuple[float, float] = (0.7, 0.85)
-    most: float = 0.4
 
 
 # Rules that can be switched off, and what is done then.
@@ -111,13 +81,9 @@ RULES = {
     "turns": "images are segmented as they lie",
     "focus": "small structures get no second, closer view",
     "votes": "each slice of a volume is segmented alone",
-    "doubt": "components far from where the volume shows their class stay",
-    "diversity": "templates are ranked by similarity alone",
     "own_share": "the prompt is the student's mask alone",
     "student_window": "the student's mask does not move the view",
-    "more_own": "no second prompt with more of VESSA's own answer is tried",
     "keep_unsure": "what VESSA is unsure of does not stay as the student has it",
-    "agreement": "a student's label map counts in the prompt only",
 }
 
 
@@ -129,19 +95,16 @@ class PolicyConfig:
         off: names of rules that are switched off.
         frame_side: rules work on maps of at most this many pixels a side, or of the canvas's.
             Larger ones changed no Dice by 0.001 on pictures of 512 and 584 pixels.
-        redundancy: ``diversity``, weight of the likeness to a template chosen already.
         outside_logit: of the classes outside of a close view.
         explanation_tokens: length of an explanation.
     """
 
     off: frozenset[str] = frozenset()
     frame_side: int = 256
-    redundancy: float = 0.5
     outside_logit: float = -10.0
     explanation_tokens: int = 24
     turns: TurnConfig = field(default_factory=TurnConfig)
     volume: VolumeConfig = field(default_factory=VolumeConfig)
-    doubt: DoubtConfig = field(default_factory=DoubtConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:
