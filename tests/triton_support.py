@@ -17,15 +17,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from support import ROOT, free_port, tiny_model
+from support import CLASSES, ROOT, free_port, picture, tiny_model
+from vessa_client import SegmentationRequest, SegmentationResult
+from vessa_server.bank import Banks
+from vessa_server.cache import NoCache
+from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.model import checkpoint
 from vessa_server.runtime.loading import load_runtime, stored_config
+from vessa_server.runtime.protocol import Floats, Runtime
 from vessa_server.runtime.torch_runtime import TorchRuntime
 
 MODELS = ROOT / "docker" / "triton" / "models"
+SIDE = 64
 MIB = 1024 * 1024
 # Some 170 images of the tiny model.
 FEATURE_BYTES = 4 * MIB
@@ -65,12 +73,40 @@ def torch_runtime(weights: Path) -> TorchRuntime:
     return load_runtime(config, weights, adaptation=None, device="cpu", dtype="auto", max_batch=32)
 
 
+def engine_over(folder: Path, runtime: Runtime, seeds: tuple[int, ...] = (100, 101)) -> VessaEngine:
+    """An engine of a runtime, with templates of these pictures."""
+    engine = VessaEngine(runtime, Banks(folder / "bank"), NoCache(), EngineSettings(fuse=True))
+    for seed in seeds:
+        image, labels = picture(seed)
+        engine.add_template(image, labels, CLASSES, name=f"picture {seed}")
+    return engine
+
+
+def request_of(seed: int, **more: Any) -> SegmentationRequest:
+    """A picture to segment."""
+    return SegmentationRequest(image=picture(seed)[0], return_probabilities=True, **more)
+
+
+def assert_same(found: SegmentationResult, expected: SegmentationResult) -> None:
+    """Labels nearly everywhere, probabilities within one of 255, and the same templates."""
+    assert (found.labels == expected.labels).mean() >= 0.999
+    assert found.probabilities is not None
+    assert expected.probabilities is not None
+    difference = found.probabilities.astype(int) - expected.probabilities.astype(int)
+    assert np.abs(difference).max() <= 1
+    assert [t.template_id for t in found.templates] == [t.template_id for t in expected.templates]
+    assert found.model_digest == expected.model_digest
+
+
+def canvas_of(seed: int) -> Floats:
+    """Noise for the runtime itself."""
+    return np.random.default_rng(seed).random((1, SIDE, SIDE), np.float32)
+
+
 class TritonServer:
     """A tritonserver on a port of its own, which can die and come back."""
 
-    def __init__(
-        self, folder: Path, models: tuple[str, ...] = ("vessa",), *, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, models: tuple[str, ...] = ("vessa",)) -> None:
         """Prepare weights of a tiny model in ``folder``, and a folder of models."""
         self.folder = folder
         self.models = models
