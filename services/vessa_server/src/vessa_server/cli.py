@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,8 +67,7 @@ def serve(
     """
     from vessa_server.api.grpc.server import PortInUseError
     from vessa_server.api.logs import configure_logs
-    from vessa_server.api.run import build_engine
-    from vessa_server.api.run import serve as run
+    from vessa_server.api.run import build_engine, run
     from vessa_server.api.settings import ServerSettings
     from vessa_server.bank import BankError
     from vessa_server.model.checkpoint import CheckpointError
@@ -97,7 +95,7 @@ def serve(
     configure_logs(settings.log_format)
     try:
         engine = build_engine(settings)
-        asyncio.run(run(engine, settings))
+        run(engine, settings)
     except (BankError, CheckpointError, PortInUseError, ValueError, OSError) as error:
         raise _fail(str(error)) from None
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import uvicorn
 
 from vessa_server.api.grpc.server import GrpcServer, PortInUseError
 from vessa_server.api.rest.app import create_app
-from vessa_server.api.service import Service
+from vessa_server.api.service import POOL_NAME, Service
 from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import Banks
 from vessa_server.cache import open_cache
@@ -27,6 +30,10 @@ from vessa_server.runtime.protocol import Runtime, RuntimeUnavailableError
 from vessa_server.runtime.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SCHEDULER_NAME = "scheduler"
+# How soon it is noticed that a part of the server died.
+WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Ports:
 
     grpc: int
     http: int
+
+
+class ServerDiedError(RuntimeError):
+    """A part of the server died, and the server stopped."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -99,6 +110,25 @@ def open_runtime(settings: ServerSettings) -> Runtime:
     return runtime
 
 
+def run(engine: VessaEngine, settings: ServerSettings) -> None:
+    """Serve until a signal comes, and end the process.
+
+    Raises:
+        PortInUseError: a port is taken.
+        SystemExit: with 1 where the server could not go on.
+    """
+    code = 0
+    try:
+        asyncio.run(serve(engine, settings))
+    except ServerDiedError:
+        code = 1
+    if _computes():  # the interpreter would wait for it, though nobody wants it any more
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
 async def serve(
     engine: VessaEngine,
     settings: ServerSettings,
@@ -113,6 +143,7 @@ async def serve(
 
     Raises:
         PortInUseError: a port is taken.
+        ServerDiedError: a part of it died; what was accepted is answered as far as it could be.
     """
     stop = stop or asyncio.Event()
     service = Service(engine, settings)
@@ -130,13 +161,35 @@ async def serve(
     http_task = asyncio.create_task(http.serve(sockets=[listener]), name="http")
     while not http.started and not http_task.done():
         await asyncio.sleep(0.01)
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in _SIGNALS:
         with contextlib.suppress(NotImplementedError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
     if settings.encode_bank:
         service.encode_soon(engine.bank.snapshot().templates)
     service.ready = True
     ports = Ports(grpc=grpc_server.port, http=listener.getsockname()[1])
+    _log_ready(engine, settings, ports)
+    if on_ready is not None:
+        on_ready(ports)
+    died = await _stopped(stop, service, http_task)
+    deadline = time.monotonic() + settings.grace_seconds
+    log.info("server.stopping", grace_seconds=settings.grace_seconds)
+    for name in _SIGNALS:  # a second signal exits at once
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            asyncio.get_running_loop().remove_signal_handler(name)
+            signal.signal(name, signal.SIG_DFL)
+    service.ready = False
+    await grpc_server.set_serving(False)
+    await service.close(deadline)
+    await grpc_server.stop(max(0.1, deadline - time.monotonic()))
+    await _stop_http(http, http_task, deadline)
+    engine.close()
+    log.info("server.stopped")
+    if died:
+        raise ServerDiedError(died)
+
+
+def _log_ready(engine: VessaEngine, settings: ServerSettings, ports: Ports) -> None:
     log.info(
         "server.ready",
         grpc=f"{settings.host}:{ports.grpc}",
@@ -149,37 +202,39 @@ async def serve(
         templates=len(engine.bank.snapshot().templates),
         cache=engine.cache.backend,
     )
-    if on_ready is not None:
-        on_ready(ports)
-    await _stopped(stop, service)
-    deadline = time.monotonic() + settings.grace_seconds
-    log.info("server.stopping", grace_seconds=settings.grace_seconds)
-    for name in (signal.SIGTERM, signal.SIGINT):  # a second signal exits at once
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            asyncio.get_running_loop().remove_signal_handler(name)
-    service.ready = False
-    await grpc_server.set_serving(False)
-    await service.close(deadline)
-    await grpc_server.stop(max(0.1, deadline - time.monotonic()))
-    http.should_exit = True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(0.5, deadline - time.monotonic())):
-            await asyncio.shield(http_task)
-    http.force_exit = True
-    await http_task
-    engine.close()
-    log.info("server.stopped")
 
 
-async def _stopped(stop: asyncio.Event, service: Service) -> None:
-    """Wait for the end; a scheduler that died ends the server, too."""
+async def _stopped(stop: asyncio.Event, service: Service, http: asyncio.Task[None]) -> str:
+    """Wait for the end; returns the name of what died, where that ends the server."""
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(WATCH_SECONDS):
                 await stop.wait()
-        if not service.scheduler.alive:
-            log.error("server.scheduler_died", effect="the server stops, to be started anew")
-            return
+        died = "http" if http.done() else "" if service.scheduler.alive else "scheduler"
+        if died:
+            log.error("server.died", part=died, effect="the server stops, to be started anew")
+            return died
+    return ""
+
+
+async def _stop_http(http: _Uvicorn, task: asyncio.Task[None], deadline: float) -> None:
+    """Let answers be sent until the deadline, then close what is still open."""
+    http.should_exit = True
+    await asyncio.wait({task}, timeout=max(0.5, deadline - time.monotonic()))
+    http.force_exit = True
+    await asyncio.wait({task}, timeout=1.0)
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and task.exception() is not None:
+        log.error("http.failed", kind=type(task.exception()).__name__)
+
+
+def _computes() -> bool:
+    """Whether threads of the service go on with what nobody waits for."""
+    working = [t for t in threading.enumerate() if t.name.startswith((POOL_NAME, SCHEDULER_NAME))]
+    for thread in working:
+        thread.join(0.1)
+    return any(thread.is_alive() for thread in working)
 
 
 def _listen(host: str, port: int) -> socket.socket:

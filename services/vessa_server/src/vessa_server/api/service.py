@@ -46,6 +46,7 @@ from vessa_server.scheduler.scheduler import Priority, Scheduler, Ticket
 
 T = TypeVar("T")
 Words = tuple[str, ...]
+POOL_NAME = "payloads"
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
 
 
@@ -91,11 +92,12 @@ class Service:
         )
         # What volumes hold while they are answered.
         self.volumes = Room(settings.max_queue_bytes, "volume")
+        self.when_closing: list[Callable[[], None]] = []
         self.ready = False
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="payloads")
+        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix=POOL_NAME)
 
     def authenticate(self, authorization: str | None) -> None:
         """Check the bearer token, where the server has one.
@@ -271,6 +273,8 @@ class Service:
 
     async def close(self, deadline: float) -> None:
         """Refuse new requests, finish those accepted until ``deadline``, stop."""
+        for notify in self.when_closing:
+            notify()
         await asyncio.to_thread(self.scheduler.drain, deadline)
         with contextlib.suppress(TimeoutError):  # answers that are being encoded
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

@@ -59,6 +59,7 @@ def create_app(service: Service) -> ASGIApp:
         max_total=service.settings.max_queue_bytes,
         refuses=refuses(service),
     )
+    service.when_closing.append(limited.close)
     return KserveGuard(limited, Guard(limited, service.metrics), service.metrics)
 
 

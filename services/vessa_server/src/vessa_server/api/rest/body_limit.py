@@ -7,12 +7,13 @@ it away, so that the connection is not reset before its answer is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vessa_client import DeadlineError, OverloadedError, VessaError
+from vessa_client import DeadlineError, OverloadedError, UnavailableError, VessaError
 from vessa_server.api.rest.guard import respond
 from vessa_server.api.room import Room, Share
 
@@ -50,9 +51,11 @@ class BodyLimit:
     ) -> None:
         self.app = app
         self.most = most
-        self._room = Room(max_total, "body")
         self.refuses = refuses
         self.seconds = seconds
+        self._room = Room(max_total, "body")
+        self._closed = False
+        self._waits: set[asyncio.Timeout] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, with a receive that stops at the limits."""
@@ -67,15 +70,43 @@ class BodyLimit:
             await self._answer(scope, share, receive, send)
 
     async def _answer(self, scope: Scope, share: Share, receive: Receive, send: Send) -> None:
-        body = _Body(self.most(scope["path"]), share, self.seconds, receive, send)
+        body = _Body(self, self.most(scope["path"]), share, receive, send)
         try:
             await self.app(scope, body.receive, body.send)
         except Exception:
             if body.refusal is None:
                 raise
         if body.refusal is not None and not body.answered:
-            slow = isinstance(body.refusal, DeadlineError)
-            await respond(body.refusal, send, [(b"connection", b"close")] if slow else ())
+            goes_on = isinstance(body.refusal, OverloadedError)
+            await respond(body.refusal, send, () if goes_on else [(b"connection", b"close")])
+
+    def close(self) -> None:
+        """Wait for no body any more: the server stops."""
+        self._closed = True
+        for wait in self._waits:
+            with contextlib.suppress(RuntimeError):  # it ends at this moment
+                wait.reschedule(0)
+
+    async def next_part(self, receive: Receive) -> Message:
+        """What comes next of a body.
+
+        Raises:
+            DeadlineError: nothing does.
+            UnavailableError: the server stops.
+        """
+        try:
+            async with asyncio.timeout(0 if self._closed else self.seconds) as wait:
+                self._waits.add(wait)
+                return await receive()
+        except TimeoutError:
+            if self._closed:
+                raise UnavailableError("the server is stopping", retry_after=1.0) from None
+            raise DeadlineError(
+                f"body: nothing came for {self.seconds:g} s, expected the rest of it",
+                field="body",
+            ) from None
+        finally:
+            self._waits.discard(wait)
 
     def _refusal(self, scope: Scope) -> VessaError | None:
         error = self.refuses(scope) if self.refuses else None
@@ -97,9 +128,9 @@ class _Body:
     """
 
     def __init__(
-        self, most: Most, share: Share, seconds: float, receive: Receive, send: Send
+        self, limit: BodyLimit, most: Most, share: Share, receive: Receive, send: Send
     ) -> None:
-        self._most, self._share, self._seconds = most, share, seconds
+        self._limit, self._most, self._share = limit, most, share
         self._receive, self._send = receive, send
         self._whole = False
         self.refusal: VessaError | None = None
@@ -127,14 +158,7 @@ class _Body:
         await self._send(message)
 
     async def _next(self) -> Message:
-        try:
-            async with asyncio.timeout(self._seconds):
-                message = await self._receive()
-        except TimeoutError:
-            raise DeadlineError(
-                f"body: nothing came for {self._seconds:g} s, expected the rest of it",
-                field="body",
-            ) from None
+        message = await self._limit.next_part(self._receive)
         size = len(message.get("body", b""))
         if self._share.size + size > self._most.bytes:
             raise _too_large(self._most)
