@@ -38,7 +38,7 @@ from vessa_server.api.room import RETRY_SECONDS, Room
 from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import BankError
 from vessa_server.cases.case import Case
-from vessa_server.cases.images import StoredImage
+from vessa_server.cases.images import StoredImage, check_template
 from vessa_server.cases.segment import Draft, known, segment
 from vessa_server.engine import VessaEngine
 from vessa_server.policy import POLICY_VERSION, RULES
@@ -218,16 +218,19 @@ class Service:
 
         See :meth:`TemplateBank.add`.
         """
-        info, created = await self.work(
-            lambda: self.engine.add_template(image, labels, classes, name=name, bank=bank)
-        )
+
+        def add() -> tuple[TemplateInfo, bool]:
+            check_template(self.engine.images.resolve(image).pixels)
+            return self.engine.add_template(image, labels, classes, name=name, bank=bank)
+
+        info, created = await self.work(add)
         if created:
             self.encode_soon([info], bank)
         return info, created
 
     def encode_soon(self, templates: Sequence[TemplateInfo], bank: str = "") -> None:
         """Encode templates when nobody else needs the device."""
-        with contextlib.suppress(OverloadedError):  # then the first request encodes them
+        with contextlib.suppress(OverloadedError, UnavailableError):  # requests will encode them
             steps = self.engine.encode_templates(bank, templates)
             self.scheduler.submit(steps, Ticket(priority=Priority.BACKGROUND))
 

@@ -51,7 +51,11 @@ class ServerSettings(BaseSettings):
     )
     max_batch: int = Field(32, ge=1, le=256, description="Looks that run together, if fused.")
     max_wait_ms: float = Field(2.0, ge=0, le=1000, description="Wait for a batch, if fused.")
-    max_queue: int = Field(64, ge=1, description="Requests that wait or run; more are refused.")
+    max_queue: int = Field(
+        64,
+        ge=1,
+        description="Requests that wait or run, of a priority and more urgent ones; more are refused.",
+    )
     max_queue_bytes: int = Field(
         1024 * MIB, ge=1024, description="Bytes of images and masks that may wait."
     )

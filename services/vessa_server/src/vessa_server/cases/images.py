@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vessa_client import (
     AnyArray,
     ImageReference,
@@ -187,6 +189,24 @@ def check(pixels: AnyArray, limits: ImageLimits) -> None:
     if pixels.dtype.kind == "f" and not math.isfinite(float(pixels.max()) - float(pixels.min())):
         raise InvalidRequestError(
             "image: has NaN or infinite values, or a range beyond float64; expected finite pixels",
+            field="image",
+        )
+
+
+def check_template(pixels: AnyArray) -> None:
+    """Check that an image can be kept as a template: of floats 32 bits are.
+
+    Raises:
+        InvalidRequestError: nothing would be left of its values.
+    """
+    if pixels.dtype.kind != "f" or pixels.dtype.itemsize <= 4:
+        return
+    low, high = float(pixels.min()), float(pixels.max())
+    limits = np.finfo(np.float32)
+    if max(-low, high) > limits.max or 0 < max(-low, high) < limits.tiny:
+        raise InvalidRequestError(
+            f"image: values {low:.3g}..{high:.3g}, expected a range that float32 holds; "
+            "another unit will do",
             field="image",
         )
 
