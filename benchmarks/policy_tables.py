@@ -58,7 +58,6 @@ class Row:
         volumes: whether it is for volumes alone.
         turned: whether images are turned by a quarter.
         many: whether there are more templates than a request uses, and pictures are asked.
-        kinds: of a student's masks.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Row:
     volumes: bool = False
     turned: bool = False
     many: bool = False
-    kinds: tuple[str, ...] = KINDS
 
 
 ROWS = (
@@ -78,6 +76,7 @@ ROWS = (
     Row("five steps", ("turns", "focus", "votes")),
     Row("turned image", against=None, turned=True),
     Row("turned image, no turns", ("turns",), "turned image", turned=True),
+    Row("many templates", against=None, many=True),
 )
 STUDENT_ROWS = (
     Row(ALL, against=None),

@@ -101,4 +101,4 @@ def http_status(error: VessaError) -> int:
     """HTTP status: 413 for what is too large, 429 where a retry helps."""
     if isinstance(error, OverloadedError) and not error.retry_after:
         return 413
-    return _HTTP.get(type(error), 500)
+    return next((status for kind, status in _HTTP.items() if isinstance(error, kind)), 500)

@@ -5,8 +5,9 @@ Axes: C classes, K templates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from vessa_server.runtime.protocol import (
     Runtime,
 )
 
+T = TypeVar("T")
 EMPTY: Floats = np.zeros((0, 0, 0), np.float32)
 # What a template that is encoded gives.
 NOTHING = Prediction(EMPTY, EMPTY, (), cached=False, templates_cached=False)
@@ -58,7 +60,7 @@ class FiveSteps:
         """Segment looks together: each step is one batch of the runtime."""
         for look in looks:
             if isinstance(look, TemplateLook):
-                self.templates.prepare(look.bank, look.info, look.focus)
+                self._anew(partial(self.templates.prepare, look.bank, look.info, look.focus))
         images = [look for look in looks if isinstance(look, Look)]
         predictions = iter(self._segment(images) if images else [])
         self._heap.count(len(looks))
@@ -66,15 +68,18 @@ class FiveSteps:
 
     def _segment(self, looks: Sequence[Look]) -> list[Prediction]:
         clock = StageClock()
-        try:
-            predictions = self._run(looks, clock)
-        except HandleLostError:
-            # The device was restarted or made room: what it held is computed anew.
-            self.memory.clear()
-            self.templates.clear()
-            predictions = self._run(looks, clock)
+        predictions = self._anew(partial(self._run, looks, clock))
         clock.share([look.clock for look in looks])
         return predictions
+
+    def _anew(self, work: Callable[[], T]) -> T:
+        """Do ``work``; again where the device was restarted or made room for others."""
+        try:
+            return work()
+        except HandleLostError:
+            self.memory.clear()
+            self.templates.clear()
+            return work()
 
     def _run(self, looks: Sequence[Look], clock: StageClock) -> list[Prediction]:
         computed = self.templates.computed

@@ -15,17 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vessa_client import VessaError
+from vessa_client import UnavailableError
 from vessa_server.runtime.clock import StageClock
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
-class RuntimeUnavailableError(VessaError):
+class RuntimeUnavailableError(UnavailableError):
     """The device or the server behind a runtime cannot compute now."""
-
-    code = "UNAVAILABLE"
 
 
 class HandleLostError(Exception):
