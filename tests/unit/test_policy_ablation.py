@@ -128,7 +128,7 @@ def test_each_rule_is_measured_where_it_applies(
     for mask, found in cell["student"].items():
         assert abs(found["dice"][0] - float(mask.split()[-1])) < 0.2
         for row, dice in zip(STUDENT_ROWS, found["dice"][1:], strict=True):
-            assert (dice is None) != mask.startswith(row.kinds), (mask, row)
+            assert dice is not None, (mask, row)
 
 
 def test_many_templates_are_measured_only_where_there_are_more_than_a_request_uses(

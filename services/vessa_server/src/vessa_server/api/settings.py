@@ -54,7 +54,7 @@ class ServerSettings(BaseSettings):
     max_queue: int = Field(
         64,
         ge=1,
-        description="Requests that wait or run, of a priority and more urgent ones; more are refused.",
+        description="Requests that wait or run, of one priority and above; more are refused.",
     )
     max_queue_bytes: int = Field(
         1024 * MIB, ge=1024, description="Bytes of images and masks that may wait."
