@@ -155,7 +155,13 @@ def student_from_message(
             max_classes=max_classes,
         )
     if source == "probabilities":
-        return wire.decode_tensor(message.probabilities, field="student_mask.probabilities")
+        field = "student_mask.probabilities"
+        maps = wire.decode_tensor(message.probabilities, field=field)
+        if maps.ndim != 3:
+            raise InvalidRequestError(
+                f"{field}: shape {maps.shape}, expected (classes, height, width)", field=field
+            )
+        return maps
     return None
 
 

@@ -17,8 +17,8 @@ from structlog.types import EventDict, Processor, WrappedLogger
 
 from vessa_server.api.errors import where
 
-# They say of damaged files what the answer to their sender says, too.
-_SILENT = ("PIL", "nibabel.global")
+# They say of damaged bodies what the answer to their sender says, too.
+_SILENT = ("PIL", "nibabel.global", "python_multipart")
 # From here on messages of libraries may show objects.
 _OBJECTS = re.compile(r"[\n(<{\[]")
 
@@ -57,6 +57,7 @@ def configure_logs(form: str) -> None:
 def _bare(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Of a library's message its beginning, of its error the kind and place."""
     event["event"] = _OBJECTS.split(str(event["event"]), maxsplit=1)[0].strip()
+    event["logger"] = event["_record"].name
     event.pop("stack_info", None)
     raised = event.pop("exc_info", None)
     error = raised[1] if isinstance(raised, tuple) else raised

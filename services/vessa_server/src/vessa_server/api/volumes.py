@@ -24,6 +24,7 @@ from vessa_server.api import errors
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
 from vessa_server.cases.images import StoredImage, check_same_size
+from vessa_server.inference.plan import make_plan
 
 T = TypeVar("T")
 MAX_SLICES = 4096
@@ -65,9 +66,31 @@ class IncomingVolume:
             raise InvalidRequestError(
                 f"num_slices: {self.count}, expected 1..{MAX_SLICES}", field="num_slices"
             )
-        for image in self.images.values():
-            self._check_work(image)
-            break
+        engine = self.service.engine
+        bank = engine.banks.get(self.request.bank)
+        policy = engine.settings.policy.without(self.request.policy_off)
+        plan = make_plan(self._ask(ImageReference("")), bank, policy, engine.limits)
+        self._num_classes = len(plan.classes)
+        if self.images:
+            self._check_work(self.images[0])
+
+    def _ask(self, image: ImageReference, mask: AnyArray | None = None) -> SegmentationRequest:
+        """What is asked of one slice."""
+        wanted = self.request
+        return SegmentationRequest(
+            image=image,
+            class_names=wanted.class_names,
+            text=wanted.text,
+            student_mask=mask,
+            top_k=wanted.top_k,
+            template_ids=wanted.template_ids,
+            return_probabilities=wanted.return_probabilities,
+            explain=wanted.explain,
+            bank=wanted.bank,
+            policy_off=wanted.policy_off,
+            priority=wanted.priority,
+            request_id=wanted.request_id,
+        )
 
     def add(
         self,
@@ -123,8 +146,7 @@ class IncomingVolume:
 
     def _check_work(self, image: StoredImage) -> None:
         """Refuse a volume that would keep everybody waiting, once its first slice is there."""
-        settings, bank = self.service.settings, self.service.engine.banks.get(self.request.bank)
-        classes = len(self.request.class_names) or max(1, len(bank.snapshot().classes))
+        settings, classes = self.service.settings, self._num_classes
         height, width = image.pixels.shape[:2]
         limit = settings.max_request_pixels
         if height * width * self.count * classes > limit:
@@ -160,26 +182,10 @@ class IncomingVolume:
 
     def requests(self, indices: list[int]) -> Iterator[tuple[int, SegmentationRequest]]:
         """A request for each slice that can be answered."""
-        wanted = self.request
         for index in indices:
             if index not in self.failed:
-                yield (
-                    index,
-                    SegmentationRequest(
-                        image=ImageReference(self.images[index].sha256),
-                        class_names=wanted.class_names,
-                        text=wanted.text,
-                        student_mask=self.masks.get(index),
-                        top_k=wanted.top_k,
-                        template_ids=wanted.template_ids,
-                        return_probabilities=wanted.return_probabilities,
-                        explain=wanted.explain,
-                        bank=wanted.bank,
-                        policy_off=wanted.policy_off,
-                        priority=wanted.priority,
-                        request_id=wanted.request_id,
-                    ),
-                )
+                image = ImageReference(self.images[index].sha256)
+                yield index, self._ask(image, self.masks.get(index))
 
 
 async def answers(

@@ -99,6 +99,12 @@ def make_plan(
         )
     if len(request.class_names) > limits.max_classes:
         raise _too_many(len(request.class_names), limits)
+    if len(request.template_ids) > len(listing.templates):
+        raise InvalidRequestError(
+            f"options.template_ids: {len(request.template_ids)}, expected at most the bank's "
+            f"{len(listing.templates)}",
+            field="options.template_ids",
+        )
     key = (listing.version, request.class_names, request.template_ids)
     found = _known.get(key)
     if found is None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -28,6 +28,7 @@ from vessa_client import (
     wire,
 )
 from vessa_server.api import errors, volumes
+from vessa_server.api.grpc.door import Context, Door, abort
 from vessa_server.api.kserve import servicer as kserve
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
@@ -35,7 +36,6 @@ from vessa_server.scheduler.scheduler import Priority
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PseudoLabelService"].full_name
 
 
@@ -61,7 +61,6 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
     ) -> AsyncIterator[pb.SegmentResponse]:
         """Many images; reading pauses while ``max_stream_in_flight`` are unanswered."""
-        await self._authenticate(context)
         answers: asyncio.Queue[pb.SegmentResponse | None] = asyncio.Queue()
         places = asyncio.Semaphore(self.service.settings.max_stream_in_flight)
         tasks: set[asyncio.Task[None]] = set()
@@ -72,32 +71,34 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
             await answers.put(await self._stream_answer(message, caller))
 
         async def read() -> None:
-            async for message in request_iterator:
-                await places.acquire()
-                task = asyncio.create_task(work(message))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            if tasks:
-                await asyncio.gather(*tasks)
-            await answers.put(None)
+            try:
+                async for message in request_iterator:
+                    await places.acquire()
+                    task = asyncio.create_task(work(message))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                if tasks:
+                    await asyncio.gather(*tasks)
+            finally:
+                answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (response := await answers.get()) is not None:
                 yield response
                 places.release()
+            await reader
+        except VessaError as error:
+            await abort(context, error)
         finally:
-            reader.cancel()
-            for task in tasks:
+            for task in (reader, *tasks):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
-                await reader
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def SegmentVolume(
         self, request_iterator: AsyncIterator[pb.SegmentVolumeRequest], context: Context
     ) -> AsyncIterator[pb.SegmentResponse]:
         """A volume, slice by slice; answers begin when all slices have come."""
-        await self._authenticate(context)
         caller = _caller(context, Priority.BULK)
         with self._measured("SegmentVolume") as outcome, Share(self.service.volumes) as share:
             try:
@@ -105,7 +106,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
             except Exception as raised:
                 error = errors.public(raised)
                 outcome.code = errors.code_name(error)
-                await _abort(context, error)
+                await abort(context, error)
             render = convert.result_to_message
             request_id = volume.request.request_id
             answers = volumes.answers(self.service, volume, indices, render, caller)
@@ -218,24 +219,13 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                 return _error_message(message.request_id, error)
 
     async def _answer(self, method: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
-        await self._authenticate(context)
         with self._measured(method) as outcome:
             try:
                 return await answer()
             except Exception as raised:
                 error = errors.public(raised)
                 outcome.code = errors.code_name(error)
-                await _abort(context, error)
-
-    async def _authenticate(self, context: Context) -> None:
-        metadata = dict(context.invocation_metadata() or ())
-        authorization = metadata.get("authorization")
-        try:
-            self.service.authenticate(
-                authorization.decode() if isinstance(authorization, bytes) else authorization
-            )
-        except VessaError as error:
-            await _abort(context, error)
+                await abort(context, error)
 
     @contextmanager
     def _measured(self, method: str) -> Iterator[_Outcome]:
@@ -297,12 +287,6 @@ def _caller(context: Context, priority: Priority) -> Caller:
     return Caller.within(context.time_remaining(), host, priority)
 
 
-async def _abort(context: Context, error: VessaError) -> NoReturn:
-    context.set_trailing_metadata(errors.grpc_metadata(error))
-    await context.abort(errors.grpc_status(error), error.message)
-    raise AssertionError("unreachable: abort raises")
-
-
 class GrpcServer:
     """A grpc.aio server with health and reflection."""
 
@@ -310,11 +294,12 @@ class GrpcServer:
         self.service = service
         self.health = HealthServicer()
         self.server = grpc.aio.server(
+            interceptors=(Door(service, SERVICE_NAME),),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
-            ]
+            ],
         )
         pb_grpc.add_PseudoLabelServiceServicer_to_server(PseudoLabelServicer(service), self.server)
         kserve.add_to_server(service, self.server)

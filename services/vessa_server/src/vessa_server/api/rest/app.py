@@ -40,6 +40,7 @@ def create_app(service: Service) -> ASGIApp:
         description="Pseudo-labels for medical images from a bank of annotated templates.",
         docs_url=None,  # its page and that of ReDoc are loaded from another site
         redoc_url=None,
+        redirect_slashes=False,
     )
     _add_error_handlers(app)
 

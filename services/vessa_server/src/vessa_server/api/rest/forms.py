@@ -65,7 +65,9 @@ class Form:
         if not text:
             return None
         if not (text.isascii() and text.isdecimal() and len(text) < 6):
-            raise InvalidRequestError(f"{name}: {text[:20]!r}, expected an integer", field=name)
+            raise InvalidRequestError(
+                f"{name}: {text[:20]!r}, expected an integer from 0", field=name
+            )
         return int(text)
 
     def flag(self, name: str) -> bool:
