@@ -133,7 +133,7 @@ def serve_fastapi(ready: Connection) -> None:
     async def echo(request: Request) -> Response:
         return Response(await request.body(), media_type="application/octet-stream")
 
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     ready.send((0, listener.getsockname()[1]))
     config = uvicorn.Config(app, log_level="error", access_log=False)
