@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import serving_tables
 import ssl_tables
 from support import ROOT, RunningServer
 
@@ -82,3 +83,6 @@ def test_tables_are_those_of_the_results_files() -> None:
         text = document.read_text()
         assert "<!-- table " in text
         assert ssl_tables.filled(text) == text, "run python benchmarks/ssl_tables.py"
+    text = serving_tables.DOCUMENT.read_text()
+    assert "<!-- table " in text
+    assert serving_tables.filled(text) == text, "run python benchmarks/serving_tables.py"
