@@ -83,6 +83,18 @@ class ServerSettings(BaseSettings):
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value else ""
+        for position, character in enumerate(text, start=1):
+            if not "!" <= character <= "~":
+                raise ValueError(
+                    f"character {position} is not printable ASCII, which headers must be; "
+                    "expected letters, digits and punctuation"
+                )
+        return value
+
     @field_validator("policy_off")
     @classmethod
     def _known_rules(cls, value: str) -> str:

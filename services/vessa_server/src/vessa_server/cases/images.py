@@ -203,7 +203,8 @@ def check_template(pixels: AnyArray) -> None:
         return
     low, high = float(pixels.min()), float(pixels.max())
     limits = np.finfo(np.float32)
-    if max(-low, high) > limits.max or 0 < max(-low, high) < limits.tiny:
+    largest = max(-low, high)
+    if largest > float(limits.max) or 0 < largest < float(limits.tiny):
         raise InvalidRequestError(
             f"image: values {low:.3g}..{high:.3g}, expected a range that float32 holds; "
             "another unit will do",
