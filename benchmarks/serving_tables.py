@@ -172,6 +172,8 @@ def draw() -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", label=title)
         axis.set(xlabel=label, ylabel="ms", xscale="log", yscale="log")
+        axis.set_xticks([int(x) for x in found], list(found))
+        axis.minorticks_off()
         axis.legend()
     found = parts["retrieval"]["templates"]
     for key, title in (("similarity_ms", "similarity"), ("choice_ms", "choice")):
