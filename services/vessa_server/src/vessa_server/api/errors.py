@@ -33,7 +33,13 @@ class ForeignOriginError(VessaError):
     code = "PERMISSION_DENIED"
 
 
+class DiskFullError(OverloadedError):
+    """The disk of the bank is full; only its owner can do something about it."""
+
+
+# The first kind that an error is of counts.
 _HTTP: dict[type[VessaError], int] = {
+    DiskFullError: 507,
     InvalidRequestError: 422,
     NotFoundError: 404,
     OverloadedError: 429,
@@ -52,7 +58,7 @@ def public(error: Exception) -> VessaError:
     if isinstance(error, VessaError):
         found = error
     elif isinstance(error, BankFullError):
-        found = OverloadedError(str(error))
+        found = DiskFullError(str(error))
     elif isinstance(error, BankError):
         log.error("bank.failed", error=printable(str(error), MAX_MESSAGE))
         found = VessaError(str(error))
@@ -99,6 +105,6 @@ def grpc_metadata(error: VessaError) -> tuple[tuple[str, str], ...]:
 
 def http_status(error: VessaError) -> int:
     """HTTP status: 413 for what is too large, 429 where a retry helps."""
-    if isinstance(error, OverloadedError) and not error.retry_after:
+    if type(error) is OverloadedError and not error.retry_after:
         return 413
     return next((status for kind, status in _HTTP.items() if isinstance(error, kind)), 500)
