@@ -51,6 +51,9 @@ class Metrics:
         self.queue_bytes = Gauge(
             "vessa_queue_bytes", "Bytes of those requests.", registry=self.registry
         )
+        self.volume_bytes = Gauge(
+            "vessa_volume_bytes", "Bytes of volumes that are answered.", registry=self.registry
+        )
         self.image_features = Counter(
             "vessa_image_features",
             "Requests whose image was encoded before (hit) or not (miss).",

@@ -92,6 +92,7 @@ class Service:
         )
         # What volumes hold while they are answered.
         self.volumes = Room(settings.max_queue_bytes, "volume")
+        self.metrics.volume_bytes.set_function(lambda: self.volumes.held)
         self.when_closing: list[Callable[[], None]] = []
         self.ready = False
         self._calls = 0

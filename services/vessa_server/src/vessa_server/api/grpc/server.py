@@ -125,8 +125,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         volume: volumes.IncomingVolume | None = None
         asked: set[int] = set()
         async for message in messages:
-            part = message.WhichOneof("part")
-            if (part == "header") != (volume is None):
+            if message.WhichOneof("part") != ("header" if volume is None else "slice"):
                 raise InvalidRequestError(
                     "part: expected one header first, then slices", field="part"
                 )
