@@ -55,7 +55,7 @@ def read(file: BinaryIO, field: str, max_bytes: int, check: CheckShape) -> nib.N
     packed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     try:
-        stream = gzip.GzipFile(fileobj=file) if packed else file
+        stream = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
         header = _header(stream)
         size = _checked_size(header, field, max_bytes, check)
         stream.seek(0)
