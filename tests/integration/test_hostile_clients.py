@@ -6,6 +6,7 @@ import itertools
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,3 +309,39 @@ def test_a_large_template_is_added_while_others_segment(tmp_path: Path) -> None:
                 answered += 1
             assert adding.result()[1]
         assert answered >= 5
+
+
+def test_the_largest_image_holds_up_nobody_and_its_time_is_accounted_for(tmp_path: Path) -> None:
+    image = picture(3, (4096, 4096))[0].astype(np.uint16)
+    with server_process(tmp_path) as server, ThreadPoolExecutor() as pool:
+        with VessaClient(server.grpc) as client:
+            client.segment(SegmentationRequest(image=IMAGE))
+            started = time.monotonic()
+            large = pool.submit(client.segment, SegmentationRequest(image=image))
+            slowest = 0.0
+            while not large.done():
+                asked = time.monotonic()
+                httpx.get(f"{server.http}/health/live").raise_for_status()
+                slowest = max(slowest, time.monotonic() - asked)
+            took = time.monotonic() - started
+        assert slowest < 1
+        assert sum(large.result().stage_ms.values()) / 1000 > took / 2
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as item:
+            item.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+def test_an_address_of_the_newer_kind_is_listened_on(tmp_path: Path) -> None:
+    with running(engine_of(tmp_path), host="::1") as server:
+        assert server.ports is not None
+        with VessaClient(f"[::1]:{server.ports.grpc}") as client:
+            assert client.healthy()
+        answer = httpx.get(f"http://[::1]:{server.ports.http}/health/ready")
+        assert answer.status_code == 200

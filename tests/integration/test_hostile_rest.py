@@ -76,6 +76,35 @@ def test_forms_say_what_is_wrong(
     assert error_of(answer)["field"] == field
 
 
+TEMPLATE = {"image": png(picture(7)[0]), "labels": png(picture(7)[1])}
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "status", "field"),
+    [
+        (TEMPLATE, {"class_names": "disc,bar", "other": "x"}, 422, "other"),
+        (TEMPLATE, {"class_names": "disc,bar", "name": ["a", "b"]}, 422, "name"),
+        (TEMPLATE, {"class_names": "disc", "descriptions": "a;b"}, 422, "descriptions"),
+        (TEMPLATE, {"class_names": "disc"}, 422, "label_map"),
+        (TEMPLATE, {}, 422, "classes"),
+        ({"image": TEMPLATE["image"]}, {"class_names": "disc,bar"}, 422, "labels"),
+        ({"labels": TEMPLATE["labels"]}, {"class_names": "disc,bar"}, 422, "image"),
+        ({**TEMPLATE, "labels": b"x"}, {"class_names": "disc,bar"}, 422, "labels"),
+        ({**TEMPLATE, "image": b"x"}, {"class_names": "disc,bar"}, 422, "image.encoded"),
+        (TEMPLATE, {"class_names": "disc,bar", "name": "x" * 999}, 422, "name"),
+        (TEMPLATE, {"class_names": "disc,\x1b"}, 422, "classes.name"),
+    ],
+)
+def test_forms_of_templates_do_too(
+    server: RunningServer, files: Any, data: dict[str, Any], status: int, field: str
+) -> None:
+    before = ask(server, "GET", "/templates").json()
+    answer = ask(server, "POST", "/templates", files=files, data=data)
+    assert answer.status_code == status
+    assert error_of(answer)["field"] == field
+    assert ask(server, "GET", "/templates").json() == before
+
+
 def test_a_list_may_be_given_in_any_way(server: RunningServer) -> None:
     expected = ask(server, "POST", "/pseudolabel", files=FILES, data={"class_names": "disc,bar"})
     repeated = {"class_names": ["disc", "bar"]}

@@ -17,7 +17,7 @@ import structlog
 import torch
 import uvicorn
 
-from vessa_server.api.grpc.server import GrpcServer, PortInUseError
+from vessa_server.api.grpc.server import GrpcServer, PortInUseError, join_address
 from vessa_server.api.rest.app import create_app
 from vessa_server.api.service import POOL_NAME, Service
 from vessa_server.api.settings import ServerSettings
@@ -192,8 +192,8 @@ async def serve(
 def _log_ready(engine: VessaEngine, settings: ServerSettings, ports: Ports) -> None:
     log.info(
         "server.ready",
-        grpc=f"{settings.host}:{ports.grpc}",
-        page=f"http://{settings.host}:{ports.http}/",
+        grpc=join_address(settings.host, ports.grpc),
+        page=f"http://{join_address(settings.host, ports.http)}/",
         model=engine.info.model_name,
         digest=engine.info.model_digest[:12],
         device=engine.info.device,
@@ -247,7 +247,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise PortInUseError(
-            f"http_port: cannot listen on {host}:{port} ({error.strerror}); "
+            f"http_port: cannot listen on {join_address(host, port)} ({error.strerror}); "
             "stop the other program or set another with --http-port"
         ) from error
     listener.listen(128)

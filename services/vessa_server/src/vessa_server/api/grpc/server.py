@@ -286,6 +286,11 @@ def _caller(context: Context, priority: Priority) -> Caller:
     return Caller.within(context.time_remaining(), host, priority)
 
 
+def join_address(host: str, port: int) -> str:
+    """Host and port in one text; an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class GrpcServer:
     """A grpc.aio server with health and reflection."""
 
@@ -316,11 +321,11 @@ class GrpcServer:
             PortInUseError: the port is taken.
         """
         try:
-            self.port = self.server.add_insecure_port(f"{host}:{port}")
+            self.port = self.server.add_insecure_port(join_address(host, port))
         except RuntimeError as error:
             raise PortInUseError(
-                f"grpc_port: cannot listen on {host}:{port}, it is in use or not permitted; "
-                "stop the other program or set another with --grpc-port"
+                f"grpc_port: cannot listen on {join_address(host, port)}, it is in use or not "
+                "permitted; stop the other program or set another with --grpc-port"
             ) from error
         await self.server.start()
         await self.set_serving(True)

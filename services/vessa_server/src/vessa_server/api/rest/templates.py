@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, File, Form, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 
-from vessa_client import ClassDefinition, NotFoundError, pictures
-from vessa_server.api.rest import render
-from vessa_server.api.rest.forms import split_names
+from vessa_client import ClassDefinition, InvalidRequestError, NotFoundError, pictures
+from vessa_server.api.rest import forms, render
+from vessa_server.api.rest.forms import Form
 from vessa_server.api.rest.segment import label_pixels
 from vessa_server.api.service import Service
+
+FORM_FILES = ("image", "labels")
+FORM_TEXTS = ("class_names", "descriptions", "name", "bank")
+_FILE = {"type": "string", "format": "binary"}
+FORM_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            forms.MULTIPART: {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "labels", "class_names"],
+                    "properties": {
+                        "image": {**_FILE, "description": "PNG, JPEG, TIFF or NIfTI slice."},
+                        "labels": {**_FILE, "description": "Label map: PNG or NIfTI slice."},
+                        "class_names": {
+                            "type": "string",
+                            "description": "Comma-separated: label 1, 2, ...",
+                        },
+                        "descriptions": {
+                            "type": "string",
+                            "description": "Semicolon-separated, in the order of the classes.",
+                        },
+                        "name": {"type": "string", "description": "Free name, for people."},
+                        "bank": {
+                            "type": "string",
+                            "description": "Name of the bank, made where there is none.",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def templates_router(service: Service) -> APIRouter:
@@ -28,23 +62,17 @@ def templates_router(service: Service) -> APIRouter:
             "templates": [vars(t) for t in listing.templates],
         }
 
-    @router.post("/templates", status_code=201)
-    async def add_template(
-        image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF or NIfTI slice")],
-        labels: Annotated[UploadFile, File(description="Label map: PNG or NIfTI slice")],
-        class_names: Annotated[str, Form(description="Comma-separated: label 1, 2, ...")],
-        descriptions: Annotated[str, Form(description="Semicolon-separated")] = "",
-        name: Annotated[str, Form()] = "",
-        bank: Annotated[str, Form(description="Name of the bank, made where there is none")] = "",
-    ) -> dict[str, Any]:
+    @router.post("/templates", status_code=201, openapi_extra=FORM_SCHEMA)
+    async def add_template(request: Request) -> dict[str, Any]:
         """Add an annotated image; a template that is there already is not added again."""
-        names, words = split_names(class_names), [d.strip() for d in descriptions.split(";")]
-        words += [""] * (len(names) - len(words))
-        classes = [ClassDefinition(name=n, description=d) for n, d in zip(names, words)]  # noqa: B905
-        label_data = await labels.read()
-        label_map = await service.work(lambda: label_pixels(label_data, "labels"))
-        image_data = await image.read()
-        info, created = await service.add_template(image_data, label_map, classes, name, bank)
+        forms.content_type(request, forms.MULTIPART)
+        async with forms.read_form(request) as form:
+            form.check(FORM_FILES, FORM_TEXTS, ("class_names",))
+            image, labels = [await _read(form, name) for name in FORM_FILES]
+        label_map = await service.work(lambda: label_pixels(labels, "labels"))
+        info, created = await service.add_template(
+            image, label_map, _classes(form), form.text("name"), form.text("bank")
+        )
         return {**vars(info), "created": created}
 
     @router.delete("/templates/{template_id}")
@@ -67,3 +95,22 @@ def templates_router(service: Service) -> APIRouter:
         raise NotFoundError(f"template_id: no template {template_id!r}", field="template_id")
 
     return router
+
+
+async def _read(form: Form, name: str) -> bytes:
+    if name not in form.files:
+        raise InvalidRequestError(f"{name}: missing, expected a file", field=name)
+    return await form.files[name][0].read()
+
+
+def _classes(form: Form) -> list[ClassDefinition]:
+    """Names with their descriptions, of which the last ones may be missing."""
+    names = form.names("class_names")
+    words = [part.strip() for part in form.text("descriptions").split(";")]
+    if len(words) > max(1, len(names)):
+        raise InvalidRequestError(
+            f"descriptions: {len(words)}, expected at most {len(names)}, one for each class",
+            field="descriptions",
+        )
+    words += [""] * (len(names) - len(words))
+    return [ClassDefinition(name=n, description=d) for n, d in zip(names, words, strict=False)]
