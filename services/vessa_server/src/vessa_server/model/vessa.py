@@ -22,7 +22,7 @@ from vessa_server.model.mask_decoder import build_mask_decoder, build_prompt_enc
 from vessa_server.model.precision import narrowed
 from vessa_server.model.reasoner import PromptPrefix, Reasoner, VisualTokens
 from vessa_server.model.records import TensorRecord
-from vessa_server.model.refinement_head import RefinementHead
+from vessa_server.model.refinement_head import RefinementHead, halved
 from vessa_server.model.seg_token_projector import SegMap, SegTokenProjector
 from vessa_server.model.vision_encoder import MatchHead, build_image_encoder, pyramid
 
@@ -158,7 +158,7 @@ class Vessa(nn.Module):
         else:
             visual = self.reasoner.see(vlm_B3HW)
         return ImageFeatures(
-            detail_BCHW=F.avg_pool2d(canvas_B3HW, 2),
+            detail_BCHW=halved(canvas_B3HW),
             high_res_4_BCHW=self.sam_mask_decoder.conv_s0(levels.level_4_BCHW),
             high_res_8_BCHW=self.sam_mask_decoder.conv_s1(levels.level_8_BCHW),
             top_BDHW=levels.level_16_BCHW,
@@ -272,7 +272,7 @@ class Vessa(nn.Module):
             limit = STUDENT_LOGIT_LIMIT
             student_logit = torch.logit(student_P1HW.float(), eps=1e-4).clamp(-limit, limit)
             student_2 = torch.cat([has * student_logit, has.expand_as(student_logit)], dim=1)
-            student_4 = F.avg_pool2d(student_logit, 2)
+            student_4 = halved(student_logit)
             embedded = prompts._embed_masks(narrowed(student_4, self.dtype))
             dense = dense + has * (embedded + self.student_embedding)
             residual = residual * (1 - has) + has * self.student_weight * student_4

@@ -5,7 +5,9 @@ Axes: B batch, C channels, H W space, D features.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from torch import Tensor, nn
 
 from vessa_server.model.config import VessaConfig
-from vessa_server.model.position_encoding import PositionEncoding
+from vessa_server.model.position_encoding import EncodingsOfWeights, PositionEncoding
 from vessa_server.model.precision import in_full_precision, narrowed
 
 
@@ -27,10 +29,23 @@ class FeaturePyramid:
     level_16_BCHW: Tensor
 
 
+class Trunk(Hiera):
+    """Hiera whose position embedding is enlarged to a size of images once, not at each call."""
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self._enlarged = EncodingsOfWeights()
+
+    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+        size = (int(hw[0]), int(hw[1]))
+        weights = (self.pos_embed, self.pos_embed_window)
+        return self._enlarged.get(size, weights, functools.partial(super()._get_pos_embed, size))
+
+
 def build_image_encoder(config: VessaConfig) -> ImageEncoder:
     """Build the encoder with the state-dict layout of the published checkpoints."""
     hiera = config.hiera
-    trunk = Hiera(
+    trunk = Trunk(
         embed_dim=hiera.embed_dim,
         num_heads=hiera.num_heads,
         drop_path_rate=hiera.drop_path_rate,
