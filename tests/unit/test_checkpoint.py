@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,32 @@ def test_published_sizes_are_those_of_the_checkpoints(
     assert qwen / 1e9 == pytest.approx(billions_of_qwen, abs=0.01)
     sam2 = sum(p.numel() for n, p in model.named_parameters() if checkpoint._is_sam2(n))
     assert sam2 / 1e6 == pytest.approx(millions_of_sam2, rel=0.03)
+
+
+def test_memory_of_one_layer_is_that_of_the_next() -> None:
+    code = """
+import resource, threading, torch
+from vessa_server.model.allocator import keep_freed_memory
+
+def layers():
+    for _ in range(20):
+        torch.ones(10 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(10 * 2**20)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+keep_freed_memory()
+layers()
+thread = threading.Thread(target=layers)
+thread.start()
+thread.join()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    pages = 5 * 40 * 2**20 // resource.getpagesize()
+    for faults in map(int, done.stdout.split()):
+        assert faults < pages / 10, "pages are given back, and taken anew"
 
 
 def test_reading_holds_the_weights_once(tmp_path: Path) -> None:

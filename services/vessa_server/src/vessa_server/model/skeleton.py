@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import Qwen3VLConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from vessa_server.model.allocator import keep_freed_memory
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.vessa import Vessa
 
@@ -79,3 +80,5 @@ def finish(model: Vessa, device: torch.device) -> None:
     """Share memory among weights that are one, and send what is not stored to ``device`` too."""
     model.reasoner.vlm.tie_weights()
     model.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
