@@ -1,0 +1,347 @@
+"""How long each step of the model takes, and what it computes and moves.
+
+    python benchmarks/model_speed.py --threads 1 2 --variants
+    python benchmarks/model_speed.py --preset base --device cuda --dtype bfloat16
+
+Median seconds of each step for ``--images`` images of ``--classes`` classes with ``--templates``
+templates each, its parameters, FLOPs, and bytes: of the parameters it reads, and of all that its
+operations read and write, which fusing them would save. ``nano`` has the shipped weights, other
+presets random ones of the published sizes. ``--variants`` times encode and decode in channels_last,
+in bf16 and compiled as well. Writes ``benchmarks/results/model_speed_PRESET_DEVICE.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from acdc import RESULTS, circumstances
+from vessa_client import files
+from vessa_client.console import console
+from vessa_server.api.settings import SHIPPED_WEIGHTS
+from vessa_server.model import checkpoint
+from vessa_server.model.preprocess import normalise, vlm_view
+from vessa_server.model.presets import PRESETS, preset
+from vessa_server.model.reasoner import PromptPrefix
+from vessa_server.model.vessa import Conditioned, ImageFeatures, TemplateFeatures, Vessa
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step computes and moves."""
+
+    parameters: int
+    parameter_bytes: int
+    moved_bytes: int
+    flops: int
+
+
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes that operations read and write, and the parameters among what they read."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.moved = 0
+        self.read: dict[int, Tensor] = {}
+        self._parameters = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        for tensor in read:
+            pointer = tensor.untyped_storage().data_ptr()
+            if pointer in self._parameters:
+                self.read[pointer] = self._parameters[pointer]
+        if not func.is_view:
+            written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+            self.moved += sum(_bytes(tensor) for tensor in (*read, *written))
+        return result
+
+
+class Steps:
+    """The steps on random images, each on the results of those before it."""
+
+    def __init__(self, model: Vessa, images: int, classes: int, templates: int) -> None:
+        self.model = model
+        config, device = model.config, model.student_embedding.device
+        generator = torch.Generator().manual_seed(0)
+
+        def canvases(count: int) -> Tensor:
+            side = config.image_size
+            return torch.rand(count, 3, side, side, generator=generator).to(device)
+
+        unit = canvases(images)
+        self.canvas = normalise(unit, config)
+        self.view = vlm_view(unit, config.vlm.image_size)
+        of_templates = canvases(templates)
+        self.template_features = model.encode_image(normalise(of_templates, config), None)
+        self.masks = (of_templates[:, :1] > 0.5).float()
+        pairs = images * classes
+        self.image_P = torch.arange(images, device=device).repeat_interleave(classes)
+        self.features: ImageFeatures = self.encode_and_see()
+        rows = torch.arange(templates, device=device).repeat(pairs)
+        self.templates: TemplateFeatures = self.describe().select(rows)
+        self.prefix: PromptPrefix = self.read_template().select(
+            torch.zeros(pairs, dtype=torch.long, device=device)
+        )
+        matched, reasoned = self.match(), self.reason()
+        self.conditioned = Conditioned(
+            top_PDHW=self.remember(),
+            prior_P1HW=matched.prior_P1HW,
+            points_PN2=matched.points_PN2,
+            labels_PN=matched.labels_PN,
+            seg_P1D=reasoned.seg_P1D,
+            seg_map_P1HW=reasoned.seg_map_P1HW,
+        )
+        half = config.image_size // 2
+        self.student_P1HW = torch.rand(pairs, 1, half, half, generator=generator).to(device)
+        self.has_student_P = torch.ones(pairs, dtype=torch.bool, device=device)
+
+    def all(self) -> dict[str, Callable[[], Any]]:
+        """By name, in their order."""
+        return {
+            "encode": self.encode,
+            "encode and see": self.encode_and_see,
+            "describe templates": self.describe,
+            "match": self.match,
+            "remember": self.remember,
+            "read template": self.read_template,
+            "reason": self.reason,
+            "decode": self.decode,
+            "decode with student": self.decode_with_student,
+        }
+
+    def encode(self) -> ImageFeatures:
+        """The images, without the VLM's view."""
+        return self.model.encode_image(self.canvas, None)
+
+    def encode_and_see(self) -> ImageFeatures:
+        """The images, with the VLM's view."""
+        return self.model.encode_image(self.canvas, self.view)
+
+    def describe(self) -> TemplateFeatures:
+        """The templates of one class."""
+        return self.model.encode_template(self.template_features, self.masks)
+
+    def match(self) -> Any:
+        """Step 2 of all pairs."""
+        return self.model.match(self.features, self.image_P, self.templates)
+
+    def remember(self) -> Tensor:
+        """Step 4 of all pairs."""
+        return self.model.remember(self.features, self.image_P, self.templates)
+
+    def read_template(self) -> PromptPrefix:
+        """Prefix of one template and class: its overlay seen, and read with the text."""
+        reasoner = self.model.reasoner
+        ids, mask = reasoner.tokenize(["Segment the heart, the red area of another image."])
+        return reasoner.prefix(ids, mask, reasoner.see(self.view[:1]))
+
+    def reason(self) -> Any:
+        """Step 3 of all pairs."""
+        return self.model.reason(self.prefix, self.features, self.image_P)
+
+    def decode(self) -> Any:
+        """Step 5 of all pairs."""
+        return self.model.decode(self.features, self.image_P, self.conditioned, None, None)
+
+    def decode_with_student(self) -> Any:
+        """Step 5 of all pairs, with student masks."""
+        return self.model.decode(
+            self.features, self.image_P, self.conditioned, self.student_P1HW, self.has_student_P
+        )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=list(PRESETS), default="nano")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument("--templates", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--variants", action="store_true", help="other layouts and precisions too")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    start = time.perf_counter()
+    model = _model(arguments)
+    loading = time.perf_counter() - start
+    steps = Steps(model, arguments.images, arguments.classes, arguments.templates)
+    costs = {name: cost(model, step) for name, step in steps.all().items()}
+    seconds: dict[str, dict[str, float]] = {}
+    variants: dict[str, dict[str, dict[str, float]]] = {}
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        seconds[str(threads)] = {
+            name: median(step, arguments.repeats, model) for name, step in steps.all().items()
+        }
+        if arguments.variants:
+            variants[str(threads)] = _variants(arguments)
+    _print(costs, seconds, variants)
+    plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
+    report = {
+        **circumstances(**plain),
+        "device_name": _device_name(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loading_seconds": loading,
+        "steps": {name: asdict(found) for name, found in costs.items()},
+        "seconds": seconds,
+        "variants_seconds": variants,
+    }
+    kind = torch.device(arguments.device).type
+    file = arguments.out / f"model_speed_{arguments.preset}_{kind}.json"
+    files.write_text(file, json.dumps(report, indent=2) + "\n")
+    console.print(f"Results {file}", highlight=False)
+
+
+def cost(model: Vessa, step: Callable[[], Any]) -> Cost:
+    """Count what ``step`` computes and moves."""
+    with FlopCounterMode(display=False, custom_mapping=_uncounted()) as flops:
+        step()
+    with Traffic(model) as traffic:
+        step()
+    read = traffic.read.values()
+    return Cost(
+        parameters=sum(p.numel() for p in read),
+        parameter_bytes=sum(p.nbytes for p in read),
+        moved_bytes=traffic.moved,
+        flops=flops.get_total_flops(),
+    )
+
+
+def median(step: Callable[[], Any], repeats: int, model: Vessa) -> float:
+    """Seconds of ``step``."""
+    device = model.student_embedding.device
+    taken = []
+    for index in range(WARM_UP + repeats):
+        _wait(device)
+        start = time.perf_counter()
+        step()
+        _wait(device)
+        if index >= WARM_UP:
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _variants(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds of encode and decode in other layouts and precisions."""
+    found = {}
+    for name in ("plain", "channels_last", "bf16 autocast", "bf16 weights", "compiled"):
+        model = _model(arguments, torch.bfloat16 if name == "bf16 weights" else None)
+        if name == "channels_last":
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    module.to(memory_format=torch.channels_last)
+        steps = Steps(model, arguments.images, arguments.classes, arguments.templates)
+        timed = {"encode": steps.encode, "decode": steps.decode_with_student}
+        if name == "channels_last":
+            steps.canvas = steps.canvas.contiguous(memory_format=torch.channels_last)
+        if name == "compiled":
+            torch._dynamo.reset()
+            timed = {key: torch.compile(step) for key, step in timed.items()}
+        with _autocast(arguments.device, enabled=name == "bf16 autocast"):
+            found[name] = {
+                key: median(step, arguments.repeats, model) for key, step in timed.items()
+            }
+    return found
+
+
+@contextmanager
+def _autocast(device: str, *, enabled: bool) -> Iterator[None]:
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled):
+        yield
+
+
+def _model(arguments: argparse.Namespace, dtype: torch.dtype | None = None) -> Vessa:
+    config = preset(arguments.preset)
+    wanted: dict[str, Any] = {
+        "device": arguments.device,
+        "dtype": dtype or getattr(torch, arguments.dtype),
+    }
+    shipped = SHIPPED_WEIGHTS / arguments.preset
+    if shipped.is_dir():
+        return checkpoint.load(config, shipped, **wanted).requires_grad_(False)
+    return checkpoint.random(config, **wanted).requires_grad_(False)
+
+
+def _uncounted() -> dict[Any, Any]:
+    """FLOPs of operations that PyTorch's counter does not know."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        batch, heads, queries, features = query
+        return int(2 * batch * heads * queries * key[2] * (features + value[3]))
+
+    def product(matrix: Any, *_: Any, **__: Any) -> int:
+        return int(2 * matrix[0] * matrix[1])
+
+    aten = torch.ops.aten
+    return {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten.mv: product}
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of the elements that there are: an expanded axis is read once."""
+    elements = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= length if stride else min(length, 1)
+    return elements * tensor.element_size()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(model: Vessa) -> str:
+    device = model.student_embedding.device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+
+
+def _print(
+    costs: dict[str, Cost],
+    seconds: dict[str, dict[str, float]],
+    variants: dict[str, dict[str, dict[str, float]]],
+) -> None:
+    table = Table("Step", *("M parameters", "MB moved", "GFLOP"))
+    for threads in seconds:
+        table.add_column(f"ms, {threads} threads", justify="right")
+        table.add_column("GFLOP/s", justify="right")
+    for name, found in costs.items():
+        numbers = [found.parameters / 1e6, found.moved_bytes / 1e6, found.flops / 1e9]
+        for taken in seconds.values():
+            numbers += [1e3 * taken[name], found.flops / 1e9 / taken[name]]
+        table.add_row(name, *(f"{number:.2f}" for number in numbers))
+    console.print(table)
+    for threads, by_name in variants.items():
+        table = Table(f"Variant, {threads} threads", "encode ms", "decode ms")
+        for name, taken in by_name.items():
+            table.add_row(name, *(f"{1e3 * value:.2f}" for value in taken.values()))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
