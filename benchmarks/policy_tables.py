@@ -88,14 +88,17 @@ STUDENT_ROWS = (
 
 
 class Record:
-    """The results file: what was measured with weights of one label."""
+    """The results file: what was measured with weights of one label.
 
-    def __init__(self, file: Path, runs: dict[str, Any], label: str) -> None:
+    What it had of the label of another identity is replaced once something is measured.
+    """
+
+    def __init__(self, file: Path, label: str, runs: dict[str, Any], run: dict[str, Any]) -> None:
         self.file = file
-        self.runs = runs
         self.label = label
-        self.run = runs[label]
-        self._circumstances = circumstances()
+        self.runs = runs
+        self.run = run
+        self._session: dict[str, object] | None = circumstances()
 
     @staticmethod
     def open(file: Path, label: str, **identity: str) -> Record:
@@ -105,8 +108,7 @@ class Record:
         known = runs.get(label, {})
         wanted = identity | rows
         same = {key: known.get(key) for key in wanted} == wanted
-        runs[label] = known if same else {**wanted, "measured": {}}
-        return Record(file, runs, label)
+        return Record(file, label, runs, known if same else {**wanted, "measured": {}})
 
     def cells(self, source: str, seed: int) -> dict[str, Cell]:
         """Images that were measured with the templates of a seed."""
@@ -114,13 +116,18 @@ class Record:
         return found
 
     def add(self, source: str, seed: int, image: str, cell: Cell) -> None:
-        """Keep what was measured of an image, and the circumstances of the start."""
-        self.run.update(self._circumstances)
+        """Keep what was measured of an image; with the first one, the circumstances."""
+        if self._session is not None:
+            self.run.setdefault("sessions", []).append(self._session)
+            self._session = None
         self.run["measured"].setdefault(source, {}).setdefault(str(seed), {})[image] = cell
 
     def write(self, **more: object) -> None:
-        """Write the file, with ``more`` of the run."""
+        """Write the file, with ``more`` of the run, if something was measured."""
+        if not self.run["measured"]:
+            return
         self.run.update(more)
+        self.runs[self.label] = self.run
         text = json.dumps({"runs": self.runs}, indent=1)
         # Lists of numbers, and what has nothing but them, in one line.
         text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
@@ -330,6 +337,9 @@ def as_text(columns: Mapping[str, Summary | None], rows: Sequence[Row]) -> list[
 
 def show(record: Record) -> None:
     """Compute the tables, write them into the results file and beside it, and print them."""
+    if not record.run["measured"]:
+        console.print("Nothing was measured")
+        return
     found = tables(record.run["measured"])
     record.write(tables=found)
     document = [f"# Rules of the policy, {record.label}\n", f"{NOTE}\n"]

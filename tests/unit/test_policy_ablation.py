@@ -185,6 +185,10 @@ def test_what_was_measured_is_not_measured_again_but_for_other_weights(
     marked.cells("made_up", 0)["image0"]["subject"] = "kept"
     marked.write()
     assert measure(5, "a").cells("made_up", 0)["image0"]["subject"] == "kept"
+    assert len(Record.open(file, "shipped", weights="a").run["sessions"]) == 1
+    before = file.read_bytes()
+    show(measure(0, "b"))
+    assert file.read_bytes() == before, "what was measured before stays until something is"
     assert measure(5, "b").cells("made_up", 0)["image0"]["subject"] == "subject0"
     record = Record.open(file, "shipped", weights="b")
     show(record)
