@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from vessa_client import (
     convert,
 )
 from vessa_server.api.settings import ServerSettings
+from vessa_server.cases.case import Case
+from vessa_server.cases.images import StoredImage
 from vessa_server.engine import VessaEngine
 from vessa_server.inference.look import AnyLook, Prediction
 
@@ -161,6 +163,34 @@ def test_a_full_queue_says_when_to_come_back_in_both_transports(counting: Counti
             assert refused.retry_after > 0
         counting.opened.set()
         assert first.result(30).status_code == 200
+
+
+class SlowEngine(VessaEngine):
+    """An engine that waits until it may decode."""
+
+    opened: threading.Event
+
+    def open(self, request: SegmentationRequest, volume: Sequence[StoredImage] = ()) -> Case:
+        assert self.opened.wait(30)
+        return super().open(request, volume)
+
+
+def test_requests_that_are_not_decoded_yet_are_counted(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path)
+    engine.__class__ = SlowEngine
+    assert isinstance(engine, SlowEngine)
+    engine.opened = threading.Event()
+    with running(engine, max_queue=2) as server, ThreadPoolExecutor() as pool:
+        url, files = f"{server.http}/pseudolabel", {"image": png(IMAGE)}
+        waiting = [pool.submit(httpx.post, url, files=files, timeout=60) for _ in range(6)]
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        refused = next(iter(done)).result()
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        engine.opened.set()
+        statuses = [found.result(60).status_code for found in waiting]
+        assert statuses.count(200) >= 2
+        assert set(statuses) == {200, 429}
 
 
 def test_too_much_work_is_refused_in_both_transports(tmp_path: Path) -> None:
