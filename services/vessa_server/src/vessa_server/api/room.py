@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from vessa_client import OverloadedError
+from vessa_client import OverloadedError, UnavailableError
 
 # When to try again where others take all of the room.
 RETRY_SECONDS = 1.0
@@ -21,35 +21,8 @@ class Room:
     def __init__(self, max_bytes: int, name: str) -> None:
         self.max_bytes = max_bytes
         self.name = name
-        self._held = 0
-        self._lock = threading.Lock()
-
-    @property
-    def held(self) -> int:
-        """Bytes held now."""
-        return self._held
-
-    def take(self, size: int, before: int) -> None:
-        """Hold ``size`` bytes more, for a request that holds ``before``.
-
-        Raises:
-            OverloadedError: there is no room for them; carries when to try again.
-        """
-        with self._lock:
-            others = self._held - before
-            if others and self._held + size > self.max_bytes:
-                raise OverloadedError(
-                    f"{self.name}: others hold {others} bytes, at most {self.max_bytes} may be "
-                    f"held (VESSA_MAX_QUEUE_BYTES); try again in {RETRY_SECONDS:g} s",
-                    field=self.name,
-                    retry_after=RETRY_SECONDS,
-                )
-            self._held += size
-
-    def give_back(self, size: int) -> None:
-        """Hold ``size`` bytes less."""
-        with self._lock:
-            self._held -= size
+        self.held = 0
+        self.lock = threading.Lock()
 
 
 class Share:
@@ -57,16 +30,36 @@ class Share:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._ended = False
         self.size = 0
 
     def take(self, size: int) -> None:
-        """Hold ``size`` bytes more; see :meth:`Room.take`."""
-        self._room.take(size, self.size)
-        self.size += size
+        """Hold ``size`` bytes more.
+
+        Raises:
+            OverloadedError: there is no room for them beside others; carries when to try again.
+            UnavailableError: the request has ended, though a thread still works for it.
+        """
+        room = self._room
+        with room.lock:
+            if self._ended:
+                raise UnavailableError(f"{room.name}: the request has ended")
+            others = room.held - self.size
+            if others and room.held + size > room.max_bytes:
+                raise OverloadedError(
+                    f"{room.name}: others hold {others} bytes, at most {room.max_bytes} may be "
+                    f"held (VESSA_MAX_QUEUE_BYTES); try again in {RETRY_SECONDS:g} s",
+                    field=room.name,
+                    retry_after=RETRY_SECONDS,
+                )
+            room.held += size
+            self.size += size
 
     def __enter__(self) -> Share:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._room.give_back(self.size)
-        self.size = 0
+        with self._room.lock:
+            self._room.held -= self.size
+            self.size = 0
+            self._ended = True
