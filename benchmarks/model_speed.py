@@ -3,11 +3,12 @@
     python benchmarks/model_speed.py --threads 1 2 --variants
     python benchmarks/model_speed.py --preset base --device cuda --dtype bfloat16
 
-Median seconds of each step for ``--images`` images of ``--classes`` classes with ``--templates``
-templates each, its parameters, FLOPs, and bytes: of the parameters it reads, and of all that its
-operations read and write, which fusing them would save. ``nano`` has the shipped weights, other
-presets random ones of the published sizes. ``--variants`` times encode and decode in channels_last,
-in bf16 and compiled as well. Writes ``benchmarks/results/model_speed_PRESET_DEVICE.json``.
+Seconds of each step, median and least, for ``--images`` images of ``--classes`` classes with
+``--templates`` templates each, its parameters, FLOPs, and bytes: of the parameters it reads, and of
+all that its operations read and write, which fusing them would save. ``nano`` has the shipped
+weights, other presets random ones of the published sizes. ``--variants`` times encode and decode in
+channels_last, in bf16 and compiled as well. Writes
+``benchmarks/results/model_speed_PRESET_DEVICE.json``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from vessa_server.model.reasoner import PromptPrefix
 from vessa_server.model.vessa import Conditioned, ImageFeatures, TemplateFeatures, Vessa
 
 WARM_UP = 3
+VARIANTS = ("plain", "channels_last", "bf16 autocast", "bf16 weights", "compiled")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Cost:
     parameter_bytes: int
     moved_bytes: int
     flops: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a step: of most calls, and of one that nothing else on the machine delayed."""
+
+    median: float
+    least: float
 
 
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -190,16 +199,12 @@ def main() -> None:
     loading = time.perf_counter() - start
     steps = Steps(model, arguments.images, arguments.classes, arguments.templates)
     costs = {name: cost(model, step) for name, step in steps.all().items()}
-    seconds: dict[str, dict[str, float]] = {}
-    variants: dict[str, dict[str, dict[str, float]]] = {}
+    calls = steps.all() | (_variants(arguments) if arguments.variants else {})
+    times: dict[int, dict[str, Times]] = {}
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        seconds[str(threads)] = {
-            name: median(step, arguments.repeats, model) for name, step in steps.all().items()
-        }
-        if arguments.variants:
-            variants[str(threads)] = _variants(arguments)
-    _print(costs, seconds, variants)
+        times[threads] = timed(calls, arguments.repeats, model.student_embedding.device)
+    _print(costs, times)
     plain = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str | list)}
     report = {
         **circumstances(**plain),
@@ -207,8 +212,10 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "loading_seconds": loading,
         "steps": {name: asdict(found) for name, found in costs.items()},
-        "seconds": seconds,
-        "variants_seconds": variants,
+        "seconds": {
+            str(threads): {name: asdict(found) for name, found in by_name.items()}
+            for threads, by_name in times.items()
+        },
     }
     kind = torch.device(arguments.device).type
     file = arguments.out / f"model_speed_{arguments.preset}_{kind}.json"
@@ -231,47 +238,40 @@ def cost(model: Vessa, step: Callable[[], Any]) -> Cost:
     )
 
 
-def median(step: Callable[[], Any], repeats: int, model: Vessa) -> float:
-    """Seconds of ``step``."""
-    device = model.student_embedding.device
-    taken = []
+def timed(
+    steps: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, Times]:
+    """Times of ``steps``, which take turns: what else the machine does meets all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(WARM_UP + repeats):
-        _wait(device)
-        start = time.perf_counter()
-        step()
-        _wait(device)
-        if index >= WARM_UP:
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        for name, step in steps.items():
+            _wait(device)
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            if index >= WARM_UP:
+                taken[name].append(time.perf_counter() - start)
+    return {name: Times(statistics.median(all_), min(all_)) for name, all_ in taken.items()}
 
 
-def _variants(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Seconds of encode and decode in other layouts and precisions."""
-    found = {}
-    for name in ("plain", "channels_last", "bf16 autocast", "bf16 weights", "compiled"):
+def _variants(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Encode and decode in other layouts and precisions."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name in VARIANTS:
         model = _model(arguments, torch.bfloat16 if name == "bf16 weights" else None)
+        steps = Steps(model, arguments.images, arguments.classes, arguments.templates)
         if name == "channels_last":
             for module in model.modules():
                 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                     module.to(memory_format=torch.channels_last)
-        steps = Steps(model, arguments.images, arguments.classes, arguments.templates)
-        timed = {"encode": steps.encode, "decode": steps.decode_with_student}
-        if name == "channels_last":
             steps.canvas = steps.canvas.contiguous(memory_format=torch.channels_last)
-        if name == "compiled":
-            torch._dynamo.reset()
-            timed = {key: torch.compile(step) for key, step in timed.items()}
-        with _autocast(arguments.device, enabled=name == "bf16 autocast"):
-            found[name] = {
-                key: median(step, arguments.repeats, model) for key, step in timed.items()
-            }
+        for step in (steps.encode, steps.decode_with_student):
+            call: Callable[[], Any] = torch.compile(step) if name == "compiled" else step
+            if name == "bf16 autocast":
+                kind = torch.device(arguments.device).type
+                call = torch.autocast(kind, torch.bfloat16)(call)
+            found[f"{step.__name__}, {name}"] = call
     return found
-
-
-@contextmanager
-def _autocast(device: str, *, enabled: bool) -> Iterator[None]:
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled):
-        yield
 
 
 def _model(arguments: argparse.Namespace, dtype: torch.dtype | None = None) -> Vessa:
@@ -321,26 +321,32 @@ def _device_name(model: Vessa) -> str:
     return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
 
 
-def _print(
-    costs: dict[str, Cost],
-    seconds: dict[str, dict[str, float]],
-    variants: dict[str, dict[str, dict[str, float]]],
-) -> None:
-    table = Table("Step", *("M parameters", "MB moved", "GFLOP"))
-    for threads in seconds:
-        table.add_column(f"ms, {threads} threads", justify="right")
-        table.add_column("GFLOP/s", justify="right")
-    for name, found in costs.items():
-        numbers = [found.parameters / 1e6, found.moved_bytes / 1e6, found.flops / 1e9]
-        for taken in seconds.values():
-            numbers += [1e3 * taken[name], found.flops / 1e9 / taken[name]]
-        table.add_row(name, *(f"{number:.2f}" for number in numbers))
+def _print(costs: dict[str, Cost], times: dict[int, dict[str, Times]]) -> None:
+    table = Table()
+    table.add_column("Step", no_wrap=True)
+    for heading in ("M weights", "MB moved", "GFLOP", "GFLOP/s"):
+        table.add_column(heading, justify="right")
+    for threads in times:
+        table.add_column(f"ms at {threads}", justify="right")
+        table.add_column("least", justify="right")
+    first = next(iter(times.values()))
+    for name, taken in first.items():
+        numbers = ["", "", "", ""]
+        if name in costs:
+            found = costs[name]
+            numbers = [
+                f"{number:.2f}"
+                for number in (
+                    found.parameters / 1e6,
+                    found.moved_bytes / 1e6,
+                    found.flops / 1e9,
+                    found.flops / 1e9 / taken.least,
+                )
+            ]
+        for by_name in times.values():
+            numbers += [f"{1e3 * by_name[name].median:.2f}", f"{1e3 * by_name[name].least:.2f}"]
+        table.add_row(name, *numbers)
     console.print(table)
-    for threads, by_name in variants.items():
-        table = Table(f"Variant, {threads} threads", "encode ms", "decode ms")
-        for name, taken in by_name.items():
-            table.add_row(name, *(f"{1e3 * value:.2f}" for value in taken.values()))
-        console.print(table)
 
 
 if __name__ == "__main__":
