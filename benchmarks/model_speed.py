@@ -322,31 +322,23 @@ def _device_name(model: Vessa) -> str:
 
 
 def _print(costs: dict[str, Cost], times: dict[int, dict[str, Times]]) -> None:
-    table = Table()
-    table.add_column("Step", no_wrap=True)
-    for heading in ("M weights", "MB moved", "GFLOP", "GFLOP/s"):
-        table.add_column(heading, justify="right")
-    for threads in times:
-        table.add_column(f"ms at {threads}", justify="right")
-        table.add_column("least", justify="right")
-    first = next(iter(times.values()))
-    for name, taken in first.items():
-        numbers = ["", "", "", ""]
-        if name in costs:
-            found = costs[name]
-            numbers = [
-                f"{number:.2f}"
-                for number in (
-                    found.parameters / 1e6,
-                    found.moved_bytes / 1e6,
-                    found.flops / 1e9,
-                    found.flops / 1e9 / taken.least,
-                )
-            ]
+    table = Table("Step", "MB moved", "GFLOP", *(f"ms at {n} (least)" for n in times), box=None)
+    for name in next(iter(times.values())):
+        found = costs.get(name)
+        row = (
+            ["", ""]
+            if found is None
+            else [_short(found.moved_bytes / 1e6), _short(found.flops / 1e9)]
+        )
         for by_name in times.values():
-            numbers += [f"{1e3 * by_name[name].median:.2f}", f"{1e3 * by_name[name].least:.2f}"]
-        table.add_row(name, *numbers)
+            taken = by_name[name]
+            row.append(f"{_short(1e3 * taken.median)} ({_short(1e3 * taken.least)})")
+        table.add_row(name, *row)
     console.print(table)
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}"
 
 
 if __name__ == "__main__":
