@@ -89,10 +89,10 @@ class MeasuredEngine(VessaEngine):
         case.memory = self.answers
         return case
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         """Run looks, and count them."""
         self.passes += len(looks)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ class KeepingEngine(VessaEngine):
         self.asked = 0
         self.computed = 0
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         """The kept predictions, and computed ones where there is none."""
         keys = [self._key(look) for look in looks]
         self.asked += len(keys)
         missing = [i for i, key in enumerate(keys) if not (self.replay and key in self._kept)]
         self.computed += len(missing)
-        predictions = super().run([looks[i] for i in missing])
+        predictions = super().run([looks[i] for i in missing], pause)
         for index, prediction in zip(missing, predictions, strict=True):
             self._kept[keys[index]] = prediction
         return [self._kept[key] for key in keys]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -140,9 +140,9 @@ def segment_together(
     """Answers to requests that are in the queue at the same time."""
     first_look = threading.Event()
 
-    def run(looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(looks: Sequence[AnyLook], pause: Callable[[], object]) -> list[Prediction]:
         first_look.wait(10)
-        return engine.run(looks)
+        return engine.run(looks, pause)
 
     most = engine.settings.max_batch if engine.settings.fuse else 1
     scheduler = Scheduler(run, max_batch=most, max_wait=0, max_requests=99, max_bytes=1 << 30)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from vessa_server.api.settings import ServerSettings
 from vessa_server.engine import VessaEngine
 from vessa_server.inference.look import AnyLook, Prediction
 
-Run = Callable[[VessaEngine, Sequence[AnyLook]], list[Prediction]]
+Pause = Callable[[], object]
+Run = Callable[..., list[Prediction]]
 
 
 # In the bank's folder: it lets a server go on that waits.
@@ -34,24 +36,24 @@ class DeadError(BaseException):
     """What no handler of exceptions catches."""
 
 
-def _fails(engine: VessaEngine, looks: Sequence[AnyLook]) -> list[Prediction]:
+def _fails(engine: VessaEngine, looks: Sequence[AnyLook], pause: Pause) -> list[Prediction]:
     secret = "SECRET of a patient"
     raise ValueError(secret)
 
 
-def _dies(engine: VessaEngine, looks: Sequence[AnyLook]) -> list[Prediction]:
+def _dies(engine: VessaEngine, looks: Sequence[AnyLook], pause: Pause) -> list[Prediction]:
     raise DeadError("SECRET of a patient")
 
 
-def _stays(engine: VessaEngine, looks: Sequence[AnyLook]) -> list[Prediction]:
+def _stays(engine: VessaEngine, looks: Sequence[AnyLook], pause: Pause) -> list[Prediction]:
     threading.Event().wait()
     raise AssertionError("nothing sets it")
 
 
-def _waits(engine: VessaEngine, looks: Sequence[AnyLook]) -> list[Prediction]:
+def _waits(engine: VessaEngine, looks: Sequence[AnyLook], pause: Pause) -> list[Prediction]:
     while not (engine.bank.folder / GO_FILE).exists():
         pass
-    return VessaEngine.run(engine, looks)
+    return VessaEngine.run(engine, looks, pause)
 
 
 # How looks are run.
@@ -133,8 +135,7 @@ def main() -> None:
     torch.set_num_threads(1)
     configure_logs("json")
     engine = engine_of(Path(folder))
-    chosen = RUNS[runs]
-    engine.run = lambda looks: chosen(engine, looks)  # type: ignore[method-assign]
+    engine.run = partial(RUNS[runs], engine)  # type: ignore[method-assign]
     run(engine, ServerSettings.model_validate(json.loads(settings)))
 
 

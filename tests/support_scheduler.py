@@ -36,6 +36,7 @@ class Device:
     Attributes:
         batches: names that ran together, in order.
         before: called in the scheduler's thread when a look of that name begins.
+        between: called between two steps of that look; then it pauses.
         failing: what is raised in place of predictions, by the name of a look.
         gate: looks wait until it is set.
     """
@@ -44,6 +45,7 @@ class Device:
         self.clock = clock
         self.batches: list[list[str]] = []
         self.before: dict[str, Callable[[], object]] = {}
+        self.between: dict[str, Callable[[], object]] = {}
         self.failing: dict[str, BaseException] = {}
         self.gate = threading.Event()
         self.gate.set()
@@ -54,13 +56,17 @@ class Device:
         """Names of all looks that were run."""
         return [name for batch in self.batches for name in batch]
 
-    def __call__(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def __call__(self, looks: Sequence[AnyLook], pause: Callable[[], object]) -> list[Prediction]:
         names = cast("Sequence[str]", looks)
         self.batches.append(list(names))
         self.entered.set()
         for name in names:
             self.before.pop(name, lambda: None)()
         assert self.gate.wait(WAIT)
+        for name in names:
+            if name in self.between:
+                self.between.pop(name)()
+                pause()
         if self.clock is not None:
             self.clock.now += len(names)
         for name in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -99,9 +99,9 @@ class _SlowEngine(VessaEngine):
 
     go: threading.Event
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         self.go.wait(30)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 def _slow_engine(folder: Path) -> _SlowEngine:

@@ -44,12 +44,12 @@ class _Watched(VessaEngine):
     reached: threading.Event
     goes_on: threading.Event
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         if len(self.seen) == self.waits_at:
             self.reached.set()
             assert self.goes_on.wait(WAIT)
         self.seen += [look.scan.sha256 if isinstance(look, Look) else "template" for look in looks]
-        return super().run(looks)
+        return super().run(looks, pause)
 
     def looks_of(self, digest: str) -> list[int]:
         """When looks at an image were run."""

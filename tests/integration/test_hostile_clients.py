@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ class CountingEngine(VessaEngine):
     entered: threading.Event
     seen: set[str]
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         self.entered.set()
         assert self.opened.wait(30)
         self.seen |= {look.scan.sha256 for look in looks if not hasattr(look, "info")}
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ class _Gate(VessaEngine):
     opened: threading.Event
     entered: threading.Event
 
-    def run(self, looks: Sequence[Any]) -> list[Prediction]:
+    def run(self, looks: Sequence[Any], pause: Callable[[], object] = bool) -> list[Prediction]:
         self.entered.set()
         assert self.opened.wait(30)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -35,10 +35,10 @@ class _Gate(VessaEngine):
     opened: threading.Event
     entered: threading.Event
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         self.entered.set()
         assert self.opened.wait(30)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 def _gate(folder: Path) -> _Gate:

@@ -6,7 +6,7 @@ import gzip
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class Gate(VessaEngine):
 
     opened: threading.Event
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         assert self.opened.wait(30)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 @pytest.fixture

@@ -47,9 +47,9 @@ class Gate(VessaEngine):
 
     opened: threading.Event
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
         assert self.opened.wait(30)
-        return super().run(looks)
+        return super().run(looks, pause)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vessa_client import (
 from vessa_server.bank import BankError
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.inference.look import Look, Prediction
 from vessa_server.runtime.torch_runtime import TorchRuntime
 
 IMAGE, LABELS = picture(0)
@@ -79,6 +80,26 @@ def test_results_do_not_depend_on_the_batch_bit_for_bit(tmp_path: Path) -> None:
     together = segment_together(engine_of(tmp_path / "2"), requests)
     for one, other in zip(alone, together, strict=True):
         assert same(one, other)
+
+
+def test_looks_in_the_pauses_of_another_change_nothing(tmp_path: Path) -> None:
+    alone, shared = engine_of(tmp_path / "a"), engine_of(tmp_path / "b")
+
+    def look(engine: VessaEngine, seed: int) -> Look:
+        case = engine.open(SegmentationRequest(image=picture(seed)[0]))
+        return case.look(case.whole)
+
+    waiting = iter(range(1, 50))
+    in_pauses: list[Prediction] = []
+    (paused,) = shared.run(
+        [look(shared, 0)], lambda: in_pauses.extend(shared.run([look(shared, next(waiting))]))
+    )
+    assert len(in_pauses) >= 5, "one after each step"
+    for seed, prediction in enumerate([paused, *in_pauses]):
+        (expected,) = alone.run([look(alone, seed)])
+        assert np.array_equal(prediction.logits_CHW, expected.logits_CHW)
+        # Templates were encoded in the first pause: the look that waited found them.
+        assert prediction.templates_cached == (seed != 1)
 
 
 def test_a_fused_batch_is_one_forward_with_the_same_answers(tmp_path: Path) -> None:

@@ -57,9 +57,10 @@ class WatchedDevice(Device):
         super().__init__()
         self.moments = moments
 
-    def __call__(self, looks: Any) -> Any:
+    def __call__(self, looks: Any, pause: Any) -> Any:
         self.moments.pass_one()
-        found = super().__call__(looks)
+        found = super().__call__(looks, pause)
+        pause()
         self.moments.pass_one()
         return found
 

@@ -190,7 +190,7 @@ def test_an_error_of_one_look_in_a_batch_ends_its_request_only(error: Exception)
 def test_a_device_that_gives_too_few_predictions_fails_the_request() -> None:
     with Running(max_batch=4) as running:
         run = running.device.__call__
-        running.scheduler._run_looks = lambda looks: run(looks)[1:]
+        running.scheduler._run_looks = lambda looks, pause: run(looks, pause)[1:]
         with pytest.raises(VessaError, match="internal error"):
             running.submit(together("a", "b")).result(WAIT)
         assert running.scheduler.alive

@@ -7,7 +7,7 @@ time. Bank, caches and memories lock themselves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -227,12 +227,12 @@ class VessaEngine:
             for focus in (None, info.class_names):
                 yield [TemplateLook(found, info, focus)]
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
-        """Run looks, together where ``fuse`` is set."""
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
+        """Run looks, together where ``fuse`` is set; others may run in ``pause``."""
         size = self.settings.max_batch if self.settings.fuse else 1
         predictions: list[Prediction] = []
         for start in range(0, len(looks), size):
-            predictions += self.five_steps.run(looks[start : start + size])
+            predictions += self.five_steps.run(looks[start : start + size], pause)
         return predictions
 
     def close(self) -> None:

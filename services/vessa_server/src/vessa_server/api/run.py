@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
-import torch
 import uvicorn
 
 from vessa_server.api.grpc.server import GrpcServer, PortInUseError, join_address
@@ -27,6 +26,7 @@ from vessa_server.engine import VessaEngine
 from vessa_server.model.presets import preset
 from vessa_server.runtime.loading import load_runtime
 from vessa_server.runtime.protocol import Runtime, RuntimeUnavailableError
+from vessa_server.runtime.threads import compute_apart
 from vessa_server.runtime.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
@@ -64,11 +64,14 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
         BankError: the bank is damaged.
         ValueError: the device or the tritonserver is not there, or an address is not understood.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    try:
+
+    def opened() -> Runtime:
         runtime = open_runtime(settings)
         log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
+        return runtime
+
+    try:
+        runtime = compute_apart(settings.threads, opened)
     except RuntimeUnavailableError as error:
         raise ValueError(error.message) from None
     return VessaEngine(

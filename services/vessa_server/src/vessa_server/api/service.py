@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -42,6 +43,7 @@ from vessa_server.cases.images import StoredImage, check_template
 from vessa_server.cases.segment import Draft, known, segment
 from vessa_server.engine import VessaEngine
 from vessa_server.policy import POLICY_VERSION, RULES
+from vessa_server.runtime import threads
 from vessa_server.scheduler.scheduler import Priority, Scheduler, Ticket
 
 T = TypeVar("T")
@@ -89,6 +91,7 @@ class Service:
             max_requests=settings.max_queue,
             max_bytes=settings.max_queue_bytes,
             observer=self.metrics,
+            on_start=partial(threads.compute_with, settings.threads),
         )
         # What volumes hold while they are answered.
         self.volumes = Room(settings.max_queue_bytes, "volume")
@@ -98,7 +101,11 @@ class Service:
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix=POOL_NAME)
+        self._pool = ThreadPoolExecutor(
+            max(2, os.cpu_count() or 2),
+            thread_name_prefix=POOL_NAME,
+            initializer=threads.compute_alone,
+        )
 
     def authenticate(self, authorization: str | None) -> None:
         """Check the bearer token, where the server has one.

@@ -55,22 +55,33 @@ class FiveSteps:
         self.templates = templates
         self.memory = memory
         self._heap = HeapTrimmer()
+        # Templates that were computed for others while a look waited between two steps.
+        self._for_others = 0
 
-    def run(self, looks: Sequence[AnyLook]) -> list[Prediction]:
-        """Segment looks together: each step is one batch of the runtime."""
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
+        """Segment looks together: each step is one batch of the runtime.
+
+        ``pause`` is called between steps; it may run other looks.
+        """
         for look in looks:
             if isinstance(look, TemplateLook):
                 self._anew(partial(self.templates.prepare, look.bank, look.info, look.focus))
         images = [look for look in looks if isinstance(look, Look)]
-        predictions = iter(self._segment(images) if images else [])
+        predictions = iter(self._segment(images, pause) if images else [])
         self._heap.count(len(looks))
         return [next(predictions) if isinstance(look, Look) else NOTHING for look in looks]
 
-    def _segment(self, looks: Sequence[Look]) -> list[Prediction]:
-        clock = StageClock()
+    def _segment(self, looks: Sequence[Look], pause: Callable[[], object]) -> list[Prediction]:
+        clock = StageClock(between=partial(self._lend, pause))
         predictions = self._anew(partial(self._run, looks, clock))
         clock.share([look.clock for look in looks])
         return predictions
+
+    def _lend(self, pause: Callable[[], object]) -> None:
+        """Let others run, and remember what they computed."""
+        before = self.templates.computed - self._for_others
+        pause()
+        self._for_others = self.templates.computed - before
 
     def _anew(self, work: Callable[[], T]) -> T:
         """Do ``work``; again where the device was restarted or made room for others."""
@@ -82,11 +93,11 @@ class FiveSteps:
             return work()
 
     def _run(self, looks: Sequence[Look], clock: StageClock) -> list[Prediction]:
-        computed = self.templates.computed
+        computed = self.templates.computed - self._for_others
         images, fresh = self._encode(looks, clock)
         conditioned, new = self._condition(looks, images, clock)
         fresh = [a or b for a, b in zip(fresh, new, strict=True)]
-        warm = self.templates.computed == computed
+        warm = self.templates.computed - self._for_others == computed
         decoding = [
             Decoding(image, found.handle, look.prompt_CHW)
             for look, image, found in zip(looks, images, conditioned, strict=True)

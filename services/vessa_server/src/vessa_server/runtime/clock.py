@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
 class StageClock:
     """Adds up the time spent in each stage; a stage that was not entered is not listed."""
 
-    def __init__(self) -> None:
+    def __init__(self, between: Callable[[], object] = bool) -> None:
+        """``between`` is called after each stage: what is more urgent may run there."""
+        self._between = between
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -19,6 +21,7 @@ class StageClock:
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
+        self._between()
 
     def add(self, name: str, seconds: float) -> None:
         """Add to a stage."""

@@ -2,7 +2,8 @@
 
 A request is a generator of looks (:mod:`vessa_server.cases`). One thread runs looks, one or a
 batch at a time, and always the most urgent next (:mod:`vessa_server.scheduler.fair_queue`). So a
-volume of many looks never holds up somebody who waits for one picture; who has gone or is out of
+volume of many looks never holds up somebody who waits for one picture. Who has a higher priority
+does not even wait for the end of a look, but only for that of its step. Who has gone or is out of
 time costs nothing more.
 """
 
@@ -48,29 +49,41 @@ class Observer(Protocol):
         ...
 
 
+class Run(Protocol):
+    """Segments looks."""
+
+    def __call__(
+        self, looks: Sequence[AnyLook], pause: Callable[[], object]
+    ) -> Sequence[Prediction]:
+        """Segment looks together; calls ``pause`` between their steps."""
+        ...
+
+
 class Scheduler:
     """Runs looks of many requests in one thread of its own."""
 
     def __init__(
         self,
-        run: Callable[[Sequence[AnyLook]], list[Prediction]],
+        run: Run,
         *,
         max_batch: int,
         max_wait: float,
         max_requests: int,
         max_bytes: int,
         observer: Observer | None = None,
+        on_start: Callable[[], object] = bool,
     ) -> None:
         """Begin to run.
 
         Args:
-            run: segments looks, together.
+            run: segments looks.
             max_batch: most looks that run together.
             max_wait: seconds that an idle device waits for more looks, if several may.
             max_requests: waiting or running, of a priority and more urgent ones; more are
                 refused. So what is less urgent takes nobody's place.
             max_bytes: of the arrays of those.
             observer: of queue and batches.
+            on_start: called in the thread that will run looks, before it does.
         """
         self._run_looks = run
         self.max_batch = max_batch
@@ -78,12 +91,15 @@ class Scheduler:
         self.max_requests = max_requests
         self.max_bytes = max_bytes
         self._observer = observer
+        self._on_start = on_start
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._open: dict[int, Request] = {}
         self._counts = dict.fromkeys(Priority, 0)
         self._bytes = 0
         self._ready: FairQueue[Task] = FairQueue()
+        # Those whose looks run now, or are paused for others.
+        self._running: set[Task] = set()
         self._shared: dict[Hashable, SharedWork] = {}
         # No request is out of time before this.
         self._first_deadline = math.inf
@@ -92,6 +108,8 @@ class Scheduler:
         # Recent seconds of one request, and those spent since the last one was answered.
         self._pace = FIRST_PACE
         self._spent = 0.0
+        # Seconds that looks have lent to more urgent ones.
+        self._lent = 0.0
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -176,9 +194,10 @@ class Scheduler:
 
     def _work(self) -> None:
         try:
+            self._on_start()
             while self._has_work():
                 self._end_overdue()
-                self._do_next()
+                self._do(self._next())
         except BaseException as error:
             log.error("scheduler.died", kind=type(error).__name__)
             raise
@@ -215,18 +234,21 @@ class Scheduler:
                 late = DeadlineError("no answer within the request's deadline")
                 self._finish(request, error=late)
 
-    def _do_next(self) -> None:
-        step = self._next()
+    def _do(self, step: Task | list[tuple[Task, AnyLook]]) -> None:
         if isinstance(step, Task):
             self._advance(step)
         elif step:
             self._run_batch(step)
 
-    def _next(self) -> Task | list[tuple[Task, AnyLook]]:
-        """A task to go on with, or looks to run."""
+    def _next(self, before: float = math.inf) -> Task | list[tuple[Task, AnyLook]]:
+        """A task to go on with, or looks to run, of a priority ``before`` another; or nothing."""
         batch: list[tuple[Task, AnyLook]] = []
         with self._changed:
             for task in self._ready:
+                if task.rank.priority >= before:
+                    break
+                if task in self._running:
+                    continue
                 missing = task.missing(self.max_batch - len(batch))
                 if not missing:  # what it needs next may come into the same batch
                     return task
@@ -283,9 +305,13 @@ class Scheduler:
             self._ready.move(task, task.rank)
 
     def _run_batch(self, batch: list[tuple[Task, AnyLook]]) -> None:
-        start = time.monotonic()
-        outcomes = self._outcomes([look for _, look in batch])
-        share = (time.monotonic() - start) / len(batch)
+        tasks = dict.fromkeys(task for task, _ in batch)
+        self._running.update(tasks)
+        start, lent = time.monotonic(), self._lent
+        pause = partial(self._pause, min(task.rank.priority for task in tasks))
+        outcomes = self._outcomes([look for _, look in batch], pause)
+        share = (time.monotonic() - start - (self._lent - lent)) / len(batch)
+        self._running.difference_update(tasks)
         if self._observer is not None:
             self._observer.observe_batch(len(batch))
         with self._changed:
@@ -295,20 +321,30 @@ class Scheduler:
                     task.error = outcome
                 else:
                     task.predictions.append(outcome)
-        for task in dict.fromkeys(task for task, _ in batch):
+        for task in tasks:
             if not task.missing(1):  # it may have its answer: nobody waits for others' looks
                 self._advance(task)
 
-    def _outcomes(self, looks: list[AnyLook]) -> list[Prediction | Exception]:
+    def _pause(self, running: Priority) -> None:
+        """Between two steps of looks: whoever is more urgent goes first."""
+        start, lent = time.monotonic(), self._lent
+        self._end_overdue()
+        while step := self._next(before=running):
+            self._do(step)
+        self._lent = lent + time.monotonic() - start
+
+    def _outcomes(
+        self, looks: list[AnyLook], pause: Callable[[], object]
+    ) -> list[Prediction | Exception]:
         """What each look gives; an error of one is not an error of another."""
         try:
-            found = list(self._run_looks(looks))
+            found = list(self._run_looks(looks, pause))
             if len(found) != len(looks):
                 raise RuntimeError(f"{len(found)} predictions of {len(looks)} looks")
         except Exception as error:
             if len(looks) == 1:
                 return [error]
-            return [outcome for look in looks for outcome in self._outcomes([look])]
+            return [outcome for look in looks for outcome in self._outcomes([look], pause)]
         return list(found)
 
     def _finish(self, task: Task, value: Any = None, *, error: Exception | None = None) -> None:
