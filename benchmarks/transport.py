@@ -41,6 +41,7 @@ from vessa_client import (
     files,
 )
 from vessa_client.console import console
+from vessa_server.runtime.spinning import spin_briefly
 
 SIDE = 512
 CLIENTS = (1, 8, 64)
@@ -285,6 +286,7 @@ def _figures(spent: Sequence[float], seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Measure all peers, show and write."""
+    spin_briefly()  # as the command of the server
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

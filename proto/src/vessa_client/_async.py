@@ -83,7 +83,7 @@ class AsyncVessaClient:
             light = request
             response = await self._segment_once(request, backoff)
         result = convert.result_from_message(response)
-        self._references.confirm(light)
+        self._references.confirm(light, result)
         return result
 
     async def segment_stream(

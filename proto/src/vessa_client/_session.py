@@ -26,6 +26,7 @@ from vessa_client._types import (
     ImageInput,
     ImageReference,
     SegmentationRequest,
+    SegmentationResult,
     VolumeRequest,
 )
 
@@ -163,9 +164,10 @@ class References:
             return request
         return dataclasses.replace(request, image=image, volume=tuple(volume))
 
-    def confirm(self, sent: SegmentationRequest) -> None:
+    def confirm(self, sent: SegmentationRequest, result: SegmentationResult) -> None:
         """The server holds the images of a request that it answered."""
-        for image in _images(sent):
+        self.images.add(result.image_sha256)
+        for image in sent.volume:
             self.images.add(digest_of(image))
 
     def forget(self, request: SegmentationRequest) -> None:

@@ -125,7 +125,7 @@ class StreamSession:
             return self._failed(asked, error_of(response))
         del self._pending[response.request_id]
         result = convert.result_from_message(response)
-        self._references.confirm(asked.sent)
+        self._references.confirm(asked.sent, result)
         return result
 
     def _open(self, request: SegmentationRequest) -> pb.SegmentRequest:

@@ -87,7 +87,7 @@ class VessaClient:
             light = request
             response = self._segment_once(request, backoff)
         result = convert.result_from_message(response)
-        self._references.confirm(light)
+        self._references.confirm(light, result)
         return result
 
     def segment_stream(

@@ -212,7 +212,7 @@ def image_digest(image: AnyArray | bytes) -> str:
         return hashlib.sha256(image).hexdigest()
     header = f"{image.dtype.name}:{','.join(map(str, image.shape))}:"
     state = hashlib.sha256(header.encode())
-    state.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")).tobytes())
+    state.update(np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("<")).data)
     return state.hexdigest()
 
 

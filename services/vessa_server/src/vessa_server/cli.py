@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from vessa_client.console import HELP_OPTIONS, console, print_error
+from vessa_server.runtime.spinning import spin_briefly
 
 app = typer.Typer(
     help="The VESSA segmentation server.",
@@ -17,12 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP_OPTIONS,
 )
-
-
-# How often threads of torch look for their next work before they sleep, some 30 µs. The default of
-# OpenMP is a hundred times as much: on cores that other programs need too, its threads then wait
-# for each other for milliseconds at every layer (student masks: 95 % in 218 ms, not in 77).
-SPINS = "3000"
 
 
 def _fail(message: str) -> typer.Exit:
@@ -72,7 +66,7 @@ def serve(
     Every setting is also an environment variable, VESSA_GRPC_PORT and so on; flags win.
     docs/serving.md lists them all.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported
+    spin_briefly()
 
     from vessa_server.api.grpc.server import PortInUseError
     from vessa_server.api.logs import configure_logs
