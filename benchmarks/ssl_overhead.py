@@ -31,7 +31,7 @@ from ssl_cells import TASK_NAMES, Facts, Task
 from ssl_trainer.unimatch.state import BEST_FILE
 from vessa_client import files
 from vessa_client.console import console
-from vessa_server.api.run import Ports, build_engine, serve
+from vessa_server.api.run import Ports, build_engines, serve
 from vessa_server.api.settings import ServerSettings
 from vessa_server.engine import VessaEngine
 from vessa_server.inference.look import AnyLook, Look, Prediction
@@ -105,14 +105,14 @@ async def measure(task: Task, arguments: argparse.Namespace) -> dict[str, Facts]
         encode_bank=False,
         threads=1,
     )
-    plain = build_engine(settings)
+    (plain,) = build_engines(settings)
     engine = KeepingEngine(plain.runtime, plain.banks, plain.cache, plain.settings)
     for image, labels, name in task.templates(arguments.cases):
         engine.bank.add(image, labels, task.classes, name=name)
     stop = asyncio.Event()
     ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve(engine, settings, stop=stop, on_ready=ready.set_result))
+        group.create_task(serve([engine], settings, stop=stop, on_ready=ready.set_result))
         target = f"127.0.0.1:{(await ready).grpc}"
         results = {ALONE: await asyncio.to_thread(train, task, "unimatch", "", arguments)}
         for name in (BESIDE, OF_ITS_OWN):

@@ -88,7 +88,7 @@ def serve_ours(ready: Connection) -> None:
         def started(ports: Ports) -> None:
             ready.send((ports.grpc, ports.http))
 
-        asyncio.run(serve(engine, settings, on_ready=started))
+        asyncio.run(serve([engine], settings, on_ready=started))
 
 
 def serve_grpc_sync(ready: Connection) -> None:

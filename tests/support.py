@@ -36,7 +36,7 @@ from vessa_server.model.config import (
 from vessa_server.model.vessa import Vessa
 from vessa_server.policy import PolicyConfig
 from vessa_server.runtime.torch_runtime import TorchRuntime
-from vessa_server.scheduler.scheduler import Scheduler, Ticket
+from vessa_server.scheduler.scheduler import Bounds, Scheduler, Ticket
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "examples" / "acdc-sample"
@@ -145,7 +145,7 @@ def segment_together(
         return engine.run(looks, pause)
 
     most = engine.settings.max_batch if engine.settings.fuse else 1
-    scheduler = Scheduler(run, max_batch=most, max_wait=0, max_requests=99, max_bytes=1 << 30)
+    scheduler = Scheduler(run, Bounds(99, 1 << 30), max_batch=most, max_wait=0)
     cases = [engine.open(request) for request in requests]
     futures = [scheduler.submit(segment(case), Ticket()) for case in cases]
     first_look.set()
@@ -160,8 +160,10 @@ def segment_together(
 class RunningServer:
     """A server in a thread of its own, on free ports."""
 
-    def __init__(self, engine: VessaEngine, settings: ServerSettings) -> None:
-        self.engine = engine
+    def __init__(
+        self, engine: VessaEngine, settings: ServerSettings, others: Sequence[VessaEngine] = ()
+    ) -> None:
+        self.engine, self.others = engine, others
         self.settings = settings
         self.ports: Ports | None = None
         self.error: BaseException | None = None
@@ -213,14 +215,16 @@ class RunningServer:
             self.ports = ports
             self._ready.set()
 
-        await serve(self.engine, self.settings, stop=self._stop, on_ready=on_ready)
+        await serve([self.engine, *self.others], self.settings, stop=self._stop, on_ready=on_ready)
 
 
 @contextmanager
-def running(engine: VessaEngine, **settings: object) -> Iterator[RunningServer]:
-    """A running server; it is stopped at the end."""
+def running(
+    engine: VessaEngine, *others: VessaEngine, **settings: object
+) -> Iterator[RunningServer]:
+    """A running server of an engine, and of those of other devices; it is stopped at the end."""
     values: dict[str, object] = {"grpc_port": 0, "http_port": 0, "encode_bank": False, **settings}
-    server = RunningServer(engine, ServerSettings.model_validate(values))
+    server = RunningServer(engine, ServerSettings.model_validate(values), others)
     server.start()
     try:
         yield server

@@ -136,7 +136,7 @@ def main() -> None:
     configure_logs("json")
     engine = engine_of(Path(folder))
     engine.run = partial(RUNS[runs], engine)  # type: ignore[method-assign]
-    run(engine, ServerSettings.model_validate(json.loads(settings)))
+    run([engine], ServerSettings.model_validate(json.loads(settings)))
 
 
 if __name__ == "__main__":

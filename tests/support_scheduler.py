@@ -14,7 +14,7 @@ import pytest
 from vessa_server.cases.case import Shared, Steps
 from vessa_server.inference.look import AnyLook, Prediction
 from vessa_server.scheduler import scheduler as module
-from vessa_server.scheduler.scheduler import Priority, Scheduler, Ticket
+from vessa_server.scheduler.scheduler import Bounds, Priority, Scheduler, Ticket
 
 INTERACTIVE, BULK, BACKGROUND = Priority
 WAIT = 20
@@ -85,9 +85,6 @@ class Queue:
     def observe_queue(self, requests: int, nbytes: int) -> None:
         self.requests, self.nbytes = requests, nbytes
 
-    def observe_batch(self, looks: int) -> None:
-        self.batches.append(looks)
-
 
 class Running:
     """A scheduler in front of a device, stopped at the end."""
@@ -95,15 +92,13 @@ class Running:
     def __init__(self, device: Device | None = None, **settings: Any) -> None:
         self.device = device or Device()
         self.queue = Queue()
-        values = {
-            "max_batch": 1,
-            "max_wait": 0.0,
-            "max_requests": 10_000,
-            "max_bytes": 1 << 30,
-            "observer": self.queue,
-            **settings,
-        }
-        self.scheduler = Scheduler(self.device, **values)
+        self.bounds = Bounds(
+            settings.pop("max_requests", 10_000),
+            settings.pop("max_bytes", 1 << 30),
+            observer=self.queue,
+        )
+        values = {"max_batch": 1, "max_wait": 0.0, "observe_batch": self.queue.batches.append}
+        self.scheduler = Scheduler(self.device, self.bounds, **{**values, **settings})
 
     def __enter__(self) -> Running:
         return self
@@ -130,8 +125,7 @@ class Running:
         """Whether nothing is left of any request."""
         scheduler = self.scheduler
         kept = [len(scheduler._open), len(scheduler._shared), len(scheduler._ready)]
-        counts = [self.queue.requests, self.queue.nbytes, *scheduler._counts.values()]
-        return not any(kept + counts)
+        return self.bounds.empty and not any([*kept, self.queue.requests, self.queue.nbytes])
 
     def run(self, futures: Iterable[Future[Any]]) -> list[str]:
         """Open the gate until all are done; returns the looks that were run since it was closed."""

@@ -48,7 +48,7 @@ class TestStart:
     def test_an_address_that_is_none(self) -> None:
         for text in ("tensorrt", "triton://", "triton://host", "http://host:1", "triton://h:x"):
             with pytest.raises(ValueError, match=r"triton://host:port.*VESSA_RUNTIME"):
-                open_runtime(ServerSettings(runtime=text))
+                open_runtime(ServerSettings(runtime=text), "auto")
 
     def test_nobody_answers(self, tmp_path: Path) -> None:
         address = f"triton://127.0.0.1:{free_port()}"

@@ -30,6 +30,7 @@ from vessa_client import (
     VessaError,
 )
 from vessa_server.cases.case import Steps
+from vessa_server.scheduler.scheduler import Ticket
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room_at_once() -> No
     with Running(max_requests=3) as running:
         running.hold()
         waiting = [running.submit(one_by_one(name, 1)) for name in "ab"]
-        for refuse in (lambda: running.scheduler.check_room(0), lambda: running.submit(together())):
+        for refuse in (lambda: running.bounds.check(Ticket()), lambda: running.submit(together())):
             with pytest.raises(OverloadedError, match="3 requests") as refused:
                 refuse()
             assert refused.value.retry_after > 0
@@ -111,7 +112,7 @@ def test_bytes_are_bounded_but_a_single_request_may_have_more() -> None:
             running.submit(one_by_one("b", 1), nbytes=41)
         assert refused.value.retry_after > 0
         with pytest.raises(OverloadedError):
-            running.scheduler.check_room(41)
+            running.bounds.check(Ticket(nbytes=41))
         second = running.submit(one_by_one("b", 1), nbytes=40)
         assert running.queue.nbytes == 100
         first.cancel()

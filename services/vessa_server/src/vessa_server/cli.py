@@ -39,7 +39,8 @@ def serve(
         Path | None, typer.Option(help="File that `adapt` wrote. Default: none.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N. Default: auto.")
+        str | None,
+        typer.Option(help="auto, cpu, cuda or cuda:N, several with commas. Default: auto."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16. Default: auto.")
@@ -70,7 +71,7 @@ def serve(
 
     from vessa_server.api.grpc.server import PortInUseError
     from vessa_server.api.logs import configure_logs
-    from vessa_server.api.run import build_engine, run
+    from vessa_server.api.run import build_engines, run
     from vessa_server.api.settings import ServerSettings
     from vessa_server.bank import BankError
     from vessa_server.model.checkpoint import CheckpointError
@@ -97,8 +98,8 @@ def serve(
         raise _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     configure_logs(settings.log_format)
     try:
-        engine = build_engine(settings)
-        run(engine, settings)
+        engines = build_engines(settings)
+        run(engines, settings)
     except (BankError, CheckpointError, PortInUseError, ValueError, OSError) as error:
         raise _fail(str(error)) from None
 

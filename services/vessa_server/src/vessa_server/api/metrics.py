@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import collections
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,7 +18,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 class Metrics:
     """Counters, histograms and gauges in a registry of their own."""
 
-    def __init__(self, engine: VessaEngine) -> None:
+    def __init__(self, engines: Sequence[VessaEngine]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "vessa_requests",
@@ -60,7 +61,7 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(_EngineCollector(engines))
 
     def observe_queue(self, requests: int, nbytes: int) -> None:
         """How much is waiting or running."""
@@ -85,8 +86,9 @@ class Metrics:
 class _EngineCollector(Collector):
     """Reads what the engine counts itself, at the time of the scrape."""
 
-    def __init__(self, engine: VessaEngine) -> None:
-        self.engine = engine
+    def __init__(self, engines: Sequence[VessaEngine]) -> None:
+        self.engines = engines
+        self.engine = engines[0]
 
     def collect(self) -> Iterable[Metric]:
         cache = CounterMetricFamily(
@@ -100,20 +102,24 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(
             "vessa_image_feature_bytes",
             "Bytes of image features in memory.",
-            value=self.engine.memory.bytes,
+            value=sum(engine.memory.bytes for engine in self.engines),
         )
         yield GaugeMetricFamily(
             "vessa_image_store_bytes",
             "Bytes of images that can be named by reference.",
             value=self.engine.images.bytes,
         )
-        info = self.engine.runtime.info
         device = GaugeMetricFamily(
             "vessa_device_bytes",
             "Bytes that the model holds on its device.",
             labels=["runtime", "device", "dtype"],
         )
-        device.add_metric([info.runtime, info.device, info.dtype], info.memory)
+        held = collections.Counter[tuple[str, str, str]]()
+        for engine in self.engines:
+            info = engine.runtime.info
+            held[info.runtime, info.device, info.dtype] += info.memory
+        for labels, nbytes in held.items():
+            device.add_metric(labels, nbytes)
         yield device
         yield GaugeMetricFamily(
             "vessa_templates",

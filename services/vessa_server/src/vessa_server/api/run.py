@@ -10,12 +10,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import uvicorn
 
+from vessa_client import ServerInfo
 from vessa_server.api.grpc.server import GrpcServer, PortInUseError, join_address
 from vessa_server.api.rest.app import create_app
 from vessa_server.api.service import POOL_NAME, Service
@@ -56,8 +58,8 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def build_engine(settings: ServerSettings) -> VessaEngine:
-    """Load weights or connect to a tritonserver, open bank and cache.
+def build_engines(settings: ServerSettings) -> list[VessaEngine]:
+    """Load weights onto each device or connect to a tritonserver, open bank and cache.
 
     Raises:
         CheckpointError: no weights, or of another configuration.
@@ -65,25 +67,25 @@ def build_engine(settings: ServerSettings) -> VessaEngine:
         ValueError: the device or the tritonserver is not there, or an address is not understood.
     """
 
-    def opened() -> Runtime:
-        runtime = open_runtime(settings)
-        log.info("runtime.warm", milliseconds=round(sum(warm_up(runtime).values())))
+    def opened(device: str) -> Runtime:
+        runtime = open_runtime(settings, device)
+        milliseconds = round(sum(warm_up(runtime).values()))
+        log.info("runtime.warm", device=runtime.info.device, milliseconds=milliseconds)
         return runtime
 
     try:
-        runtime = compute_apart(settings.threads, opened)
+        runtimes = [
+            compute_apart(settings.threads, partial(opened, device)) for device in settings.devices
+        ]
     except RuntimeUnavailableError as error:
         raise ValueError(error.message) from None
-    return VessaEngine(
-        runtime,
-        Banks(settings.bank),
-        open_cache(settings.cache, settings.cache_max_bytes),
-        settings.engine_settings(),
-    )
+    banks, limits = Banks(settings.bank), settings.engine_settings()
+    cache = open_cache(settings.cache, settings.cache_max_bytes)
+    return [VessaEngine(runtime, banks, cache, limits) for runtime in runtimes]
 
 
-def open_runtime(settings: ServerSettings) -> Runtime:
-    """The model in this process, or on a tritonserver.
+def open_runtime(settings: ServerSettings, device: str) -> Runtime:
+    """The model in this process on ``device``, or on a tritonserver.
 
     Raises:
         CheckpointError: no weights, or of another configuration.
@@ -95,7 +97,7 @@ def open_runtime(settings: ServerSettings) -> Runtime:
             preset(settings.preset),
             settings.weights_folder(),
             adaptation=settings.adaptation,
-            device=settings.device,
+            device=device,
             dtype=settings.dtype,
             max_batch=settings.max_batch,
         )
@@ -113,7 +115,7 @@ def open_runtime(settings: ServerSettings) -> Runtime:
     return runtime
 
 
-def run(engine: VessaEngine, settings: ServerSettings) -> None:
+def run(engines: Sequence[VessaEngine], settings: ServerSettings) -> None:
     """Serve until a signal comes, and end the process.
 
     Raises:
@@ -122,7 +124,7 @@ def run(engine: VessaEngine, settings: ServerSettings) -> None:
     """
     code = 0
     try:
-        asyncio.run(serve(engine, settings))
+        asyncio.run(serve(engines, settings))
     except ServerDiedError:
         code = 1
     if _computes():  # the interpreter would wait for it, though nobody wants it any more
@@ -133,7 +135,7 @@ def run(engine: VessaEngine, settings: ServerSettings) -> None:
 
 
 async def serve(
-    engine: VessaEngine,
+    engines: Sequence[VessaEngine],
     settings: ServerSettings,
     *,
     stop: asyncio.Event | None = None,
@@ -149,7 +151,7 @@ async def serve(
         ServerDiedError: a part of it died; what was accepted is answered as far as it could be.
     """
     stop = stop or asyncio.Event()
-    service = Service(engine, settings)
+    service = Service(engines, settings)
     listener = _listen(settings.host, settings.http_port)
     grpc_server = GrpcServer(service)
     try:
@@ -168,10 +170,10 @@ async def serve(
         with contextlib.suppress(NotImplementedError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(name, stop.set)
     if settings.encode_bank:
-        service.encode_soon(engine.bank.snapshot().templates)
+        service.encode_soon(service.engine.bank.snapshot().templates)
     service.ready = True
     ports = Ports(grpc=grpc_server.port, http=listener.getsockname()[1])
-    _log_ready(engine, settings, ports)
+    _log_ready(await service.info(), settings, ports)
     if on_ready is not None:
         on_ready(ports)
     died = await _stopped(stop, service, http_task)
@@ -186,24 +188,25 @@ async def serve(
     await service.close(deadline)
     await grpc_server.stop(max(0.1, deadline - time.monotonic()))
     await _stop_http(http, http_task, deadline)
-    engine.close()
+    for engine in engines:
+        engine.close()
     log.info("server.stopped")
     if died:
         raise ServerDiedError(died)
 
 
-def _log_ready(engine: VessaEngine, settings: ServerSettings, ports: Ports) -> None:
+def _log_ready(info: ServerInfo, settings: ServerSettings, ports: Ports) -> None:
     log.info(
         "server.ready",
         grpc=join_address(settings.host, ports.grpc),
         page=f"http://{join_address(settings.host, ports.http)}/",
-        model=engine.info.model_name,
-        digest=engine.info.model_digest[:12],
-        device=engine.info.device,
-        dtype=engine.info.dtype,
-        memory_mib=engine.info.memory >> 20,
-        templates=len(engine.bank.snapshot().templates),
-        cache=engine.cache.backend,
+        model=info.model_name,
+        digest=info.model_digest[:12],
+        device=info.device,
+        dtype=info.dtype,
+        memory_mib=info.device_memory_bytes >> 20,
+        templates=info.num_templates,
+        cache=info.cache_backend,
     )
 
 
@@ -213,7 +216,7 @@ async def _stopped(stop: asyncio.Event, service: Service, http: asyncio.Task[Non
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WATCH_SECONDS):
                 await stop.wait()
-        died = "http" if http.done() else "" if service.scheduler.alive else "scheduler"
+        died = "http" if http.done() else "" if service.lanes.alive else "scheduler"
         if died:
             log.error("server.died", part=died, effect="the server stops, to be started anew")
             return died

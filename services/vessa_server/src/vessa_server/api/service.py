@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -34,17 +33,18 @@ from vessa_client import (
     UnavailableError,
 )
 from vessa_client._types import ImageInput
+from vessa_server.api.lanes import Lane, Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
 from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import BankError
 from vessa_server.cases.case import Case
 from vessa_server.cases.images import StoredImage, check_template
-from vessa_server.cases.segment import Draft, known, segment
+from vessa_server.cases.segment import Draft, known
 from vessa_server.engine import VessaEngine
 from vessa_server.policy import POLICY_VERSION, RULES
 from vessa_server.runtime import threads
-from vessa_server.scheduler.scheduler import Priority, Scheduler, Ticket
+from vessa_server.scheduler.scheduler import Priority, Ticket
 
 T = TypeVar("T")
 Words = tuple[str, ...]
@@ -80,19 +80,12 @@ class Caller:
 class Service:
     """Segments, and keeps the bank; coroutines are for the event loop."""
 
-    def __init__(self, engine: VessaEngine, settings: ServerSettings) -> None:
-        self.engine = engine
+    def __init__(self, engines: Sequence[VessaEngine], settings: ServerSettings) -> None:
+        """``engines`` are one for each device, over the same weights, banks and images."""
+        self.engine = engines[0]
         self.settings = settings
-        self.metrics = Metrics(engine)
-        self.scheduler = Scheduler(
-            engine.run,
-            max_batch=engine.settings.max_batch if engine.settings.fuse else 1,
-            max_wait=settings.max_wait_ms / 1000,
-            max_requests=settings.max_queue,
-            max_bytes=settings.max_queue_bytes,
-            observer=self.metrics,
-            on_start=partial(threads.compute_with, settings.threads),
-        )
+        self.metrics = Metrics(engines)
+        self.lanes = Lanes(engines, settings, self.metrics)
         # What volumes hold while they are answered.
         self.volumes = Room(settings.max_queue_bytes, "volume")
         self.metrics.volume_bytes.set_function(lambda: self.volumes.held)
@@ -130,7 +123,7 @@ class Service:
         Raises:
             UnavailableError: they are not, or it cannot; says why.
         """
-        if not self.ready or not self.scheduler.alive:
+        if not self.ready or not self.lanes.alive:
             raise UnavailableError("the server is starting or stopping")
         try:
             await asyncio.to_thread(self.engine.bank.snapshot)
@@ -160,7 +153,7 @@ class Service:
                 f"queue: full with {self._calls} requests, try again in {RETRY_SECONDS:g} s",
                 retry_after=RETRY_SECONDS,
             )
-        self.scheduler.check_room(0)
+        self.lanes.bounds.check(Ticket())
         self._calls += 1
         self._idle.clear()
         try:
@@ -182,15 +175,16 @@ class Service:
             self.metrics.observe_result(result)
             return render(result)
 
-        def opened() -> tuple[SegmentationRequest, Case, tuple[T] | None]:
+        def opened() -> tuple[SegmentationRequest, Case, Lane, tuple[T] | None]:
             request = parse()
             case = self.engine.open(request, volume)
+            lane = self.lanes.place(case)
             answer = known(case)  # nothing to wait for
-            return request, case, answer and (finished(request, case, *answer),)
+            return request, case, lane, answer and (finished(request, case, *answer),)
 
         try:
             async with asyncio.timeout_at(caller.deadline):  # the loop's clock is the monotonic one
-                request, case, answer = await self.work(opened)
+                request, case, lane, answer = await self.work(opened)
                 if answer is not None:
                     return answer[0]
                 ticket = Ticket(
@@ -199,7 +193,7 @@ class Service:
                     deadline=caller.deadline,
                     nbytes=case.nbytes,
                 )
-                future = self.scheduler.submit(segment(case), ticket)
+                future = self.lanes.submit(lane, case, ticket)
                 draft, words = await asyncio.wrap_future(future)
                 return await self.work(lambda: finished(request, case, draft, words))
         except TimeoutError:
@@ -239,8 +233,7 @@ class Service:
     def encode_soon(self, templates: Sequence[TemplateInfo], bank: str = "") -> None:
         """Encode templates when nobody else needs the device."""
         with contextlib.suppress(OverloadedError, UnavailableError):  # requests will encode them
-            steps = self.engine.encode_templates(bank, templates)
-            self.scheduler.submit(steps, Ticket(priority=Priority.BACKGROUND))
+            self.lanes.encode(bank, templates)
 
     async def delete_template(self, template_id: str, bank: str = "") -> str:
         """Delete a template; see :meth:`TemplateBank.delete`."""
@@ -253,7 +246,8 @@ class Service:
     async def info(self, bank_name: str = "") -> ServerInfo:
         """Model, device, bank, policy and limits."""
         bank = await self.listing(bank_name)
-        settings, runtime = self.settings, self.engine.runtime.info
+        settings, runtime = self.settings, self.engine.info
+        devices = [engine.runtime.info for engine in self.lanes.engines]
         return ServerInfo(
             version=version("vessa-server"),
             model_name=runtime.model_name,
@@ -273,9 +267,9 @@ class Service:
             ),
             cache_backend=self.engine.cache.backend,
             runtime=runtime.runtime,
-            device=runtime.device,
+            device=", ".join(info.device for info in devices),
             dtype=runtime.dtype,
-            device_memory_bytes=runtime.memory,
+            device_memory_bytes=sum(info.memory for info in devices),
             bank=bank_name,
             banks=await self.work(self.engine.banks.names),
             policy_version=POLICY_VERSION,
@@ -286,7 +280,7 @@ class Service:
         """Refuse new requests, finish those accepted until ``deadline``, stop."""
         for notify in self.when_closing:
             notify()
-        await asyncio.to_thread(self.scheduler.drain, deadline)
+        await self.lanes.drain(deadline)
         with contextlib.suppress(TimeoutError):  # answers that are being encoded
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._idle.wait()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vessa_client import VessaError
@@ -30,7 +30,9 @@ class ServerSettings(BaseSettings):
     adaptation: Path | None = Field(
         None, description="File that `vessa-server adapt` wrote: weights fitted to the bank."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto", description="auto, cpu, cuda or cuda:N; several with commas, such as cuda:0,cuda:1."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the model; auto: bfloat16 on GPUs that have it, else float32."
     )
@@ -95,6 +97,15 @@ class ServerSettings(BaseSettings):
                 )
         return value
 
+    @model_validator(mode="after")
+    def _one_tritonserver(self) -> Self:
+        if self.runtime != "torch" and len(self.devices) > 1:
+            raise ValueError(
+                f"device: {self.device!r}, expected none with VESSA_RUNTIME={self.runtime}: "
+                "devices are the tritonserver's"
+            )
+        return self
+
     @field_validator("policy_off")
     @classmethod
     def _known_rules(cls, value: str) -> str:
@@ -103,6 +114,11 @@ class ServerSettings(BaseSettings):
         except VessaError as error:
             raise ValueError(error.message.removeprefix("policy_off: ")) from None
         return value
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each device by its name."""
+        return tuple(_names(self.device)) or ("auto",)
 
     def weights_folder(self) -> Path:
         """Where the weights of the preset are."""

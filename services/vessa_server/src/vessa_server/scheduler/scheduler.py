@@ -21,32 +21,16 @@ from typing import Any, Protocol
 
 import structlog
 
-from vessa_client import DeadlineError, OverloadedError, UnavailableError, VessaError
+from vessa_client import DeadlineError, UnavailableError, VessaError
 from vessa_server.cases.case import Shared, Steps
 from vessa_server.inference.look import AnyLook, Prediction
+from vessa_server.scheduler.bounds import Bounds
 from vessa_server.scheduler.fair_queue import FairQueue, Priority, Rank
 from vessa_server.scheduler.tasks import Request, SharedWork, Task, Ticket
 
-__all__ = ["Observer", "Priority", "Scheduler", "Ticket"]
+__all__ = ["Bounds", "Priority", "Scheduler", "Ticket"]
 
 log = structlog.get_logger(__name__)
-
-# Seconds of one request before any was answered, and the shortest time to wait for a place.
-FIRST_PACE, SHORTEST_RETRY = 0.05, 0.05
-# Share of the newest request in the recent seconds of one.
-NEWEST = 0.125
-
-
-class Observer(Protocol):
-    """Metrics of the scheduler."""
-
-    def observe_queue(self, requests: int, nbytes: int) -> None:
-        """How much is waiting or running."""
-        ...
-
-    def observe_batch(self, looks: int) -> None:
-        """How many looks ran together."""
-        ...
 
 
 class Run(Protocol):
@@ -65,38 +49,32 @@ class Scheduler:
     def __init__(
         self,
         run: Run,
+        bounds: Bounds,
         *,
         max_batch: int,
         max_wait: float,
-        max_requests: int,
-        max_bytes: int,
-        observer: Observer | None = None,
+        observe_batch: Callable[[int], object] = bool,
         on_start: Callable[[], object] = bool,
     ) -> None:
         """Begin to run.
 
         Args:
             run: segments looks.
+            bounds: of the queue, which other devices may share.
             max_batch: most looks that run together.
             max_wait: seconds that an idle device waits for more looks, if several may.
-            max_requests: waiting or running, of a priority and more urgent ones; more are
-                refused. So what is less urgent takes nobody's place.
-            max_bytes: of the arrays of those.
-            observer: of queue and batches.
+            observe_batch: told how many looks ran together.
             on_start: called in the thread that will run looks, before it does.
         """
         self._run_looks = run
         self.max_batch = max_batch
         self.max_wait = max_wait if max_batch > 1 else 0.0
-        self.max_requests = max_requests
-        self.max_bytes = max_bytes
-        self._observer = observer
+        self.bounds = bounds
+        self._observe_batch = observe_batch
         self._on_start = on_start
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._open: dict[int, Request] = {}
-        self._counts = dict.fromkeys(Priority, 0)
-        self._bytes = 0
         self._ready: FairQueue[Task] = FairQueue()
         # Those whose looks run now, or are paused for others.
         self._running: set[Task] = set()
@@ -105,8 +83,7 @@ class Scheduler:
         self._first_deadline = math.inf
         self._closing = False
         self._stopped = False
-        # Recent seconds of one request, and those spent since the last one was answered.
-        self._pace = FIRST_PACE
+        # Seconds since the last request was answered.
         self._spent = 0.0
         # Seconds that looks have lent to more urgent ones.
         self._lent = 0.0
@@ -129,37 +106,15 @@ class Scheduler:
         with self._changed:
             if self._closing or not self.alive:
                 raise UnavailableError("the server is stopping", retry_after=1.0)
-            self.check_room(ticket.nbytes, ticket.priority)
+            self.bounds.enter(ticket)
             request = Request(steps=steps, ticket=ticket, number=next(self._numbers), future=future)
             self._open[request.number] = request
-            self._counts[ticket.priority] += 1
-            self._bytes += ticket.nbytes
             if ticket.deadline is not None:
                 self._first_deadline = min(self._first_deadline, ticket.deadline)
-            self._observe()
             self._make_ready(request)
         # By number: with the request itself there would be a cycle, and its arrays would live on.
         future.add_done_callback(partial(self._drop_cancelled, request.number))
         return future
-
-    def check_room(self, nbytes: int, priority: Priority = Priority.INTERACTIVE) -> None:
-        """Refuse what would not fit into the queue.
-
-        Raises:
-            OverloadedError: the queue is full; carries when to try again.
-        """
-        count = sum(self._counts[other] for other in Priority if other <= priority)
-        wait = max(SHORTEST_RETRY, self._pace * len(self._open))
-        if count >= self.max_requests:
-            raise OverloadedError(
-                f"queue: full with {count} requests, try again in {wait:.2f} s", retry_after=wait
-            )
-        if self._bytes and self._bytes + nbytes > self.max_bytes:
-            raise OverloadedError(
-                f"queue: {self._bytes} bytes wait, at most {self.max_bytes} may "
-                f"(VESSA_MAX_QUEUE_BYTES); try again in {wait:.2f} s",
-                retry_after=wait,
-            )
 
     def drain(self, deadline: float) -> None:
         """Refuse new requests, finish those accepted until ``deadline``, stop.
@@ -312,8 +267,7 @@ class Scheduler:
         outcomes = self._outcomes([look for _, look in batch], pause)
         share = (time.monotonic() - start - (self._lent - lent)) / len(batch)
         self._running.difference_update(tasks)
-        if self._observer is not None:
-            self._observer.observe_batch(len(batch))
+        self._observe_batch(len(batch))
         with self._changed:
             for (task, _), outcome in zip(batch, outcomes, strict=True):
                 self._charge(task.rank, share)
@@ -360,7 +314,7 @@ class Scheduler:
                     waiter.answer, waiter.error, waiter.waits_for = value, error, None
                     self._make_ready(waiter)
             elif error is None:
-                self._pace += NEWEST * (self._spent - self._pace)
+                self.bounds.answered(self._spent)
                 self._spent = 0.0
         if isinstance(task, Request):
             with contextlib.suppress(InvalidStateError):  # cancelled at this moment
@@ -386,9 +340,7 @@ class Scheduler:
             if self._shared.get(task.key) is task:
                 del self._shared[task.key]
         elif isinstance(task, Request) and self._open.pop(task.number, None) is not None:
-            self._counts[task.ticket.priority] -= 1
-            self._bytes -= task.ticket.nbytes
-            self._observe()
+            self.bounds.leave(task.ticket)
             self._changed.notify_all()
         shared, task.waits_for = task.waits_for, None
         if shared is not None:
@@ -402,7 +354,3 @@ class Scheduler:
         with self._changed:
             self._ready.charge(rank, seconds)
             self._spent += seconds
-
-    def _observe(self) -> None:
-        if self._observer is not None:
-            self._observer.observe_queue(len(self._open), self._bytes)

@@ -19,6 +19,7 @@ from vessa_server.api.kserve import model, parameters, tensors
 from vessa_server.api.kserve.parameters import Options, Parameter
 from vessa_server.api.kserve.tensors import InputTensor, OutputTensor
 from vessa_server.api.service import Caller, Service
+from vessa_server.scheduler.scheduler import Ticket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ async def infer(
     Raises:
         VessaError: the request is wrong, refused, or out of time.
     """
-    service.scheduler.check_room(0)
+    service.lanes.bounds.check(Ticket())
     asked = await service.work(read)
     options = parameters.read(asked.parameters)
     outputs = wanted_outputs(asked.outputs, options)
