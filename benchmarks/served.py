@@ -19,6 +19,8 @@ from heart import CLASSES
 from vessa_client import AnyArray, UInt8Array, files
 from vessa_server.bank import TemplateBank
 
+LOG = "server.log"
+START_SECONDS = 120.0
 SAMPLE = Path(__file__).resolve().parent.parent / "examples" / "acdc-sample"
 
 
@@ -63,7 +65,7 @@ class Server:
         options += ["--http-port", "0", "--log-format", "json", "--threads", str(threads)]
         given = {f"VESSA_{name.upper()}": str(value) for name, value in settings.items()}
         more = {"OMP_NUM_THREADS": str(threads), "VESSA_MAX_QUEUE": "256", **given}
-        self._log = (folder / "server.log").open("w")
+        self._log = (folder / LOG).open("w")
         started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vessa_server", "serve", *options],
@@ -75,12 +77,15 @@ class Server:
         self.seconds = time.perf_counter() - started
 
     def _ready(self) -> str:
+        deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None:
-            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / "server.log").read_text())
+            if time.monotonic() > deadline:
+                self.process.kill()
+            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / LOG).read_text())
             if found:
                 return found[1]
             time.sleep(0.02)
-        raise RuntimeError((self.folder / "server.log").read_text())
+        raise RuntimeError((self.folder / LOG).read_text())
 
     @property
     def resident(self) -> int:
@@ -91,7 +96,10 @@ class Server:
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
         self._log.close()
 
 

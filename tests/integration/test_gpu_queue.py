@@ -157,6 +157,7 @@ def test_collected_weights_are_shipped_and_the_table_says_so(brought: Path) -> N
     assert checkpoint.digest(paths.SHIPPED) == checkpoint.digest(brought) != before
     assert _states() == {
         "stage1-smoke": "waiting",
+        "serve-smoke": "waiting",
         "stage1-leg": f"done: [{file.stem}](../benchmarks/results/{file.name})",
         "stage1-decay": "waiting",
     }
