@@ -159,8 +159,7 @@ class Steps:
 
 def cost(model: Vessa, step: Callable[[], Any]) -> Cost:
     """Count what ``step`` computes and moves."""
-    with FlopCounterMode(display=False, custom_mapping=_uncounted()) as flops:
-        step()
+    counted = flops(step)
     with Traffic(model) as traffic:
         step()
     read = traffic.read.values()
@@ -168,8 +167,15 @@ def cost(model: Vessa, step: Callable[[], Any]) -> Cost:
         parameters=sum(p.numel() for p in read),
         parameter_bytes=sum(p.nbytes for p in read),
         moved_bytes=traffic.moved,
-        flops=flops.get_total_flops(),
+        flops=counted,
     )
+
+
+def flops(step: Callable[[], Any]) -> int:
+    """Count what ``step`` computes."""
+    with FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter:
+        step()
+    return int(counter.get_total_flops())
 
 
 def timed(

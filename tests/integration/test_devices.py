@@ -28,8 +28,8 @@ from vessa_server.runtime.warm_up import warm_up
 
 DTYPES = ("float32", "bfloat16", "float16")
 MIB = 2**20
-# PyTorch's allocator takes its large blocks in multiples of this.
-BLOCK = 20 * MIB
+# What the room of a batch has beside what its parts need: some of the allocator's blocks.
+SPARE = 64 * MIB
 
 
 @pytest.fixture(params=DEVICES)
@@ -151,12 +151,13 @@ class TestMemoryOfAGpu:
         assert all(taken > 0 for taken in steps.values())
 
     def test_without_room_for_a_batch_its_parts_give_the_same(self, runtime: TorchRuntime) -> None:
-        canvases = _canvases(32, runtime.info.canvas)
+        canvases = _canvases(128, runtime.info.canvas)
+        runtime.budget.max_batch = len(canvases)
         with exact_products():
             handles = runtime.encode(canvases, StageClock())
             whole = [runtime.dump(handle) for handle in handles]
             held = sum(handle.nbytes for handle in handles)
-            room = held + 8 * runtime.budget.item_bytes["encode"]
+            room = held + 8 * runtime.budget.item_bytes["encode"] + SPARE
             del handles
             # Believed to be small, all are tried at once.
             runtime.budget.item_bytes["encode"] = 1
@@ -178,23 +179,27 @@ class TestMemoryOfAGpu:
 
 @contextmanager
 def _room_for(nbytes: int) -> Iterator[None]:
-    """A GPU on which this process may take only so much more than it has.
+    """A GPU on which this process may take only so much more than it has, in which gaps are filled.
 
-    Gaps in what it has are filled; the room is one block, so that none of it is lost.
+    The allocator takes memory in blocks of its own, so that not all of the room can be used.
     """
     gc.collect()
     torch.cuda.empty_cache()
-    block = -(-nbytes // BLOCK) * BLOCK
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + block + MIB) / total)
+    filled = []
     try:
-        room = torch.empty(block, dtype=torch.uint8, device="cuda")
+        _allow(torch.cuda.memory_reserved())
         filled = list(_gaps())
-        del room
+        _allow(torch.cuda.memory_reserved() + nbytes)
         yield
-        del filled
     finally:
+        filled.clear()
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _allow(nbytes: int) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    # Less than the smallest block more, for what rounding takes.
+    torch.cuda.set_per_process_memory_fraction((nbytes + MIB) / total)
 
 
 def _gaps() -> Iterator[torch.Tensor]:

@@ -35,8 +35,14 @@ from gpu_jobs.manifest import Manifest
 from gpu_jobs.parts import Parts
 from gpu_jobs.roofline import Peaks
 from gpu_jobs.serve_sizes import Measured
-from model_steps import Cost, Times
+from model_steps import Cost, Steps, Times, flops
 from support import tiny_config, tiny_model
+from support_syncs import on_fake_cuda
+from vessa_server.model import prompts, tokenizer
+from vessa_server.model.presets import preset
+from vessa_server.model.published import ARCHITECTURES
+from vessa_server.model.reasoner import Reasoner
+from vessa_server.model.skeleton import dtypes, skeleton
 from vessa_server.runtime.torch_runtime import TorchRuntime
 
 CPU = torch.device("cpu")
@@ -184,6 +190,24 @@ def test_a_step_is_compared_with_what_its_device_could_do() -> None:
     assert measured[0].bandwidth > 1e8
 
 
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_steps_of_the_published_sizes_run_on_a_gpu(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensors that have no values: what is on the CPU by mistake is an error."""
+    config = preset(name)
+    words = tokenizer.build(prompts.corpus([]), config.vlm.vocab_size)
+    model = skeleton(config, words, ARCHITECTURES[str(config.vlm.pretrained)]())
+    kinds = dtypes(model, torch.bfloat16)
+    for key, weight in model.requires_grad_(False).named_parameters():
+        weight.data = weight.data.to(kinds[key])
+    # Memory that is pinned has no fake.
+    monkeypatch.setattr(Reasoner, "_sent", lambda _, tensor: tensor.to("cuda"))
+    with on_fake_cuda(model), torch.no_grad():
+        for step in Steps(model, 1, 3, 7).all().values():
+            assert flops(step) > 10**10
+
+
 def test_batches_of_looks_are_measured() -> None:
     found = serve_looks.measure(TorchRuntime(tiny_model(), "0" * 64))
     assert [row["looks"] for row in found["looks"]] == [1, 2]
@@ -220,7 +244,7 @@ def test_a_size_for_which_there_is_no_room_is_left_out(
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(serve_sizes.checkpoint, "random", no_room)
+    monkeypatch.setattr("vessa_server.model.checkpoint.random", no_room)
     smoke = Parts(context, Sampler())
     serve_sizes.run(smoke, Measured("large", "nano", 1.0), None)
     assert _result(context)["parts"]["large made"]["state"] == "failed: out of memory"
