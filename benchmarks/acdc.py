@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from heart import CLASSES, NAMES
 from ssl_trainer.config import DataConfig
 from ssl_trainer.data.cases import Case, Split, find
 from ssl_trainer.evaluation import evaluate as evaluation
-from vessa_client import AnyArray, ClassDefinition, UInt8Array, files
+from vessa_client import AnyArray, UInt8Array, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import NoCache
@@ -31,14 +32,6 @@ from vessa_server.runtime.torch_runtime import TorchRuntime
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 LABELLED = {1: ("patient099",), 3: ("patient099", "patient038", "patient050")}
-CLASSES = (
-    ClassDefinition(
-        name="right ventricle", description="Cavity of the heart that leans on the muscle ring."
-    ),
-    ClassDefinition(name="myocardium", description="Muscle ring around the left cavity."),
-    ClassDefinition(name="left ventricle", description="Cavity inside the muscle ring."),
-)
-NAMES = tuple(c.name for c in CLASSES)
 # Label maps of the slices of a volume.
 Segment = Callable[[files.ImageFile], list[UInt8Array]]
 

@@ -27,8 +27,9 @@ from rich.table import Table
 
 import acdc
 from ablations import RULES, settings, without
-from acdc import NAMES, Segment
+from acdc import Segment
 from baselines import copy_mask, matched_template, register
+from heart import NAMES
 from ssl_trainer.data.cases import Case
 from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console

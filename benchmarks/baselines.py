@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc import CLASSES, AnnotatedSlice
+from acdc import AnnotatedSlice
 from annotated_sources import renumber
+from heart import CLASSES
 from ssl_trainer import models
 from ssl_trainer.config import UNetConfig
 from ssl_trainer.data import frame

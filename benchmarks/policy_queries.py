@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import acdc
+import heart
 from annotated_sources import Item, Source, choose
 from one_shot_sources import EVERY, TEMPLATES
 from policy_tables import ACDC
@@ -100,20 +101,20 @@ def acdc_task(folder: Path, seed: int, images: int) -> Task:
     """Validation patients; the seeds have the patients of the 3-case split as templates in turn."""
     labelled = acdc.LABELLED[3]
     patient = labelled[seed % len(labelled)]
-    split = find(DataConfig(root=folder, classes=acdc.NAMES, labelled=(patient,)))
+    split = find(DataConfig(root=folder, classes=heart.NAMES, labelled=(patient,)))
 
     def items(cases: Sequence[Case]) -> list[tuple[str, Item]]:
         found = []
         for case in cases:
             image = case.read()
-            truth = case.read_labels(image, len(acdc.CLASSES))
+            truth = case.read_labels(image, len(heart.CLASSES))
             assert truth is not None
             labels = np.stack([labels.astype(np.uint8) for labels in truth.slices()])
             found.append((case.patient, Item(image, labels)))
         return found
 
     templates = [item for _, item in items(split.labelled)]
-    return new_task(ACDC, seed, acdc.CLASSES, (templates, []), items(split.val), images)
+    return new_task(ACDC, seed, heart.CLASSES, (templates, []), items(split.val), images)
 
 
 def source_task(folder: Path, seed: int, images: int) -> Task:

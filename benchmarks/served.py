@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from acdc import CLASSES
+from heart import CLASSES
 from vessa_client import AnyArray, UInt8Array, files
 from vessa_server.bank import TemplateBank
+
+LOG = "server.log"
+START_SECONDS = 120.0
+SAMPLE = Path(__file__).resolve().parent.parent / "examples" / "acdc-sample"
 
 
 @dataclass(frozen=True)
@@ -56,29 +59,33 @@ class Images:
 class Server:
     """A server process, and what it takes."""
 
-    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, threads: int, settings: Mapping[str, object]) -> None:
         self.folder = folder
         options = ["--bank", str(folder / "bank"), "--cache", "none", "--grpc-port", "0"]
-        options += ["--http-port", "0", "--log-format", "json"]
-        options += ["--threads", str(arguments.threads)]
-        threads = {"OMP_NUM_THREADS": str(arguments.threads), "VESSA_MAX_QUEUE": "256"}
-        self._log = (folder / "server.log").open("w")
+        options += ["--http-port", "0", "--log-format", "json", "--threads", str(threads)]
+        given = {f"VESSA_{name.upper()}": str(value) for name, value in settings.items()}
+        more = {"OMP_NUM_THREADS": str(threads), "VESSA_MAX_QUEUE": "256", **given}
+        self._log = (folder / LOG).open("w")
         started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vessa_server", "serve", *options],
+            stdout=self._log,
             stderr=self._log,
-            env={**os.environ, **threads},
+            env={**os.environ, **more},
         )
         self.target = self._ready()
         self.seconds = time.perf_counter() - started
 
     def _ready(self) -> str:
+        deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None:
-            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / "server.log").read_text())
+            if time.monotonic() > deadline:
+                self.process.kill()
+            found = re.search(r'"grpc": ?"([^"]+)"', (self.folder / LOG).read_text())
             if found:
                 return found[1]
             time.sleep(0.02)
-        raise RuntimeError((self.folder / "server.log").read_text())
+        raise RuntimeError((self.folder / LOG).read_text())
 
     @property
     def resident(self) -> int:
@@ -89,21 +96,31 @@ class Server:
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(30)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
         self._log.close()
 
 
 @contextmanager
-def serving(arguments: argparse.Namespace, images: Images) -> Iterator[Server]:
-    """A fresh server whose bank holds one annotated volume."""
+def serving(data: Path, threads: int, **settings: object) -> Iterator[Server]:
+    """A fresh server whose bank holds one annotated volume of ``data``.
+
+    ``settings`` are those of the server, such as ``batch_mode="fused"``.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        bank = TemplateBank(Path(scratch) / "bank")
-        templates = Images.of(arguments.data / "train")
-        for image, labels in zip(templates.volumes[0], templates.labels[0], strict=True):
-            if labels.any():
-                bank.add(image, labels, CLASSES)
-        server = Server(Path(scratch), arguments)
+        fill_bank(TemplateBank(Path(scratch) / "bank"), data)
+        server = Server(Path(scratch), threads, settings)
         try:
             yield server
         finally:
             server.stop()
+
+
+def fill_bank(bank: TemplateBank, data: Path) -> None:
+    """Add the annotated slices of the first volume to train on."""
+    templates = Images.of(data / "train")
+    for image, labels in zip(templates.volumes[0], templates.labels[0], strict=True):
+        if labels.any():
+            bank.add(image, labels, CLASSES)

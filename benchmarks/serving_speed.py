@@ -15,25 +15,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from acdc import NAMES, RESULTS, ROOT, circumstances
-from served import Images, Server, serving
+from acdc import RESULTS, circumstances
+from client_load import KINDS, Figures, latencies, milliseconds, percentiles, throughput
+from heart import NAMES
+from served import SAMPLE, Images, Server, serving
 from vessa_client import (
     ClassDefinition,
-    ClientOptions,
     SegmentationRequest,
     VessaClient,
-    VolumeRequest,
     files,
 )
 from vessa_client.console import console
@@ -45,37 +45,21 @@ from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Floats, Handle
 from vessa_server.runtime.torch_runtime import TorchRuntime
 
-SAMPLE = ROOT / "examples" / "acdc-sample"
 CLIENTS = (1, 8, 64)
 LOAD_SECONDS, MIXED_SECONDS = 8.0, 15.0
 MANY_REQUESTS = 20_000
 TEMPLATE_COUNTS = (10, 100, 1000, 10_000, 100_000)
 SIDES, CLASS_COUNTS = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16, 32)
-Figures = dict[str, Any]
 
 
-def milliseconds(call: Callable[[int], object], count: int) -> Figures:
-    """Median and 95th percentile of calls, one after the other."""
-    spent = []
-    for index in range(count):
-        start = time.perf_counter()
-        call(index)
-        spent.append(1000 * (time.perf_counter() - start))
-    return percentiles(spent)
-
-
-def percentiles(spent: Sequence[float]) -> Figures:
-    """Median, 95th percentile and count of milliseconds."""
-    return {
-        "p50": round(float(np.percentile(spent, 50)), 2),
-        "p95": round(float(np.percentile(spent, 95)), 2),
-        "count": len(spent),
-    }
+def served(arguments: argparse.Namespace) -> AbstractContextManager[Server]:
+    """A fresh server, as the arguments say."""
+    return serving(arguments.data, arguments.threads)
 
 
 def start(arguments: argparse.Namespace, images: Images) -> Figures:
     """Until the server is ready, and until the client's help is shown."""
-    with serving(arguments, images) as server:
+    with served(arguments) as server:
         ready = server.seconds
     vessa = str(Path(sys.executable).parent / "vessa")
     shown = milliseconds(
@@ -86,96 +70,26 @@ def start(arguments: argparse.Namespace, images: Images) -> Figures:
 
 def latency(arguments: argparse.Namespace, images: Images) -> Figures:
     """One client, one request after the other."""
-    with serving(arguments, images) as server, VessaClient(server.target) as client:
-        ask = SegmentationRequest(image=images.fresh(0), class_names=NAMES)
-
-        def masked(index: int) -> object:
-            return client.segment(
-                replace(ask, image=images.fresh(index), student_mask=images.student(index))
-            )
-
-        first = milliseconds(lambda _: client.segment(ask), 1)
-        cold = milliseconds(lambda i: client.segment(replace(ask, image=images.fresh(1 + i))), 24)
-        again = milliseconds(lambda i: client.segment(replace(ask, image=images.fresh(1 + i))), 24)
-        for index in range(24):
-            masked(1 + index)  # windows of students may be new
-        student = milliseconds(lambda i: masked(1 + i), 24)
-        volume = images.volumes[0]
-        begun = time.perf_counter()
-        spent = []
-        for _ in client.segment_volume(VolumeRequest(slices=volume, class_names=NAMES)):
-            spent.append(1000 * (time.perf_counter() - begun))
-        return {
-            "first_of_a_bank_ms": first,
-            "cold_ms": cold,
-            "nothing_new_ms": again,
-            "student_mask_ms": student,
-            "volume": {
-                "slices": len(volume),
-                "first_slice_ms": round(spent[0], 1),
-                "all_ms": round(spent[-1], 1),
-            },
-            "info_ms": milliseconds(lambda _: client.info(), 100),
-            "health_ms": milliseconds(lambda _: client.healthy(), 100),
-        }
+    with served(arguments) as server:
+        return latencies(server.target, images)
 
 
 def load(arguments: argparse.Namespace, images: Images) -> Figures:
     """Requests a second by clients at the same time: new images, and masks of seen ones."""
     found: Figures = {}
-    with serving(arguments, images) as server:
-        for kind in ("student masks", "nothing new", "cold"):
+    with served(arguments) as server:
+        for kind in KINDS:
             for count in CLIENTS:
-                found[f"{kind}, {count} clients"] = _throughput(server, images, kind, count)
+                found[f"{kind}, {count} clients"] = throughput(
+                    server.target, images, kind, count, LOAD_SECONDS
+                )
     return found
-
-
-def _throughput(server: Server, images: Images, kind: str, count: int) -> Figures:
-    numbers = iter(range(10_000 * (1 + count), 10**9))
-    lock = threading.Lock()
-    stop = threading.Event()
-    spent: list[float] = []
-
-    def work(client: VessaClient) -> None:
-        index = 0
-        while not stop.is_set():
-            index += 1
-            seen = 1 + index % 16
-            if kind == "cold":
-                with lock:
-                    seen = next(numbers)
-            request = SegmentationRequest(
-                image=images.fresh(seen),
-                class_names=NAMES,
-                student_mask=images.student(seen) if kind == "student masks" else None,
-            )
-            begun = time.perf_counter()
-            client.segment(request)
-            spent.append(1000 * (time.perf_counter() - begun))
-
-    with VessaClient(server.target, ClientOptions(timeout=120)) as client:
-        for seen in range(1, 17):
-            client.segment(SegmentationRequest(image=images.fresh(seen), class_names=NAMES))
-            masked = SegmentationRequest(
-                image=images.fresh(seen), class_names=NAMES, student_mask=images.student(seen)
-            )
-            client.segment(masked)
-        spent.clear()
-        with ThreadPoolExecutor(count) as pool:
-            begun = time.perf_counter()
-            futures = [pool.submit(work, client) for _ in range(count)]
-            time.sleep(LOAD_SECONDS)
-            stop.set()
-            for future in futures:
-                future.result()
-            seconds = time.perf_counter() - begun
-    return {"per_second": round(len(spent) / seconds, 1), **percentiles(spent)}
 
 
 def mixed(arguments: argparse.Namespace, images: Images) -> Figures:
     """Somebody who clicks, alone and while somebody else labels a folder."""
     found: Figures = {}
-    with serving(arguments, images) as server, VessaClient(server.target) as client:
+    with served(arguments) as server, VessaClient(server.target) as client:
         ask = SegmentationRequest(image=images.fresh(1), class_names=NAMES, priority="interactive")
         masks = [replace(ask, student_mask=images.student(1)) for _ in range(1)]
         client.segment(ask)
@@ -220,7 +134,7 @@ def mixed(arguments: argparse.Namespace, images: Images) -> Figures:
 def growth(arguments: argparse.Namespace, images: Images) -> Figures:
     """Larger images and more classes."""
     found: Figures = {"image": {}, "classes": {}}
-    with serving(arguments, images) as server, VessaClient(server.target) as client:
+    with served(arguments) as server, VessaClient(server.target) as client:
         slice_ = np.asarray(images.volumes[0][4], dtype=np.float32)
         ask = SegmentationRequest(image=slice_, class_names=NAMES)
         client.segment(ask)
@@ -252,7 +166,7 @@ def _ask(client: VessaClient, request: SegmentationRequest, _: int) -> None:
 
 def _classes(arguments: argparse.Namespace, images: Images, count: int) -> Figures:
     """As many classes, squares of a picture, in a bank of their own."""
-    with serving(arguments, images) as server, VessaClient(server.target) as client:
+    with served(arguments) as server, VessaClient(server.target) as client:
         labels = np.zeros((256, 256), np.uint8)
         for value in range(count):
             row, column = divmod(value, 6)
@@ -306,7 +220,7 @@ def _choose(scores_CK: Floats, _: int) -> None:
 
 def memory(arguments: argparse.Namespace, images: Images) -> Figures:
     """Resident memory over many requests."""
-    with serving(arguments, images) as server, VessaClient(server.target) as client:
+    with served(arguments) as server, VessaClient(server.target) as client:
         requests = [
             SegmentationRequest(image=images.fresh(index), class_names=NAMES)
             for index in range(1, 33)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage, stats
 
-from acdc import CLASSES, AnnotatedSlice
+from acdc import AnnotatedSlice
 from baselines import SupervisedUNet
+from heart import CLASSES
 from vessa_client import SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank

@@ -14,11 +14,14 @@ export VESSA_STARTED VESSA_SECONDS=${2:-} VESSA_SET="${*:3}"
 export OUT=${OUT:-$PWD/gpu/.work/$job/out}
 # Nothing is fetched there, and nobody reads colours.
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 NO_COLOR=1 TERM=dumb COLUMNS=${COLUMNS:-100}
+# Clients and servers of a job meet on this machine, whatever proxy it has.
+export no_proxy=${no_proxy:+$no_proxy,}127.0.0.1,localhost
 mkdir -p "$OUT" || exit 2
 scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 python=${VESSA_PYTHON:-python3}
-code=$PWD/proto/src:$PWD/services/vessa_server/src:$PWD/gpu${PYTHONPATH:+:$PYTHONPATH}
+code=$PWD/proto/src:$PWD/services/vessa_server/src:$PWD/gpu:$PWD/benchmarks:$PWD/tests
+code+=${PYTHONPATH:+:$PYTHONPATH}
 
 run() {
     command -v "$python" >/dev/null || { echo "Error: no $python here; set VESSA_PYTHON"; return 2; }

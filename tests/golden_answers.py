@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from support import ROOT, SAMPLE
 from vessa_client import AnyArray, ClassDefinition, SegmentationRequest, UInt8Array, files
@@ -32,7 +33,9 @@ CLASSES = (
 )
 
 
-def engine(folder: Path) -> VessaEngine:
+def engine(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> VessaEngine:
     """Shipped weights, and a bank of one patient's two volumes."""
     banks = Banks(folder)
     for frame in ("01", "02"):
@@ -42,7 +45,7 @@ def engine(folder: Path) -> VessaEngine:
             labels = truth.slice(z).astype(np.uint8)
             if labels.any():
                 banks.get("").add(image.slice(z), labels, CLASSES, name=f"{frame}/{z}")
-    model = checkpoint.load(preset("nano"), WEIGHTS)
+    model = checkpoint.load(preset("nano"), WEIGHTS, device=device, dtype=dtype)
     return VessaEngine(TorchRuntime(model, "0" * 64), banks, NoCache())
 
 

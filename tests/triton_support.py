@@ -67,10 +67,10 @@ def tiny_weights(folder: Path) -> Path:
     return folder
 
 
-def torch_runtime(weights: Path) -> TorchRuntime:
+def torch_runtime(weights: Path, device: str = "cpu", dtype: str = "float32") -> TorchRuntime:
     """Weights in this process."""
     config = stored_config(weights)
-    return load_runtime(config, weights, adaptation=None, device="cpu", dtype="auto", max_batch=32)
+    return load_runtime(config, weights, adaptation=None, device=device, dtype=dtype, max_batch=32)
 
 
 def engine_over(folder: Path, runtime: Runtime, seeds: tuple[int, ...] = (100, 101)) -> VessaEngine:

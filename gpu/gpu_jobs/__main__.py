@@ -37,14 +37,20 @@ def _run(name: str, run: Path) -> str:
     print(f"{name} on {machine['device']}: Python {machine['python']}, {versions}", flush=True)
     run.mkdir(parents=True)
 
-    from gpu_jobs import leg, smoke
-    from gpu_jobs.context import Context
+    out, clock = Path(os.environ["OUT"]), Clock.of(job.seconds)
+    if not job.slices:
+        from gpu_jobs import serve_smoke
+        from gpu_jobs.context import Context
 
-    out = Path(os.environ["OUT"])
-    context = Context(job, manifest, folder, out, run, Clock.of(job.seconds), machine)
+        context = Context(job, manifest, folder, out, run, clock, machine)
+        return serve_smoke.table(serve_smoke.run(context))
+    from gpu_jobs import leg, smoke
+    from gpu_jobs.training import TrainingContext
+
+    training = TrainingContext(job, manifest, folder, out, run, clock, machine)
     if job.trains:
-        return leg.table(leg.run(context))
-    return smoke.table(smoke.run(context))
+        return leg.table(leg.run(training))
+    return smoke.table(smoke.run(training))
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 from gpu_jobs import manifest as manifests
@@ -18,6 +19,8 @@ from gpu_jobs.manifest import Manifest
 
 # What is carried of a wheel is named as it, but for this.
 PACKED = ".tar.xz"
+# Of this project, in the folder that the command is run in.
+PROJECTS = (Path("proto"), Path("services/vessa_server"))
 
 
 def main() -> None:
@@ -57,8 +60,20 @@ def install(manifest: Manifest, folder: Path, target: Path) -> str:
         except (OSError, tarfile.TarError, ImportError) as error:
             raise JobError(f"{wheel.file}: cannot be unpacked: {error}") from error
         done.append(name)
+    for project in PROJECTS:
+        _declare(project, target)
     line = f"Installed {len(done)} of {len(manifest.wheels)} carried packages: {', '.join(done)}"
     return line + (f"; for another Python: {', '.join(left)}" if left else "")
+
+
+def _declare(project: Path, target: Path) -> None:
+    """Write down the version of a package of ours, whose code is not installed: it is asked for."""
+    stated = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    name, version_ = stated["name"], stated["version"]
+    folder = target / f"{name.replace('-', '_')}-{version_}.dist-info"
+    folder.mkdir()
+    text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version_}\n"
+    (folder / "METADATA").write_text(text)
 
 
 def runs_here(file: str) -> bool:

@@ -23,6 +23,10 @@ class Job:
         seconds: from the start of its command to its end.
         brings: files that must come back; the log of the console does, too.
         trains: whether it brings weights that the next one begins with.
+        slices: whether it needs a recipe of a training, and its data sets.
+        code: what it runs beside that of all jobs.
+        record: file of its results, where a newer one takes the place of an older; by default
+            each has a number.
         settings: over the recipe's.
     """
 
@@ -31,6 +35,9 @@ class Job:
     seconds: int
     brings: tuple[str, ...] = (*WEIGHTS, LOG, FIRST, RESULT)
     trains: bool = True
+    slices: bool = True
+    code: tuple[str, ...] = ()
+    record: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +52,16 @@ JOBS = {
             seconds=180,
             brings=(RESULT, PICTURE),
             trains=False,
+        ),
+        Job(
+            name="serve-smoke",
+            what="does serving work on this machine, and how fast is it?",
+            seconds=480,
+            brings=(RESULT,),
+            trains=False,
+            slices=False,
+            code=("benchmarks", "tests"),
+            record="serve_smoke.json",
         ),
         Job(
             name="stage1-leg",

@@ -19,11 +19,11 @@ import torch
 from torchvision.utils import save_image
 
 from gpu_jobs import log, steps
-from gpu_jobs.context import Context
 from gpu_jobs.errors import OUT_OF_TIME, TOO_SLOW, JobError
 from gpu_jobs.gpu import Sampler
 from gpu_jobs.jobs import FIRST, LAST, LOG, RESULT, WEIGHTS, rehearsal
 from gpu_jobs.manifest import sha256
+from gpu_jobs.training import TrainingContext
 from vessa_client import files
 from vessa_server.training.trainer import Stage1Trainer
 
@@ -39,7 +39,7 @@ SHORTEST_MINUTES = 0.1
 LEAST_RATE, LEAST_BUSY = 300.0, 3.0
 
 
-def run(context: Context) -> dict[str, Any]:
+def run(context: TrainingContext) -> dict[str, Any]:
     """Train, with all that comes back kept up to date; returns the result.
 
     Raises:
@@ -69,7 +69,7 @@ def run(context: Context) -> dict[str, Any]:
     return result
 
 
-def _minutes(context: Context) -> float:
+def _minutes(context: TrainingContext) -> float:
     left = context.clock.left()
     minutes = (left - RESERVE_SECONDS) / 60
     if minutes < SHORTEST_MINUTES:
@@ -81,7 +81,11 @@ class _Watch:
     """Looks at a run from another thread, and copies what it has written."""
 
     def __init__(
-        self, context: Context, trainer: Stage1Trainer, sampler: Sampler, result: dict[str, Any]
+        self,
+        context: TrainingContext,
+        trainer: Stage1Trainer,
+        sampler: Sampler,
+        result: dict[str, Any],
     ) -> None:
         self.context = context
         self.trainer = trainer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_jobs.errors import JobError
-from gpu_jobs.jobs import WEIGHTS
+from gpu_jobs.jobs import JOBS, WEIGHTS
 
 MANIFEST = "manifest.json"
 CODE = ("gpu/device.sh", "gpu/gpu_jobs", "proto/src", "services/vessa_server/src")
@@ -100,10 +100,10 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def tree_digest(root: Path, weights: str) -> str:
+def tree_digest(root: Path, job: str, weights: str) -> str:
     """Digest of all code that a job runs, and of its weights, in the project's folder ``root``."""
     state = hashlib.sha256()
-    for name in (*CODE, *(f"{weights}/{file}" for file in WEIGHTS)):
+    for name in (*CODE, *JOBS[job].code, *(f"{weights}/{file}" for file in WEIGHTS)):
         start = root / name
         for file in [start] if start.is_file() else sorted(start.rglob("*.py")):
             state.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
@@ -116,7 +116,7 @@ def check(manifest: Manifest, folder: Path) -> None:
     Raises:
         JobError: a file is missing, or another one; or the code has changed.
     """
-    if manifest.tree != tree_digest(Path.cwd(), manifest.weights):
+    if manifest.tree != tree_digest(Path.cwd(), folder.name, manifest.weights):
         raise JobError(
             f"code, or {manifest.weights}: not that of `prepare`; prepare and rehearse again"
         )

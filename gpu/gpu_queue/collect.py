@@ -27,9 +27,9 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
         raise JobError(f"--ship: {job.name} brings no weights")
     result = results.check(job, folder, paths.ROOT)
     number = results.next_number(job.name)
-    file = results.result_file(job.name, number)
+    file = paths.RESULTS / job.record if job.record else results.result_file(job.name, number)
     target = paths.SHIPPED if ship else paths.LEGS / f"{job.name}_{number}"
-    taken = _take(folder, WEIGHTS if job.trains else (PICTURE,), target)
+    taken = _take(folder, _kept(job), target)
     record = {n: v for n, v in result.items() if n not in {"files", "rehearsal"}}
     if job.trains:
         record["log"], record["validation_log"] = map(log.thinned, log.read(folder / LOG))
@@ -37,19 +37,27 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
     how = "done" if result["finished"] else "ended early"
     set_state(job.name, f"{how}: [{file.stem}](../{paths.inside(file)})")
     named = " ".join(map(paths.inside, [*taken, file, paths.TABLE]))
-    what = f"{result['images']} images, {result['images_per_second']} a second" * job.trains
+    title = f"{job.name} on" if job.record else f"{job.name} {number} on"
+    what = "{images} images, {images_per_second} a second".format(**result) if job.trains else ""
     console.print(
-        f"{job.name} {number} on {result['device']} {what}\n\n"
+        f"{title} {result['device']} {what}\n\n"
         f"    git add {named}\n"
-        f'    git commit -m "GPU: {job.name} {number} on {result["device"]}"\n',
+        f'    git commit -m "GPU: {title} {result["device"]}"\n',
         highlight=False,
         soft_wrap=True,
     )
     return file
 
 
+def _kept(job: Job) -> tuple[str, ...]:
+    """Files to keep beside the result."""
+    return WEIGHTS if job.trains else tuple(name for name in job.brings if name == PICTURE)
+
+
 def _take(folder: Path, names: tuple[str, ...], target: Path) -> list[Path]:
     """Copy files; returns what is to be committed."""
+    if not names:
+        return []
     target.mkdir(parents=True, exist_ok=True)
     # The weights last: until then they are the old ones, whole.
     for name in reversed(names):

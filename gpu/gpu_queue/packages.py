@@ -22,14 +22,15 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from gpu_jobs.errors import JobError
+from gpu_jobs.jobs import Job
 from gpu_queue.machine import Machine
 from gpu_queue.paths import CODE, PROJECTS
 from vessa_client.console import console
 
 # Packages of this project travel as code.
 OURS = frozenset({"vessa-client", "vessa-server"})
-# torch.utils.tensorboard imports it, and torch does not require it.
-UNDECLARED = frozenset({"tensorboard"})
+# torch.utils.tensorboard imports the one and forms of FastAPI the other, which do not require them.
+UNDECLARED = frozenset({"tensorboard", "python-multipart"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Needs:
         return f"{name}{self.requirements[name]}"
 
 
-def probe() -> tuple[frozenset[str], frozenset[str]]:
+def probe(job: Job) -> tuple[frozenset[str], frozenset[str]]:
     """Packages that a job loads, and those of them that our files import; takes half a minute.
 
     Raises:
@@ -60,7 +61,7 @@ def probe() -> tuple[frozenset[str], frozenset[str]]:
     console.print("Looking which packages a job imports: half a minute")
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
-            [sys.executable, "-m", "gpu_queue.probe", scratch],
+            [sys.executable, "-m", "gpu_queue.probe", job.name, scratch],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))},
             capture_output=True,
             text=True,
@@ -74,7 +75,9 @@ def probe() -> tuple[frozenset[str], frozenset[str]]:
 
 def needs(machine: Machine, loaded: frozenset[str], named: frozenset[str]) -> Needs:
     """Follow requirements from what our files import to what has to be carried."""
-    wanted: dict[str, SpecifierSet] = {n: SpecifierSet() for n in (named - OURS) | UNDECLARED}
+    wanted: dict[str, SpecifierSet] = {
+        n: SpecifierSet() for n in (named - OURS) | (UNDECLARED & loaded)
+    }
     for folder in PROJECTS:
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         _merge(wanted, project["dependencies"], frozenset(wanted))

@@ -14,7 +14,13 @@ RECIPES = ROOT / "services" / "vessa_server" / "src" / "vessa_server" / "trainin
 RESULTS = ROOT / "benchmarks" / "results"
 # Weights of legs that were not shipped.
 LEGS = GPU / "results"
-CODE = (ROOT / "gpu", ROOT / "proto" / "src", ROOT / "services" / "vessa_server" / "src")
+CODE = (
+    ROOT / "gpu",
+    ROOT / "proto" / "src",
+    ROOT / "services" / "vessa_server" / "src",
+    ROOT / "benchmarks",
+    ROOT / "tests",
+)
 PROJECTS = (ROOT / "proto", ROOT / "services" / "vessa_server")
 
 

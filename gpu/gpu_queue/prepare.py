@@ -48,8 +48,10 @@ def prepare(
     Raises:
         ValueError: something is missing or wrong, or it is too much to travel.
     """
-    if data is None and pack is None:
+    if job.slices and data is None and pack is None:
         raise JobError("--data or --pack: expected one of them")
+    if not job.slices and (data or pack or changes):
+        raise JobError(f"{job.name}: takes no --data, --pack or --set")
     machine = machines.read(paths.MACHINE)
     if job.seconds + GRACE_SECONDS >= machine.command_seconds:
         raise JobError(f"{job.name}: {job.seconds} s and more, too long for gpu/machine.toml")
@@ -59,11 +61,14 @@ def prepare(
     shutil.rmtree(folder, ignore_errors=True)
     (folder / manifests.WHEELS).mkdir(parents=True)
     file = Path(recipe) if Path(recipe).is_file() else paths.RECIPES / f"{recipe}.yaml"
-    settings = plan(job, file, changes or {})
-    shutil.copyfile(file, folder / manifests.RECIPE)
-    needed = packages.needs(machine, *packages.probe()) if carry_wheels else Needs()
+    settings: dict[str, Any] = {}
+    if job.slices:
+        settings = plan(job, file, changes or {})
+        shutil.copyfile(file, folder / manifests.RECIPE)
+    needed = packages.needs(machine, *packages.probe(job)) if carry_wheels else Needs()
     carried = [_carry(name, needed, machine, folder) for name in sorted(needed.carried)]
-    _put_slices(_candidates(file, data, pack), folder, machine)
+    if job.slices:
+        _put_slices(_candidates(file, data, pack), folder, machine)
     carried += _spares(needed, machine, folder)
     manifest = Manifest(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -74,7 +79,7 @@ def prepare(
         requirements=tuple(map(needed.requirement, sorted(needed.requirements))),
         wheels=tuple(carried),
         files=manifests.digests(folder),
-        tree=manifests.tree_digest(paths.ROOT, paths.inside(weights)),
+        tree=manifests.tree_digest(paths.ROOT, job.name, paths.inside(weights)),
     )
     line = travel.load(paths.ROOT, folder).check(machine.travels)
     manifest.write(folder)
@@ -128,12 +133,14 @@ def _put_slices(candidates: Iterator[Path], folder: Path, machine: Machine) -> N
 def _say(job: Job, manifest: Manifest, folder: Path, load: str) -> None:
     firm = [w.requirement for w in manifest.wheels if not w.spare]
     spare = [w.requirement for w in manifest.wheels if w.spare]
-    settings = ", ".join(f"{k} {v}" for k, v in sorted(manifest.settings.items()))
+    begins = [f"Begins with {manifest.weights} ({manifest.weights_digest[:12]})"]
+    begins += [f"{k} {v}" for k, v in sorted(manifest.settings.items())]
+    pack = folder / manifests.PACK
+    slices_ = f"Slices: {pack.stat().st_size / MIB:.1f} MiB\n" if job.slices else ""
     console.print(
         f"Packages: {len(manifest.requirements)} needed. Carried: {', '.join(firm) or 'none'}. "
         f"Carried in case that those there are too old: {', '.join(spare) or 'none'}.\n"
-        f"Slices: {(folder / manifests.PACK).stat().st_size / MIB:.1f} MiB\n"
-        f"Begins with {manifest.weights} ({manifest.weights_digest[:12]}); {settings}\n"
+        f"{slices_}{', '.join(begins)}\n"
         f"{load}\n"
         f"\nRehearse it first: gpu/run {job.name} rehearse\n"
         f"Then in the project's folder on the machine, with {paths.inside(folder)} carried there, "

@@ -1,13 +1,15 @@
 """Which packages a job imports: found by running one, not by guessing.
 
-``python -m gpu_queue.probe FOLDER`` trains a small model for one update in ``FOLDER`` and prints,
-as JSON, the packages whose modules are loaded then, and those that the project's own files name.
+``python -m gpu_queue.probe JOB FOLDER`` trains a small model for one update in ``FOLDER``, or
+serves one some requests, and prints, as JSON, the packages whose modules are loaded then, and those
+that the project's own files name.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -17,13 +19,24 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from gpu_jobs.jobs import JOBS
 from gpu_queue.paths import CODE
+
+# What the job of serving runs in processes of its own, and itself.
+SERVING = (
+    "gpu_jobs.__main__",
+    "gpu_jobs.serve_smoke",
+    "integration.test_devices",
+    "integration.test_runtimes",
+    "vessa_server.cli",
+)
 
 
 def main() -> None:
     """Run, look, print."""
+    job, out = JOBS[sys.argv[1]], Path(sys.argv[2])
     with contextlib.redirect_stdout(io.StringIO()):
-        _train(Path(sys.argv[1]))
+        (_train if job.slices else _serve)(out)
     print(json.dumps(packages()))
 
 
@@ -46,6 +59,22 @@ def _train(out: Path) -> None:
     train(settings, None, out)
     checkpoint.load(preset("nano"), out)
     Image.preinit()
+
+
+def _serve(out: Path) -> None:
+    """All that the job of serving imports: a real server, a text, a volume, and the tests."""
+    import golden_answers
+    from support import engine_of, picture, running
+    from vessa_client import SegmentationRequest, VessaClient, VolumeRequest
+
+    with running(engine_of(out)) as server, VessaClient(server.grpc) as client:
+        image, labels = picture(0)
+        client.segment(SegmentationRequest(image=image, student_mask=labels))
+        client.segment(SegmentationRequest(image=image, text="bright", explain=True))
+        list(client.segment_volume(VolumeRequest(slices=(image, image))))
+    next(golden_answers.requests())
+    for module in SERVING:
+        importlib.import_module(module)
 
 
 def packages() -> dict[str, list[str]]:

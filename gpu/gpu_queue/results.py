@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def check(
         raise JobError(f"{folder / RESULT}: {reason}")
     if rehearsed is not None:
         _check_size(folder, rehearsed)
+    if wrong := _not_finite(result):
+        raise JobError(f"{folder / RESULT}: {wrong} is not finite")
     if not job.trains:
         return result
     for name, expected in result["files"].items():
@@ -64,6 +67,14 @@ def _unusable(job: Job, result: dict[str, Any], rehearsed: Machine | None) -> st
     if result["rehearsal"] and rehearsed is None:
         return f"of a rehearsal on {result['device']}"
     return ""
+
+
+def _not_finite(value: Any, name: str = "result") -> str:
+    """The first number that is not finite; nothing where all are."""
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        return next(filter(None, (_not_finite(v, f"{name}/{key}") for key, v in inner)), "")
+    return name if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def _check_size(folder: Path, machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -157,6 +158,7 @@ def test_collected_weights_are_shipped_and_the_table_says_so(brought: Path) -> N
     assert checkpoint.digest(paths.SHIPPED) == checkpoint.digest(brought) != before
     assert _states() == {
         "stage1-smoke": "waiting",
+        "serve-smoke": "waiting",
         "stage1-leg": f"done: [{file.stem}](../benchmarks/results/{file.name})",
         "stage1-decay": "waiting",
     }
@@ -169,6 +171,61 @@ def test_weights_that_are_not_shipped_are_kept_beside(brought: Path) -> None:
     collect(LEG, brought)
     assert checkpoint.digest(paths.SHIPPED) == before
     assert checkpoint.digest(paths.LEGS / "stage1-leg_1") == checkpoint.digest(brought)
+
+
+def _smoke(folder: Path, job: str, **more: Any) -> Path:
+    """What a job that does not train would have brought."""
+    folder.mkdir(exist_ok=True)
+    for name in JOBS[job].brings:
+        (folder / name).write_bytes(b"")
+    result = {"job": job, "rehearsal": False, "device": "H100", "finished": True, "parts": {}}
+    (folder / RESULT).write_text(json.dumps(result | more))
+    return folder
+
+
+def test_results_of_smoke_jobs_go_to_their_places(brought: Path, tmp_path: Path) -> None:
+    files = [
+        collect(JOBS[job], _smoke(tmp_path / job, job)).relative_to(paths.ROOT)
+        for job in ("stage1-smoke", "stage1-smoke", "serve-smoke", "serve-smoke")
+    ]
+    assert [str(file) for file in files] == [
+        "benchmarks/results/gpu_stage1-smoke_1.json",
+        "benchmarks/results/gpu_stage1-smoke_2.json",
+        # A newer one takes its place.
+        "benchmarks/results/serve_smoke.json",
+        "benchmarks/results/serve_smoke.json",
+    ]
+    record = json.loads((paths.ROOT / files[-1]).read_text())
+    assert (record["job"], record["device"]) == ("serve-smoke", "H100")
+    assert _states()["serve-smoke"] == "done: [serve_smoke](../benchmarks/results/serve_smoke.json)"
+    assert sorted(f.name for f in paths.LEGS.iterdir()) == ["stage1-smoke_1", "stage1-smoke_2"]
+
+
+def test_a_result_that_is_not_finite_is_not_collected(brought: Path, tmp_path: Path) -> None:
+    folder = _smoke(tmp_path / "smoke", "serve-smoke", parts={"fp32": {"rows": [1.0, math.nan]}})
+    with pytest.raises(JobError, match="result/parts/fp32/rows/1 is not finite"):
+        collect(JOBS["serve-smoke"], folder)
+    assert _states()["serve-smoke"] == "waiting"
+
+
+def test_a_job_without_slices_is_prepared_without_data_and_notices_changed_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = JOBS["serve-smoke"]
+    with pytest.raises(JobError, match="takes no --data, --pack or --set"):
+        prepare(job, changes={"groups": 2})
+    root = tmp_path / "project"
+    _project(root)
+    file = root / "benchmarks" / "model_steps.py"
+    file.write_text("STEPS = 9\n")
+    _use(root, monkeypatch)
+    prepared = prepare(job, weights=paths.SHIPPED, carry_wheels=False)
+    assert prepared.settings == {}
+    assert [f.name for f in (paths.WORK / job.name).iterdir() if f.is_file()] == ["manifest.json"]
+    file.write_text("STEPS = 10\n")
+    done = _device(root, job.name, tmp_path / "out")
+    assert done.returncode == WRONG_INPUT
+    assert "not that of `prepare`" in done.stdout
 
 
 def _lose(out: Path) -> None:

@@ -16,11 +16,11 @@ import torch
 
 from gpu_jobs import checks, clock, leg, log, manifest, preflight, speed, steps
 from gpu_jobs.clock import Clock
-from gpu_jobs.context import Context
 from gpu_jobs.errors import NO_GPU, NOT_FINITE, OUT_OF_TIME, TOO_SLOW, JobError
 from gpu_jobs.gpu import Sampler
 from gpu_jobs.jobs import JOBS, LOG
 from gpu_jobs.manifest import Manifest
+from gpu_jobs.training import TrainingContext
 from support import tiny_model
 from vessa_server.training.config import TrainingConfig
 from vessa_server.training.episodes import Episode, EpisodeGenerator
@@ -34,12 +34,14 @@ def _manifest(**changes: Any) -> Manifest:
     return dataclasses.replace(plain, **changes)
 
 
-def _context(folder: Path, **changes: Any) -> Context:
+def _context(folder: Path, **changes: Any) -> TrainingContext:
     (folder / manifest.RECIPE).write_text(RECIPE)
     (folder / "out").mkdir(exist_ok=True)
     clock = Clock(time.time(), time.time() + 60)
     job = JOBS["stage1-leg"]
-    return Context(job, _manifest(**changes), folder, folder / "out", folder / "run", clock, {})
+    return TrainingContext(
+        job, _manifest(**changes), folder, folder / "out", folder / "run", clock, {}
+    )
 
 
 @pytest.fixture

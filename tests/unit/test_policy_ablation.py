@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import acdc
+import heart
 import policy_ablation
 from policy_queries import Query, Task, tasks
 from policy_tables import (
@@ -92,7 +93,7 @@ def test_acdc_is_scored_on_validation_patients() -> None:
     subjects = {query.subject for query in task.queries}
     assert len(subjects) == 2
     assert subjects < {"patient028", "patient078", "patient087"}
-    assert task.asked == acdc.NAMES
+    assert task.asked == heart.NAMES
     assert all(len(q.slices) == len(q.labels_ZHW) and q.volume for q in task.queries)
 
 
