@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vessa_server.runtime.budget import USED_SHARE, MemoryBudget
+from vessa_server.runtime.budget import USED_SHARE, CudaMeter, MemoryBudget, Taken
 
 
 class _Device:
@@ -24,11 +25,12 @@ class _Device:
     def free(self) -> int:
         return self.size
 
-    def start(self) -> None:
+    @contextmanager
+    def measuring(self) -> Iterator[Taken]:
         self._peak = 0
-
-    def taken(self) -> int:
-        return self._peak
+        taken = Taken(0)
+        yield taken
+        taken.nbytes = self._peak
 
     def release(self) -> None:
         self.released += 1
@@ -89,3 +91,52 @@ def test_without_a_meter_the_largest_batch_counts() -> None:
     device = _Device(10_000, 1)
     assert _run(MemoryBudget(None, 4), device, [1] * 10) == [1] * 10
     assert [len(part) for part in device.forwards] == [4, 4, 2]
+
+
+def test_parts_grow_again_where_others_have_left_the_device() -> None:
+    device = _Device(1000, 80)
+    budget = MemoryBudget(device, 64)
+    _run(budget, device, [1] * 11)
+    device.size = 200
+    _run(budget, device, [1] * 9)
+    device.size = 1000
+    device.forwards.clear()
+    _run(budget, device, [1] * 10)
+    assert [len(part) for part in device.forwards] == [10]
+
+
+class _Allocator:
+    """Stands for the GPU's: bytes in use and the most since the last reset."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used = self.peak = 0
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: self.used)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._reset)
+
+    def take(self, nbytes: int) -> None:
+        self.used += nbytes
+        self.peak = max(self.peak, self.used)
+
+    def _reset(self, _: torch.device) -> None:
+        self.peak = self.used
+
+
+def test_a_forward_in_the_pause_of_another_is_measured_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = _Allocator(monkeypatch)
+    gpu.take(1000)  # weights
+    meter = CudaMeter(torch.device("cuda"))
+    with meter.measuring() as outer:
+        gpu.take(50)
+        gpu.take(-20)
+        with meter.measuring() as inner:
+            gpu.take(700)
+            gpu.take(-700)
+        assert inner.nbytes == 700
+        gpu.take(40)
+    assert outer.nbytes == 70
+    with meter.measuring() as after:
+        gpu.take(5)
+    assert after.nbytes == 5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -13,6 +15,19 @@ R = TypeVar("R")
 USED_SHARE = 0.8
 
 
+@dataclass
+class Taken:
+    """What a block took.
+
+    Attributes:
+        before: bytes that were in use when it began.
+        nbytes: the most that was taken at once besides, without blocks within it.
+    """
+
+    before: int
+    nbytes: int = 0
+
+
 class Meter(Protocol):
     """Memory of a device, in bytes."""
 
@@ -20,12 +35,8 @@ class Meter(Protocol):
         """What could be taken now."""
         ...
 
-    def start(self) -> None:
-        """Begin to watch."""
-        ...
-
-    def taken(self) -> int:
-        """The most that was taken at once since the start."""
+    def measuring(self) -> AbstractContextManager[Taken]:
+        """Watch a block; blocks may lie in each other."""
         ...
 
     def release(self) -> None:
@@ -38,7 +49,7 @@ class CudaMeter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._before = 0
+        self._open: list[Taken] = []
 
     def free(self) -> int:
         """Free on the device, or kept by the allocator and not in use."""
@@ -46,14 +57,25 @@ class CudaMeter:
         kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(free + kept)
 
-    def start(self) -> None:
-        """Begin to watch."""
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self._before = torch.cuda.memory_allocated(self.device)
+    @contextmanager
+    def measuring(self) -> Iterator[Taken]:
+        """Watch a block; blocks may lie in each other."""
+        self._note()
+        taken = Taken(torch.cuda.memory_allocated(self.device))
+        self._open.append(taken)
+        try:
+            yield taken
+        finally:
+            self._note()
+            self._open.pop()
 
-    def taken(self) -> int:
-        """The most that was taken at once since the start."""
-        return torch.cuda.max_memory_allocated(self.device) - self._before
+    def _note(self) -> None:
+        """What the innermost block took so far is its own."""
+        if self._open:
+            taken = self._open[-1]
+            peak = torch.cuda.max_memory_allocated(self.device)
+            taken.nbytes = max(taken.nbytes, peak - taken.before)
+        torch.cuda.reset_peak_memory_stats(self.device)
 
     def release(self) -> None:
         """Give the allocator's spare blocks back."""
@@ -72,7 +94,6 @@ class MemoryBudget:
         self.max_batch = max_batch
         # The most bytes that an item of each step took.
         self.item_bytes: dict[str, int] = {}
-        self._limits: dict[str, int] = {}
 
     def parts(
         self,
@@ -98,23 +119,25 @@ class MemoryBudget:
             try:
                 result = self._measured(step, items[start:end], weight, forward)
             except torch.OutOfMemoryError:
-                if self.meter is not None:
-                    self.meter.release()
-                if end - start == 1:
+                if self.meter is None or end - start == 1:
                     raise
+                self.meter.release()
+                # Half as many the next time, unless there is more room by then.
                 rows = sum(weight(item) for item in items[start:end])
-                self._limits[step] = max(1, rows // 2)
+                room = int(USED_SHARE * self.meter.free())
+                self.item_bytes[step] = max(self.item_bytes.get(step, 0), 1 + 2 * room // rows)
                 continue
             yield result
             start = end
 
     def most_rows(self, step: str) -> int:
         """Rows that a forward of ``step`` may have now."""
-        most = min(self.max_batch, self._limits.get(step, self.max_batch))
         if self.meter is None:
-            return most
+            return self.max_batch
         taken = self.item_bytes.get(step)
-        return most if taken == 0 else 1 if taken is None else min(most, self._fitting(taken))
+        if taken is None:
+            return 1
+        return self.max_batch if taken == 0 else min(self.max_batch, self._fitting(taken))
 
     def _fitting(self, taken: int) -> int:
         assert self.meter is not None
@@ -139,9 +162,8 @@ class MemoryBudget:
     ) -> R:
         if self.meter is None:
             return forward(part)
-        self.meter.start()
-        result = forward(part)
+        with self.meter.measuring() as taken:
+            result = forward(part)
         rows = max(1, sum(weight(item) for item in part))
-        taken = self.meter.taken() // rows
-        self.item_bytes[step] = max(self.item_bytes.get(step, 0), taken)
+        self.item_bytes[step] = max(self.item_bytes.get(step, 0), taken.nbytes // rows)
         return result

@@ -6,7 +6,8 @@ H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -203,12 +204,12 @@ class TorchRuntime:
         templates = TemplateFeatures.concatenate(
             [_record(t, TemplateFeatures) for item in items for row in item.templates for t in row]
         )
-        with clock.stage("match"):
+        with self._stage(clock, "match"):
             matched = self.model.match(features, image_P, templates)
-        with clock.stage("remember"):
+        with self._stage(clock, "remember"):
             top = self.model.remember(features, image_P, templates)
         prefixes = [p for item in items for p in item.prefixes or ()]
-        with clock.stage("reason"):
+        with self._stage(clock, "reason"):
             # A template has a mask for each structure: without a text of the request the VLM
             # has nothing to add, and costs nothing.
             if prefixes:
@@ -275,6 +276,13 @@ class TorchRuntime:
         )
         return [handle for part in parts for handle in part]
 
+    @contextmanager
+    def _stage(self, clock: StageClock, name: str) -> Iterator[None]:
+        """Time a part of a forward, whose errors are the forward's."""
+        with clock.stage(name):
+            yield
+            _wait_for(self.device)
+
     def _computing(self, clock: StageClock | None = None, stage: str = "") -> _Computing:
         return _Computing(self.device, clock, stage)
 
@@ -294,8 +302,7 @@ class _Computing:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         if self.clock is not None and kind is None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            _wait_for(self.device)
             self._timing.__exit__(None, None, None)
         self._mode.__exit__(kind, error, trace)
         if isinstance(error, torch.OutOfMemoryError):
@@ -333,6 +340,11 @@ def _alike(items: Sequence[Conditioning]) -> list[list[int]]:
         key = (len(item.templates[0]), item.prefixes is not None)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _device_name(device: torch.device) -> str:
