@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 
 from support import engine_of, picture, running
 from vessa_client import SegmentationRequest, VessaClient
-from vessa_server.cases import segment
+from vessa_server.cases import segment, students
 from vessa_server.engine import VessaEngine
+from vessa_server.inference import scan
 from vessa_server.inference.look import AnyLook, Prediction
+from vessa_server.policy import answers
 from vessa_server.runtime import threads
 
 
@@ -66,3 +69,26 @@ def test_spinning_is_set_before_torch_is_there() -> None:
 
 def _fail(text: str) -> None:
     raise ValueError(text)
+
+
+def test_what_takes_long_of_a_large_image_is_done_beside_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, set[str]] = {}
+
+    def watch(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            where.setdefault(name, set()).add(threading.current_thread().name.rstrip("_0123456789"))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(scan, "unit_range")
+    watch(students, "on_frame")
+    watch(answers, "decide")
+    image, labels = picture(0, (600, 520))
+    with running(engine_of(tmp_path)) as server, VessaClient(server.grpc) as client:
+        client.segment(SegmentationRequest(image=image, student_mask=labels))
+    assert where == {name: {"payloads"} for name in ("unit_range", "on_frame", "decide")}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vessa_server.policy import PolicyConfig
-from vessa_server.policy.answers import Answer
+from vessa_server.policy.answers import Answer, decide, winner, with_background
 from vessa_server.policy.students import prompt
 
 POLICY = PolicyConfig()
@@ -72,3 +74,39 @@ def test_structures_of_an_image_are_reported_to_be_as_good_as_each_other_by_half
     assert reported.mean() == pytest.approx(np.mean(ious), abs=1e-6)
     half = (np.array(ious) - np.mean(ious)) / 2
     assert reported - reported.mean() == pytest.approx(half, abs=1e-6)
+
+
+@settings(max_examples=50)
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9)),
+        elements=st.floats(-30, 30, width=32),
+    )
+)
+def test_one_map_at_a_time_gives_what_all_together_give(logits: npt.NDArray[np.float32]) -> None:
+    probability = with_background(logits)
+    _, confidence = winner(probability)
+    decided = decide(lambda: iter(logits))
+    assert decided.confidence == pytest.approx(confidence, abs=1e-6)
+    for index, map_HW in enumerate(logits, start=1):
+        assert decided.probability(map_HW) == pytest.approx(probability[index], abs=1e-6)
+    # Where two are equal up to rounding either is right.
+    chosen = np.take_along_axis(probability, decided.labels_HW[None].astype(np.int64), 0)[0]
+    assert chosen == pytest.approx(confidence, abs=1e-6)
+    assert decided.labels_HW.dtype == np.uint8
+
+
+def test_no_more_than_two_maps_are_in_memory() -> None:
+    made: list[weakref.ref[npt.NDArray[np.float32]]] = []
+
+    def maps() -> Iterator[npt.NDArray[np.float32]]:
+        for index in range(6):
+            assert sum(old() is not None for old in made) <= 2
+            one = np.full((3, 3), index, np.float32)
+            made.append(weakref.ref(one))
+            yield one
+            del one
+
+    decide(maps)
+    assert len(made) == 12

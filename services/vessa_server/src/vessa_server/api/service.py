@@ -180,6 +180,8 @@ class Service:
             case = self.engine.open(request, volume)
             lane = self.lanes.place(case)
             answer = known(case)  # nothing to wait for
+            if answer is None:
+                case.prepare()
             return request, case, lane, answer and (finished(request, case, *answer),)
 
         try:

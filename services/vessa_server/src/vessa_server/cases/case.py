@@ -8,6 +8,7 @@ Axes: C classes, H W space.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vessa_client import AnyArray, TemplateUse, UInt8Array
+from vessa_server.cases import students
 from vessa_server.cases.frame import Frame
 from vessa_server.features.lru import ByteLru
 from vessa_server.inference.look import AnyLook, Look, Prediction
@@ -89,6 +91,25 @@ class Case:
     def __post_init__(self) -> None:
         side = max(self.plan.policy.frame_side, self.canvas_size)
         self.frame = Frame.of(self.scan.height, self.scan.width, side)
+
+    @functools.cached_property
+    def student_on_frame(self) -> Floats:
+        """The student's probabilities on the frame."""
+        assert self.student is not None
+        return students.on_frame(self.student, len(self.plan.classes), self.frame)
+
+    def prepare(self) -> None:
+        """Do now, in any thread, what takes long of a large image and will surely be needed."""
+        if self.own is None:
+            self.scan.prepare()
+        if self.student is not None:
+            _ = self.student_on_frame
+
+    @property
+    def own(self) -> Own | None:
+        """VESSA's own answer, if it is kept."""
+        held = self.memory.get(("own", self.key))
+        return held if isinstance(held, Own) else None
 
     @property
     def nbytes(self) -> int:

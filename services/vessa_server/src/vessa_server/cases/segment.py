@@ -5,13 +5,13 @@ Axes: C classes, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from vessa_client import ClassResult, SegmentationResult, TemplateUse, UInt8Array
-from vessa_server.cases import students
 from vessa_server.cases.case import Case, Own, Shared, Steps, to_bytes
 from vessa_server.cases.frame import restore
 from vessa_server.cases.volume import find_place
@@ -114,12 +114,13 @@ def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
     held = case.memory.get(key) if keep else None
     if isinstance(held, Masks):
         return held
-    probability_CHW = _at_image_size(case, draft)
-    labels_HW, confidence_HW = answers.winner(probability_CHW)
+    maps = partial(_at_image_size, case, draft)
+    decided = answers.decide(maps)
+    shares = [to_bytes(decided.probability(map_HW)) for map_HW in maps()] if probabilities else None
     masks = Masks(
-        labels_HW.astype(np.uint8),
-        to_bytes(confidence_HW),
-        to_bytes(probability_CHW[1:]) if probabilities else None,
+        decided.labels_HW,
+        to_bytes(decided.confidence),
+        None if shares is None else np.stack(shares),
     )
     if keep:
         case.memory.put(key, masks, masks.labels_HW.nbytes + masks.confidence_HW.nbytes)
@@ -133,8 +134,8 @@ def _own(case: Case) -> Steps:
         canvas = case.memory.get(("place", case.volume_key))
         if canvas is None:
             canvas = yield Shared(("place", case.volume_key), lambda: find_place(case))
-    own = case.memory.get(("own", case.key))
-    if isinstance(own, Own) and canvas in (None, own.canvas):
+    own = case.own
+    if own is not None and canvas in (None, own.canvas):
         return own
     if canvas is None:
         return (yield from _alone(case))
@@ -170,9 +171,8 @@ def _alone(case: Case) -> Steps:
 def _refine(case: Case, own: Own) -> Steps:
     """VESSA's answer with a student's mask as prompt."""
     assert case.student is not None
-    policy, count = case.plan.policy, len(case.plan.classes)
+    policy, student_CHW = case.plan.policy, case.student_on_frame
     is_label_map = case.student.ndim == 2
-    student_CHW = case.frame.reduce(students.probabilities(case.student, count))
     own_CHW = own.probability_CHW.astype(np.float32) / np.float32(255)
     prompt_CHW = rules.prompt(student_CHW, own_CHW, policy, is_label_map=is_label_map)
     canvases = [own.canvas]
@@ -203,14 +203,14 @@ def _refined(case: Case, prediction: Prediction, canvas: Canvas, prompt_CHW: Flo
     return replace(draft, kept_CHW=rules.prompt_logits(prompt_CHW, policy), kept_C=unsure_C)
 
 
-def _at_image_size(case: Case, draft: Draft) -> Floats:
-    """Probabilities of background and classes, (1 + C, H, W)."""
-    policy, frame = case.plan.policy, case.frame
-    logits_CHW = restore(draft.logits_CHW, draft.canvas, outside=policy.outside_logit)
-    if draft.kept_CHW is not None and draft.kept_C is not None:
-        kept_CHW = frame.enlarge(draft.kept_CHW)
-        logits_CHW = np.where(draft.kept_C[:, None, None], kept_CHW, logits_CHW)
-    return answers.with_background(logits_CHW)
+def _at_image_size(case: Case, draft: Draft) -> Iterator[Floats]:
+    """Logits of each class, (H, W): one in memory at a time."""
+    outside = case.plan.policy.outside_logit
+    for c in range(len(draft.logits_CHW)):
+        if draft.kept_CHW is not None and draft.kept_C is not None and draft.kept_C[c]:
+            yield case.frame.enlarge(draft.kept_CHW[c : c + 1])[0]
+        else:
+            yield restore(draft.logits_CHW[c : c + 1], draft.canvas, outside=outside)[0]
 
 
 def _predicted(prediction: Prediction) -> float:

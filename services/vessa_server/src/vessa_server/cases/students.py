@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vessa_client import AnyArray, InvalidRequestError
+from vessa_server.cases.frame import Frame
 from vessa_server.policy.answers import Floats
 
 FIELD = "student_mask"
@@ -25,13 +26,22 @@ def check(student: AnyArray, shape: tuple[int, int], num_classes: int) -> None:
         _check_label_map(student, shape, num_classes)
 
 
-def probabilities(student: AnyArray, num_classes: int) -> Floats:
-    """A checked mask as (C, H, W) probabilities at the image's size."""
-    if student.ndim == 3:
-        maps: Floats = student.astype(np.float32)
-        return maps / np.float32(255) if student.dtype == np.uint8 else maps
-    one_hot: Floats = (student == np.arange(1, num_classes + 1)[:, None, None]).astype(np.float32)
-    return one_hot
+def on_frame(student: AnyArray, num_classes: int, frame: Frame) -> Floats:
+    """A checked mask as probabilities on the frame, (C, H, W).
+
+    One class is at the image's size at a time: 32 of 4096 x 4096 pixels would take gigabytes.
+    """
+    classes = range(num_classes)
+    return np.concatenate([frame.reduce(_of_class(student, c)[None]) for c in classes])
+
+
+def _of_class(student: AnyArray, index: int) -> Floats:
+    """Probabilities of one class, (H, W)."""
+    if student.ndim == 2:
+        inside: Floats = (student == index + 1).astype(np.float32)
+        return inside
+    map_HW: Floats = student[index].astype(np.float32)
+    return map_HW / np.float32(255) if student.dtype == np.uint8 else map_HW
 
 
 def _check_probabilities(student: AnyArray, shape: tuple[int, int], num_classes: int) -> None:

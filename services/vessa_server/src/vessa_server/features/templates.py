@@ -15,7 +15,7 @@ from vessa_client import ClassDefinition, TemplateInfo
 from vessa_server.bank.template_bank import Template, TemplateBank
 from vessa_server.cache import FeatureCache, cache_key
 from vessa_server.features.lru import ByteLru
-from vessa_server.model import preprocess, prompts
+from vessa_server.model import intensity, preprocess, prompts
 from vessa_server.model.preprocess import Canvas, Crop
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Bools, Described, Floats, Handle, Runtime
@@ -237,8 +237,8 @@ class TemplateFeatureStore:
         return TemplateView(info, class_name, held[0])
 
     def _unit(self, template: Template, crop: Crop | None) -> Floats:
-        """The template on its canvas in [0, 1], (3, H, W)."""
-        unit = preprocess.to_unit_range(template.image)
+        """The template on its canvas in [0, 1], (1 or 3, H, W)."""
+        unit = intensity.unit_range(template.image)
         placed: Floats = self._placement(template, crop).place(unit).numpy()
         return placed
 
@@ -253,7 +253,7 @@ class TemplateFeatureStore:
         template = bank.load(view.info)
         labels = torch.from_numpy(template.labels)[None].float()
         placed = self._placement(template, view.crop).place(labels, mode="nearest")
-        unit = torch.from_numpy(self._unit(template, view.crop))[None]
+        unit = torch.from_numpy(self._unit(template, view.crop)).expand(1, 3, -1, -1)
         tinted: Floats = preprocess.overlay(unit, placed)[0].numpy()
         return tinted
 

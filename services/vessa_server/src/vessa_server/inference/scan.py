@@ -25,6 +25,10 @@ class Scan:
         placed: Floats = canvas.place(self._unit).numpy()
         return placed
 
+    def prepare(self) -> None:
+        """Scale it now: a large one takes a second."""
+        _ = self._unit
+
     @functools.cached_property
     def _unit(self) -> Tensor:
         return unit_range(self.pixels)

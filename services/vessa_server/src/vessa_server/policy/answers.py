@@ -6,6 +6,7 @@ Axes: C classes, H W space.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,51 @@ def with_background(logits_CHW: Floats) -> Floats:
         torch.cat([torch.zeros_like(logits[:1]), logits]), 0
     ).numpy()
     return probability
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which of background and classes each pixel is, by logits that are not kept.
+
+    Attributes:
+        labels_HW: 0 for background.
+        best_HW: the largest logit, and ...
+        total_HW: ... the sum of the exponentials of all, relative to it.
+    """
+
+    labels_HW: npt.NDArray[np.uint8]
+    best_HW: torch.Tensor
+    total_HW: torch.Tensor
+
+    @property
+    def confidence(self) -> Floats:
+        """Probability of the label, (H, W)."""
+        confidence: Floats = self.total_HW.reciprocal().numpy()
+        return confidence
+
+    def probability(self, logit_HW: Floats) -> Floats:
+        """Probability of a class by its logits."""
+        share: Floats = (
+            (torch.from_numpy(logit_HW) - self.best_HW).exp_().div_(self.total_HW).numpy()
+        )
+        return share
+
+
+def decide(maps: Callable[[], Iterable[Floats]]) -> Decision:
+    """What :func:`with_background` and :func:`winner` give, with one map in memory at a time.
+
+    Args:
+        maps: gives the logits of each class, (H, W); called twice.
+    """
+    best, labels = torch.zeros(()), torch.zeros((), dtype=torch.uint8)
+    for index, logit_HW in enumerate(maps(), start=1):
+        logit = torch.from_numpy(logit_HW)
+        labels = torch.where(logit > best, index, labels)
+        best = torch.maximum(best, logit)
+    total = best.neg().exp_()
+    for logit_HW in maps():
+        total += (torch.from_numpy(logit_HW) - best).exp_()
+    return Decision(labels.numpy(), best, total)
 
 
 def winner(probability_CHW: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
