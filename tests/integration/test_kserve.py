@@ -327,6 +327,39 @@ def test_requests_are_counted_once_and_the_service_is_listed(server: RunningServ
     assert "/v2/models/{model}/infer" in paths
 
 
+def test_nobody_makes_up_counters(server: RunningServer) -> None:
+    for path in ("/v2/health/live", "/v2/nothing"):
+        httpx.request("BREW", f"{server.http}{path}")
+    text = httpx.get(f"{server.http}/metrics").text
+    assert "BREW" not in text
+    assert 'method="other other",transport="kserve"} 1.0' in text
+
+
+def test_headers_alone_are_those_of_the_whole_answer(server: RunningServer) -> None:
+    for path, status in (("/v2/health/live", 200), ("/v2/nothing", 404)):
+        bare, whole = (httpx.request(m, f"{server.http}{path}") for m in ("HEAD", "GET"))
+        assert bare.status_code == whole.status_code == status
+        assert (len(bare.content), bare.headers["content-length"]) == (0, str(len(whole.content)))
+
+
+def test_nothing_is_ready_without_a_bank_that_can_be_read(tmp_path: Path) -> None:
+    with running(engine_of(tmp_path)) as server:
+        protocols = [connected(kind, server) for kind in ("grpc", "http")]
+        index = tmp_path / "bank" / "index.json"
+        whole = index.read_bytes()
+        for content, ready in ((whole[:100], False), (whole, True)):
+            index.write_bytes(content)
+            for protocol in protocols:
+                assert protocol.client.is_server_live()
+                assert protocol.client.is_server_ready() is ready
+                assert protocol.client.is_model_ready("vessa") is ready
+            answer = httpx.get(f"{server.http}/v2/health/ready")
+            assert answer.status_code == (200 if ready else 503)
+            assert ready or "is damaged" in answer.json()["error"]
+        for protocol in protocols:
+            protocol.client.close()
+
+
 def test_the_documents_example_runs(server: RunningServer) -> None:
     document = (ROOT / "docs" / "kserve.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vessa_client import VessaError
-from vessa_server.api import errors
 from vessa_server.api.kserve import model
 from vessa_server.api.metrics import Metrics
-from vessa_server.api.rest.guard import CLIENT_CLOSED, error_body
+from vessa_server.api.rest.guard import Guard
 
 PATH = "/v2"
 
 
 class KserveGuard:
-    """Counts requests below ``/v2``, and says of their errors what the protocol says of them.
+    """Counts requests below ``/v2`` apart, and says of errors what the protocol says of them.
 
     Args:
         app: answers all paths.
@@ -26,43 +23,26 @@ class KserveGuard:
     """
 
     def __init__(self, app: ASGIApp, otherwise: ASGIApp, metrics: Metrics) -> None:
-        self.app = app
+        self.guarded = Guard(app, metrics, model.TRANSPORT, _Rewriting)
         self.otherwise = otherwise
-        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on."""
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{PATH}/"):
-            await self.otherwise(scope, receive, send)
-            return
-        start, answer = time.perf_counter(), _Answer(send)
-        try:
-            await self.app(scope, receive, answer)
-        except Exception as raised:
-            error = errors.public(raised)
-            if not answer.status:
-                await answer.refuse(error)
-        finally:
-            method = f"{scope['method']} {getattr(scope.get('route'), 'path', 'other')}"
-            code = str(answer.status or CLIENT_CLOSED)
-            self.metrics.requests.labels(model.TRANSPORT, method, code).inc()
-            seconds = time.perf_counter() - start
-            self.metrics.latency.labels(model.TRANSPORT, method).observe(seconds)
+        ours = scope["type"] == "http" and f"{scope['path']}/".startswith(f"{PATH}/")
+        await (self.guarded if ours else self.otherwise)(scope, receive, send)
 
 
-class _Answer:
+class _Rewriting:
     """A ``send`` that holds an error back until its body is whole, and rewrites it."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
-        self.status = 0
         self.held: Message | None = None
         self.body = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            if self.status >= 400:
+            if message["status"] >= 400:
                 self.held = message
                 return
         elif self.held is not None:
@@ -79,15 +59,8 @@ class _Answer:
             message, self.held = {**message, "body": body}, None
         await self.send(message)
 
-    async def refuse(self, error: VessaError) -> None:
-        """Answer with an error."""
-        status = errors.http_status(error)
-        await self({"type": "http.response.start", "status": status, "headers": _CLOSE})
-        await self({"type": "http.response.body", "body": json.dumps(error_body(error)).encode()})
-
 
 _OF_THE_BODY = (b"content-type", b"content-length")
-_CLOSE = [(b"connection", b"close")]
 
 
 def rewritten(body: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.params import Depends as Dependency
 
-from vessa_client import InvalidRequestError, UnavailableError
+from vessa_client import InvalidRequestError
 from vessa_server.api.kserve import model, rest_body
 from vessa_server.api.kserve.inference import infer
 from vessa_server.api.rest.segment import unless_disconnected
@@ -35,10 +35,6 @@ def kserve_router(service: Service, guarded: Sequence[Dependency]) -> APIRouter:
     router = APIRouter(tags=["Open Inference Protocol"])
     for_model = [*guarded, Depends(_check_model)]
 
-    def check_ready() -> None:
-        if not service.ready:
-            raise UnavailableError("the server is starting or stopping")
-
     @router.get(f"{HEALTH}/live")
     async def live() -> dict[str, bool]:
         """The process runs."""
@@ -46,8 +42,8 @@ def kserve_router(service: Service, guarded: Sequence[Dependency]) -> APIRouter:
 
     @router.get(f"{HEALTH}/ready")
     async def ready() -> dict[str, bool]:
-        """Requests are accepted; 503 while starting or stopping."""
-        check_ready()
+        """Requests are accepted; 503 while starting or stopping, or without a bank."""
+        await service.check_ready()
         return {"ready": True}
 
     @router.get("/v2", dependencies=guarded)
@@ -74,8 +70,8 @@ def kserve_router(service: Service, guarded: Sequence[Dependency]) -> APIRouter:
     @router.get(f"{ONE_MODEL}/ready", dependencies=for_model)
     @router.get(f"{ONE_VERSION}/ready", dependencies=for_model)
     async def model_ready() -> dict[str, Any]:
-        """The model takes requests; 503 while starting or stopping."""
-        check_ready()
+        """The model takes requests; 503 while starting or stopping, or without a bank."""
+        await service.check_ready()
         return {"name": model.MODEL, "ready": True}
 
     @router.post(f"{ONE_MODEL}/infer", dependencies=for_model, openapi_extra=INFER_SCHEMA)

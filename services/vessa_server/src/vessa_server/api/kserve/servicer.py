@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from vessa_client import VessaError
+from vessa_client import UnavailableError, VessaError
 from vessa_server.api import errors
 from vessa_server.api.kserve import messages, model
 from vessa_server.api.kserve.inference import infer
@@ -86,11 +86,18 @@ class InferenceCalls:
         return pb.ServerLiveResponse(live=True)
 
     async def _server_ready(self, request: Any, context: Context) -> Any:
-        return pb.ServerReadyResponse(ready=self.service.ready)
+        return pb.ServerReadyResponse(ready=await self._ready())
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
         model.check_model(request.name, request.version)
-        return pb.ModelReadyResponse(ready=self.service.ready)
+        return pb.ModelReadyResponse(ready=await self._ready())
+
+    async def _ready(self) -> bool:
+        try:
+            await self.service.check_ready()
+        except UnavailableError:
+            return False
+        return True
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
         return messages.server_metadata()

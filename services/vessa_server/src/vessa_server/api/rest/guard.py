@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +21,26 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Guard:
-    """Counts requests, answers errors that nobody handled, and forgets clients that have gone."""
+    """Counts requests, answers errors that nobody handled, and forgets clients that have gone.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: answers the requests.
+        metrics: where they are counted.
+        transport: under which name.
+        form: puts answers, such as errors, into the form of a protocol.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        transport: str = "http",
+        form: Callable[[Send], Send] | None = None,
+    ) -> None:
         self.app = app
         self.metrics = metrics
+        self.transport = transport
+        self.form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on."""
@@ -34,12 +49,15 @@ class Guard:
             return
         start, status = time.perf_counter(), 0
         head = scope["method"] == "HEAD"
+        answer = _without_body(send) if head else send
+        if self.form is not None:
+            answer = self.form(answer)
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send({**message, "body": b""} if head and "body" in message else message)
+            await answer(message)
 
         inner = {**scope, "method": "GET"} if head else scope
         try:
@@ -50,8 +68,17 @@ class Guard:
                 await respond(error, watched)
         finally:
             method = method_label(scope["method"], inner)
-            self.metrics.requests.labels("http", method, str(status or CLIENT_CLOSED)).inc()
-            self.metrics.latency.labels("http", method).observe(time.perf_counter() - start)
+            code = str(status or CLIENT_CLOSED)
+            self.metrics.requests.labels(self.transport, method, code).inc()
+            seconds = time.perf_counter() - start
+            self.metrics.latency.labels(self.transport, method).observe(seconds)
+
+
+def _without_body(send: Send) -> Send:
+    async def headers_only(message: Message) -> None:
+        await send({**message, "body": b""} if "body" in message else message)
+
+    return headers_only
 
 
 def method_label(method: str, scope: Scope) -> str:
