@@ -232,11 +232,14 @@ def test_a_call_of_a_stranger_is_refused_before_its_messages(tmp_path: Path) -> 
     with running(engine_of(tmp_path), token="s3cret") as server:
         never: Iterator[bytes] = iter(threading.Event().wait, b"")  # type: ignore[arg-type]
         with grpc.insecure_channel(server.grpc) as channel:
-            for method in ("SegmentStream", "SegmentVolume"):
-                path = f"/vessa.v1.PseudoLabelService/{method}"
+            for path in (
+                "/vessa.v1.PseudoLabelService/SegmentStream",
+                "/vessa.v1.PseudoLabelService/SegmentVolume",
+                "/inference.GRPCInferenceService/ModelInfer",
+            ):
                 call: Any = channel.stream_stream(path, bytes, bytes)
                 with pytest.raises(grpc.RpcError) as caught:
-                    list(call(never, timeout=20))
+                    list(call(never, timeout=5))
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -88,6 +88,23 @@ async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(tmp_path
         late.info()
 
 
+async def test_who_has_gone_is_counted_as_that(tmp_path: Path) -> None:
+    engine = _gate(tmp_path)
+    with running(engine) as server:
+        async with AsyncVessaClient(server.grpc) as client:
+            call = asyncio.create_task(client.segment(SegmentationRequest(image=IMAGE)))
+            await asyncio.to_thread(engine.entered.wait, 30)
+            call.cancel()
+            counted = 'vessa_requests_total{code="CANCELLED",method="Segment",transport="grpc"} 1.0'
+            while counted not in await asyncio.to_thread(_metrics, server):
+                pass
+        engine.opened.set()
+
+
+def _metrics(server: RunningServer) -> str:
+    return httpx.get(f"{server.http}/metrics").text
+
+
 def test_a_port_in_use_is_told_with_the_flag(tmp_path: Path, server: RunningServer) -> None:
     assert server.ports is not None
     engine = engine_of(tmp_path / "other")

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from vessa_client import InvalidRequestError, VessaError
-from vessa_server.api import errors
-from vessa_server.api.kserve.servicer import SERVICE_NAME as KSERVE_NAME
+from vessa_server.api.grpc.calls import Context, abort
 from vessa_server.api.service import Service
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any  # grpc's RpcMethodHandler, which is a named tuple
-
-
-async def abort(context: Context, error: VessaError) -> NoReturn:
-    """End a call with an error."""
-    context.set_trailing_metadata(errors.grpc_metadata(error))
-    await context.abort(errors.grpc_status(error), error.message)
-    raise AssertionError("unreachable: abort raises")
 
 
 class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
@@ -30,12 +21,16 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
 
     Args:
         service: knows the token.
-        guarded: full name of the service whose calls all need the token.
+        services: full names of those that are guarded.
+        open_to_all: their calls that need no token, as ``/service/call``.
     """
 
-    def __init__(self, service: Service, guarded: str) -> None:
+    def __init__(
+        self, service: Service, services: Collection[str], open_to_all: Collection[str]
+    ) -> None:
         self.service = service
-        self.guarded = guarded
+        self.services = services
+        self.open_to_all = open_to_all
 
     async def intercept_service(
         self,
@@ -44,10 +39,10 @@ class Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in 
     ) -> Handler:
         """The handler of a call, with checks before it."""
         handler = await continuation(handler_call_details)
-        name = handler_call_details.method.strip("/").partition("/")[0]
-        if handler is None or name not in (self.guarded, KSERVE_NAME):
+        call = handler_call_details.method
+        if handler is None or call.strip("/").partition("/")[0] not in self.services:
             return handler
-        if name == self.guarded:
+        if call not in self.open_to_all:
             metadata = dict(handler_call_details.invocation_metadata or ())
             try:
                 self.service.authenticate(_text(metadata.get("authorization")))

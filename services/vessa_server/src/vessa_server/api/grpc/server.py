@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +27,9 @@ from vessa_client import (
     wire,
 )
 from vessa_server.api import errors, volumes
-from vessa_server.api.grpc.door import Context, Door, abort
+from vessa_server.api.grpc import calls
+from vessa_server.api.grpc.calls import Context, Outcome
+from vessa_server.api.grpc.door import Door
 from vessa_server.api.kserve import servicer as kserve
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
@@ -37,6 +38,8 @@ from vessa_server.scheduler.scheduler import Priority
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PseudoLabelService"].full_name
+# Label of the metrics.
+TRANSPORT = "grpc"
 
 
 class PortInUseError(RuntimeError):
@@ -53,7 +56,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         """One image."""
 
         async def answer() -> pb.SegmentResponse:
-            return await self._segment(request, _caller(context, Priority.INTERACTIVE))
+            return await self._segment(request, calls.caller_of(context, Priority.INTERACTIVE))
 
         return await self._answer("Segment", context, answer)
 
@@ -65,7 +68,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         places = asyncio.Semaphore(self.service.settings.max_stream_in_flight)
         tasks: set[asyncio.Task[None]] = set()
 
-        caller = _caller(context, Priority.BULK)
+        caller = calls.caller_of(context, Priority.BULK)
 
         async def work(message: pb.SegmentRequest) -> None:
             await answers.put(await self._stream_answer(message, caller))
@@ -89,7 +92,7 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                 places.release()
             await reader
         except VessaError as error:
-            await abort(context, error)
+            await calls.abort(context, error)
         finally:
             for task in (reader, *tasks):
                 task.cancel()
@@ -99,14 +102,14 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
         self, request_iterator: AsyncIterator[pb.SegmentVolumeRequest], context: Context
     ) -> AsyncIterator[pb.SegmentResponse]:
         """A volume, slice by slice; answers begin when all slices have come."""
-        caller = _caller(context, Priority.BULK)
+        caller = calls.caller_of(context, Priority.BULK)
         with self._measured("SegmentVolume") as outcome, Share(self.service.volumes) as share:
             try:
                 volume, indices = await self._incoming(request_iterator, share)
             except Exception as raised:
-                error = errors.public(raised)
-                outcome.code = errors.code_name(error)
-                await abort(context, error)
+                await calls.abort(context, outcome.failed(raised))
+            # Slices carry their own errors; who has them all may go before the end.
+            outcome.code = "OK"
             render = convert.result_to_message
             request_id = volume.request.request_id
             answers = volumes.answers(self.service, volume, indices, render, caller)
@@ -213,32 +216,13 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
             try:
                 return await self._segment(message, caller)
             except Exception as raised:
-                error = errors.public(raised)
-                outcome.code = errors.code_name(error)
-                return _error_message(message.request_id, error)
+                return _error_message(message.request_id, outcome.failed(raised))
 
     async def _answer(self, method: str, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
-        with self._measured(method) as outcome:
-            try:
-                return await answer()
-            except Exception as raised:
-                error = errors.public(raised)
-                outcome.code = errors.code_name(error)
-                await abort(context, error)
+        return await calls.answered(self.service.metrics, TRANSPORT, method, context, answer)
 
-    @contextmanager
-    def _measured(self, method: str) -> Iterator[_Outcome]:
-        outcome, start = _Outcome(), time.perf_counter()
-        try:
-            yield outcome
-        finally:
-            metrics = self.service.metrics
-            metrics.requests.labels("grpc", method, outcome.code).inc()
-            metrics.latency.labels("grpc", method).observe(time.perf_counter() - start)
-
-
-class _Outcome:
-    code = "OK"
+    def _measured(self, method: str) -> AbstractContextManager[Outcome]:
+        return calls.measured(self.service.metrics, TRANSPORT, method)
 
 
 def _volume(header: pb.VolumeHeader, service: Service, share: Share) -> volumes.IncomingVolume:
@@ -280,12 +264,6 @@ def _template(
     return image, labels, [convert.class_from_message(c) for c in request.classes]
 
 
-def _caller(context: Context, priority: Priority) -> Caller:
-    """Who calls: the host, whatever the port, until the call's deadline."""
-    host = context.peer().rpartition(":")[0]
-    return Caller.within(context.time_remaining(), host, priority)
-
-
 def join_address(host: str, port: int) -> str:
     """Host and port in one text; an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -298,7 +276,7 @@ class GrpcServer:
         self.service = service
         self.health = HealthServicer()
         self.server = grpc.aio.server(
-            interceptors=(Door(service, SERVICE_NAME),),
+            interceptors=(Door(service, (SERVICE_NAME, kserve.SERVICE_NAME), kserve.OPEN_CALLS),),
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),

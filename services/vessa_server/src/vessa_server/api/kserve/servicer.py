@@ -5,35 +5,36 @@ A copy of the protocol of our own would collide with tritonclient's in one proce
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from vessa_client import UnavailableError, VessaError
-from vessa_server.api import errors
+from vessa_client import UnavailableError
+from vessa_server.api.grpc import calls
+from vessa_server.api.grpc.calls import Context
 from vessa_server.api.kserve import messages, model
 from vessa_server.api.kserve.inference import infer
-from vessa_server.api.service import Caller, Service
+from vessa_server.api.service import Service
 from vessa_server.scheduler.scheduler import Priority
 
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+# Calls that need no token, as in REST.
+OPEN_CALLS: Final = (f"/{SERVICE_NAME}/ServerLive", f"/{SERVICE_NAME}/ServerReady")
 
 
 def add_to_server(service: Service, server: grpc.aio.Server) -> None:
     """Offer the calls of the protocol; gRPC answers the others with UNIMPLEMENTED."""
-    calls = InferenceCalls(service)
+    servicer = InferenceCalls(service)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
-            calls.handler(name, answer, open_to_all=name in ("ServerLive", "ServerReady")),
+            servicer.handler(name, answer),
             request_deserializer=getattr(pb, f"{name}Request").FromString,
             response_serializer=getattr(pb, f"{name}Response").SerializeToString,
         )
-        for name, answer in calls.by_name.items()
+        for name, answer in servicer.by_name.items()
     }
     handler = grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
     server.add_generic_rpc_handlers((handler,))
@@ -54,31 +55,18 @@ class InferenceCalls:
         }
 
     def handler(
-        self,
-        name: str,
-        answer: Callable[[Any, Context], Awaitable[T]],
-        *,
-        open_to_all: bool,
+        self, name: str, answer: Callable[[Any, Context], Awaitable[T]]
     ) -> Callable[[Any, Context], Awaitable[T]]:
-        """A call with the token checked unless it is open, errors as status codes, and metrics."""
+        """A call with errors as status codes, and metrics."""
 
         async def call(request: Any, context: Context) -> T:
-            code, start = "CANCELLED", time.perf_counter()
-            try:
-                if not open_to_all:
-                    self.service.authenticate(_authorization(context))
-                result = await answer(request, context)
-            except Exception as raised:
-                error = errors.public(raised)
-                code = errors.code_name(error)
-                await _abort(context, error)
-            else:
-                code = "OK"
-                return result
-            finally:
-                metrics = self.service.metrics
-                metrics.requests.labels(model.TRANSPORT, name, code).inc()
-                metrics.latency.labels(model.TRANSPORT, name).observe(time.perf_counter() - start)
+            return await calls.answered(
+                self.service.metrics,
+                model.TRANSPORT,
+                name,
+                context,
+                lambda: answer(request, context),
+            )
 
         return call
 
@@ -107,17 +95,5 @@ class InferenceCalls:
         return messages.model_metadata()
 
     async def _model_infer(self, request: Any, context: Context) -> Any:
-        host = context.peer().rpartition(":")[0]
-        caller = Caller.within(context.time_remaining(), host, Priority.INTERACTIVE)
+        caller = calls.caller_of(context, Priority.INTERACTIVE)
         return await infer(self.service, lambda: messages.read(request), messages.render, caller)
-
-
-def _authorization(context: Context) -> str | None:
-    value = dict(context.invocation_metadata() or ()).get("authorization")
-    return value.decode() if isinstance(value, bytes) else value
-
-
-async def _abort(context: Context, error: VessaError) -> NoReturn:
-    context.set_trailing_metadata(errors.grpc_metadata(error))
-    await context.abort(errors.grpc_status(error), error.message)
-    raise AssertionError("unreachable: abort raises")
