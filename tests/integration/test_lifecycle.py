@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from support import RunningServer, engine_of, free_port, picture, running
 from vessa_client import (
@@ -80,12 +82,21 @@ async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(tmp_path
             while await client.healthy():
                 await asyncio.sleep(0)
             assert httpx.get(f"{server.http}/health/ready").status_code == 503
+            await asyncio.to_thread(_assert_nothing_serves, server)
             with pytest.raises(UnavailableError):
                 await client.segment(SegmentationRequest(image=picture(1)[0]))
             engine.opened.set()
             assert isinstance(await accepted, SegmentationResult)
     with VessaClient(server.grpc, once) as late, pytest.raises(UnavailableError):
         late.info()
+
+
+def _assert_nothing_serves(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "vessa.v1.PseudoLabelService", "inference.GRPCInferenceService"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_who_has_gone_is_counted_as_that(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_nifti_goes_out_with_the_geometry_it_came_in_with(server: RunningServer)
 def test_health_reflection_info_and_documents(server: RunningServer, client: VessaClient) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for name in ("", "vessa.v1.PseudoLabelService"):
+        for name in ("", "vessa.v1.PseudoLabelService", "inference.GRPCInferenceService"):
             status = stub.Check(health_pb2.HealthCheckRequest(service=name)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
         services = ProtoReflectionDescriptorDatabase(channel).get_services()

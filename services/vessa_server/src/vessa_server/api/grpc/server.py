@@ -311,7 +311,7 @@ class GrpcServer:
     async def set_serving(self, serving: bool) -> None:
         """Report SERVING or NOT_SERVING to health checks."""
         status = health_pb2.HealthCheckResponse.ServingStatus
-        for name in ("", SERVICE_NAME):
+        for name in ("", SERVICE_NAME, kserve.SERVICE_NAME):
             await self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
