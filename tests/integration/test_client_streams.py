@@ -413,6 +413,33 @@ def test_a_stream_ends_with_its_time_limit(client: Client) -> None:
             client.collect("segment_stream", requests(SLICES), timeout=0.5)
 
 
+class Late(pb_grpc.PseudoLabelServiceServicer):
+    """Says of each image and slice that its time is over, a moment before it is."""
+
+    async def SegmentStream(
+        self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        message = await anext(request_iterator)
+        await asyncio.sleep(context.time_remaining() - 0.02)
+        yield refusal(message.request_id, code="DEADLINE_EXCEEDED", message="late")
+
+    async def SegmentVolume(
+        self, request_iterator: AsyncIterator[pb.SegmentVolumeRequest], context: Context
+    ) -> AsyncIterator[pb.SegmentResponse]:
+        parts = [part async for part in request_iterator]
+        await asyncio.sleep(context.time_remaining() - 0.02)
+        yield refusal(parts[0].header.request_id, index=1, code="DEADLINE_EXCEEDED", message="late")
+
+
+@pytest.mark.parametrize("method", ["segment_stream", "segment_volume"])
+def test_the_end_of_the_time_is_raised_whoever_says_it(client: Client, method: str) -> None:
+    asked = requests(SLICES) if method == "segment_stream" else VOLUME
+    with serving(Late()) as target:
+        client.connect(target)
+        with pytest.raises(DeadlineError):
+            client.collect(method, asked, timeout=0.5)
+
+
 def test_a_restarted_server_is_sent_what_is_unfinished() -> None:
     options = ClientOptions(retry=RetryPolicy(attempts=60, initial_seconds=0.1, max_seconds=0.2))
     with contextlib.ExitStack() as first:

@@ -16,6 +16,7 @@ from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import wire
 from vessa_client._errors import (
     BY_CODE,
+    DeadlineError,
     NotFoundError,
     OverloadedError,
     UnavailableError,
@@ -33,6 +34,8 @@ from vessa_client._types import (
 Request = TypeVar("Request", SegmentationRequest, VolumeRequest)
 
 REMEMBERED_REFERENCES = 100_000
+# How much the ends of a call differ between client and server: gRPC rounds what is left.
+ROUNDED_SECONDS = 0.05
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -101,6 +104,17 @@ class Backoff:
     def remaining(self) -> float | None:
         """Seconds that are left."""
         return None if self._deadline is None else self._deadline - time.monotonic()
+
+    def check_end(self, error: VessaError) -> None:
+        """Tell an answer that came too late for the call from one of a single request.
+
+        Raises:
+            DeadlineError: ``error`` is one, and the time of the call is over.
+        """
+        remaining = self.remaining()
+        over = remaining is not None and remaining <= ROUNDED_SECONDS
+        if over and isinstance(error, DeadlineError):
+            raise DeadlineError("not all answers came within the time of the call") from error
 
     def succeeded(self) -> None:
         """Start over: the server answers."""

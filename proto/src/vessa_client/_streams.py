@@ -116,6 +116,7 @@ class StreamSession:
 
         Raises:
             ProtocolError: the answer belongs to no request.
+            DeadlineError: the time of the stream is over.
         """
         asked = self._pending.get(response.request_id)
         if asked is None:
@@ -148,6 +149,7 @@ class StreamSession:
         return message
 
     def _failed(self, asked: _Asked, error: VessaError) -> VessaError | Outgoing:
+        self._backoff.check_end(error)
         if is_unknown_image(error) and asked.sent is not asked.request:
             self._references.forget(asked.request)
             return Outgoing(self._send(asked))
@@ -214,6 +216,7 @@ class VolumeSession:
 
         Raises:
             ProtocolError: the answer is of another request.
+            DeadlineError: the time of the volume is over.
         """
         index = response.slice_index
         known = response.request_id == self._request.request_id
@@ -263,6 +266,7 @@ class VolumeSession:
             yield pb.SegmentVolumeRequest(slice=part)
 
     def _failed(self, index: int, error: VessaError) -> VessaError | None:
+        self._backoff.check_end(error)
         error.slice_index = index
         if is_transient(error):
             if self._overloaded is None or error.retry_after > self._overloaded.retry_after:

@@ -155,7 +155,8 @@ class VessaClient:
             timeout: seconds for the whole volume; None for no end.
 
         Raises:
-            VessaError: see the tree in :mod:`vessa_client`.
+            DeadlineError: not all answers came within ``timeout``.
+            VessaError: others; see the tree in :mod:`vessa_client`.
         """
         session = VolumeSession(
             self._references,
