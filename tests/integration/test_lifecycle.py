@@ -23,6 +23,7 @@ from vessa_client import (
     SegmentationResult,
     UnavailableError,
     VessaClient,
+    VessaError,
 )
 from vessa_server.api.grpc.server import PortInUseError
 from vessa_server.engine import VessaEngine
@@ -97,6 +98,22 @@ def _assert_nothing_serves(server: RunningServer) -> None:
         for name in ("", "vessa.v1.PseudoLabelService", "inference.GRPCInferenceService"):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_timeout_of_the_work_is_not_the_requests_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise TimeoutError("timed out")
+
+    engine = engine_of(tmp_path)
+    monkeypatch.setattr(engine, "open", unreachable)
+    with (
+        running(engine) as server,
+        VessaClient(server.grpc) as client,
+        pytest.raises(VessaError, match="internal error"),
+    ):
+        client.segment(SegmentationRequest(image=IMAGE))
 
 
 async def test_who_has_gone_is_counted_as_that(tmp_path: Path) -> None:

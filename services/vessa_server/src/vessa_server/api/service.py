@@ -184,8 +184,9 @@ class Service:
                 case.prepare()
             return request, case, lane, answer and (finished(request, case, *answer),)
 
+        deadline = asyncio.timeout_at(caller.deadline)  # the loop's clock is the monotonic one
         try:
-            async with asyncio.timeout_at(caller.deadline):  # the loop's clock is the monotonic one
+            async with deadline:
                 request, case, lane, answer = await self.work(opened)
                 if answer is not None:
                     return answer[0]
@@ -199,6 +200,8 @@ class Service:
                 draft, words = await asyncio.wrap_future(future)
                 return await self.work(lambda: finished(request, case, draft, words))
         except TimeoutError:
+            if not deadline.expired():  # the work's own, such as a socket's
+                raise
             raise DeadlineError("no answer within the request's deadline") from None
 
     def size_of(self, image: ImageInput) -> tuple[int, int]:
