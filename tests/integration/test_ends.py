@@ -159,7 +159,7 @@ def test_errors_of_the_model_say_nothing_of_what_was_sent(tmp_path: Path) -> Non
             assert "SECRET" not in answer.text
         server.signal()
         assert server.wait(20) == 0
-        assert '"kind": "ValueError"' in server.log
+        assert '"kind": "ValueError", "at": "support_process.py:' in server.log
         assert "SECRET" not in server.log
         assert "Traceback" not in server.log
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+
+from vessa_client import InvalidRequestError
+from vessa_server.cases.images import ImageLimits, decode
+from vessa_server.failures import where
 
 FAILING = """
 import asyncio, logging, sys, threading, warnings
@@ -68,7 +73,22 @@ def test_errors_of_libraries_are_logged_by_kind_and_place(form: str) -> None:
         assert words in result.stderr
     if form == "json":
         events = [json.loads(line) for line in result.stderr.splitlines()]
-        assert {e["at"] for e in events if "kind" in e} == {"<string>:10"}
+        assert {e["at"] for e in events if "kind" in e} == {"<string>:10 in fail"}
         assert {"uvicorn.error", "grpc._cython.cygrpc", "asyncio"} <= {
             e.get("logger") for e in events
         }
+
+
+def test_the_place_of_an_error_is_the_innermost_of_its_frames() -> None:
+    with pytest.raises(InvalidRequestError) as ours:
+        decode(b"SECRET", ImageLimits(max_bytes=100, max_side=100))
+    assert re.fullmatch(r"vessa_server/cases/pictures\.py:\d+ in \w+", where(ours.value))
+    with pytest.raises(json.JSONDecodeError) as of_a_module:
+        json.loads("SECRET")
+    assert re.fullmatch(
+        r"json/decoder\.py:\d+ in JSONDecoder\.raw_decode", where(of_a_module.value)
+    )
+    with pytest.raises(TypeError) as of_a_package:
+        json.loads(3)  # type: ignore[arg-type]
+    assert re.fullmatch(r"json/__init__\.py:\d+ in loads", where(of_a_package.value))
+    assert where(ValueError()) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -184,7 +185,10 @@ def test_an_error_of_one_look_in_a_batch_ends_its_request_only(error: Exception)
         assert max(ran.count(name) for name in ran) <= 2
         (line,) = logs
         assert line["event"] == "request.failed"
-        assert set(line) == {"event", "kind", "log_level"}
+        assert set(line) == {"event", "kind", "at", "log_level"}
+        assert re.fullmatch(
+            r"(support_scheduler|vessa_server/scheduler/tasks)\.py:\d+ in [\w.]+", line["at"]
+        )
         assert "patient" not in str(line)
 
 
@@ -245,6 +249,8 @@ def test_when_the_thread_dies_everything_is_settled_and_nothing_accepted(
         assert running.queue.requests == 0
         with pytest.raises(UnavailableError):
             running.submit(together("late"))
+        place = logs[0].pop("at")
+        assert place.startswith("support_scheduler.py:")
         assert {"event": "scheduler.died", "kind": type(error).__name__} == {
             key: value for key, value in logs[0].items() if key != "log_level"
         }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
-
 import grpc
 import structlog
 
@@ -19,6 +16,7 @@ from vessa_client import (
 )
 from vessa_client.wire import METADATA_FIELD, METADATA_RETRY_AFTER
 from vessa_server.bank import BankError, BankFullError
+from vessa_server.failures import described
 
 log = structlog.get_logger(__name__)
 INTERNAL = "INTERNAL"
@@ -53,7 +51,7 @@ _HTTP: dict[type[VessaError], int] = {
 def public(error: Exception) -> VessaError:
     """What of an error leaves the process: of one that is not ours, nothing but that it was.
 
-    Its kind goes to the log, and nothing else: messages and frames may hold pixels and names.
+    Its kind and place go to the log, and nothing else.
     """
     if isinstance(error, VessaError):
         found = error
@@ -63,7 +61,7 @@ def public(error: Exception) -> VessaError:
         log.error("bank.failed", error=printable(str(error), MAX_MESSAGE))
         found = VessaError(str(error))
     else:
-        log.error("request.failed", kind=type(error).__name__, at=where(error))
+        log.error("request.failed", **described(error))
         found = VessaError("internal error; the server's log names its kind")
     found.message = printable(found.message, MAX_MESSAGE)
     found.field = printable(found.field, MAX_FIELD)
@@ -75,12 +73,6 @@ def printable(text: str, most: int) -> str:
     shown = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
     data = shown.encode()
     return shown if len(data) <= most else data[: most - 3].decode(errors="ignore") + "..."
-
-
-def where(error: BaseException) -> str:
-    """File and line of the innermost frame."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def code_name(error: VessaError) -> str:

@@ -15,7 +15,7 @@ import warnings
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
-from vessa_server.api.errors import where
+from vessa_server.failures import described
 
 # They say of damaged bodies what the answer to their sender says, too.
 _SILENT = ("PIL", "nibabel.global", "python_multipart")
@@ -62,7 +62,7 @@ def _bare(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     raised = event.pop("exc_info", None)
     error = raised[1] if isinstance(raised, tuple) else raised
     if isinstance(error, BaseException):
-        event["kind"], event["at"] = type(error).__name__, where(error)
+        event.update(described(error))
     return event
 
 
@@ -77,4 +77,4 @@ def _not_raised(failed: sys.UnraisableHookArgs) -> None:
 def _log_failure(event: str, error: BaseException | None) -> None:
     if error is not None:
         log = structlog.get_logger(__name__)
-        log.error(event, kind=type(error).__name__, at=where(error))
+        log.error(event, **described(error))

@@ -25,6 +25,7 @@ from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import Banks
 from vessa_server.cache import open_cache
 from vessa_server.engine import VessaEngine
+from vessa_server.failures import described
 from vessa_server.model.presets import preset
 from vessa_server.runtime.loading import load_runtime
 from vessa_server.runtime.protocol import Runtime, RuntimeUnavailableError
@@ -231,8 +232,9 @@ async def _stop_http(http: _Uvicorn, task: asyncio.Task[None], deadline: float) 
     await asyncio.wait({task}, timeout=1.0)
     task.cancel()
     await asyncio.wait({task})
-    if not task.cancelled() and task.exception() is not None:
-        log.error("http.failed", kind=type(task.exception()).__name__)
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("http.failed", **described(error))
 
 
 def _computes() -> bool:

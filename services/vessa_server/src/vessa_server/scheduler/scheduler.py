@@ -23,6 +23,7 @@ import structlog
 
 from vessa_client import DeadlineError, UnavailableError, VessaError
 from vessa_server.cases.case import Shared, Steps
+from vessa_server.failures import described
 from vessa_server.inference.look import AnyLook, Prediction
 from vessa_server.scheduler.bounds import Bounds
 from vessa_server.scheduler.fair_queue import FairQueue, Priority, Rank
@@ -154,7 +155,7 @@ class Scheduler:
                 self._end_overdue()
                 self._do(self._next())
         except BaseException as error:
-            log.error("scheduler.died", kind=type(error).__name__)
+            log.error("scheduler.died", **described(error))
             raise
         finally:
             self._stop()
@@ -303,9 +304,10 @@ class Scheduler:
 
     def _finish(self, task: Task, value: Any = None, *, error: Exception | None = None) -> None:
         if error is not None:
+            description = described(error)
             error = error.with_traceback(None)  # its frames would keep the request's arrays
             if not isinstance(error, VessaError):
-                log.error("request.failed", kind=type(error).__name__)
+                log.error("request.failed", **description)
                 error = VessaError("internal error; the server's log names its kind")
         with self._changed:
             self._remove(task)
