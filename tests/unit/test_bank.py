@@ -4,11 +4,12 @@ import dataclasses
 import json
 import multiprocessing
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -50,6 +51,38 @@ def test_pixels_are_kept_whatever_their_dtype(bank: TemplateBank, image: AnyArra
     labels = np.ones(image.shape, dtype=np.uint8)
     info, _ = bank.add(image, labels, CLASSES[:1])
     assert np.array_equal(bank.load(info).image, image)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(
+    st.sampled_from(["int32", "uint32", "int64", "uint64", "float64"]),
+    st.sampled_from([0, 1 << 20, 10**9, 1 << 62]),
+    st.sampled_from([1, 7, 1 << 12, 1 << 30]),
+    st.integers(0, 1 << 32),
+)
+def test_detail_is_kept_or_refused_whatever_lies_below_it(
+    bank: TemplateBank, dtype: str, offset: int, scale: int, seed: int
+) -> None:
+    assume(dtype in ("int64", "uint64", "float64") or offset + 30 * scale < 1 << 31)
+    detail = np.random.default_rng(seed).integers(0, 30, (8, 8)) * scale
+    image: AnyArray = (detail + offset).astype(dtype)
+    span = int(image.max()) - int(image.min())
+    labels = np.ones((8, 8), np.uint8)
+    # float32 has 24 bits: steps of 64 at 1e9, of more than any detail at 2**62.
+    lost = offset == 1 << 62 or (offset == 10**9 and scale < 64)
+    if lost and span > 0:
+        with pytest.raises(InvalidRequestError, match="expected a range that float32 holds"):
+            bank.add(image, labels, CLASSES[:1])
+        return
+    info, _ = bank.add(image, labels, CLASSES[:1])
+    pairs = zip(bank.load(info).image.flat, image.flat, strict=True)
+    assert max(abs(Fraction(float(kept)) - int(given)) for kept, given in pairs) * 10**6 <= span
+
+
+def test_a_flat_image_has_no_detail_to_lose(bank: TemplateBank) -> None:
+    image = np.full((8, 8), 1e9 + 1)
+    info, _ = bank.add(image, np.ones((8, 8), np.uint8), CLASSES[:1])
+    assert np.allclose(bank.load(info).image, image)
 
 
 def test_version_depends_on_content_and_not_on_order(tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from vessa_client import AnyArray, InvalidRequestError, UInt8Array
 PARTIAL_SUFFIX = ".partial"
 # Pillow warns of larger files when it opens them, and refuses those of twice the size.
 MAX_PIXELS = 1 << 26
+# What float32 may lose of an image, as a share of its range.
+MAX_LOSS = 1e-6
 
 
 def to_storable(image: AnyArray) -> AnyArray:
     """uint8 and uint16 as they are, any other real dtype as float32.
 
     Raises:
-        InvalidRequestError: shape or dtype cannot be stored.
+        InvalidRequestError: shape or dtype cannot be stored, or float32 would lose detail.
     """
     if image.ndim != 2 and (image.ndim != 3 or image.shape[2] != 3):
         raise InvalidRequestError(
@@ -38,7 +40,24 @@ def to_storable(image: AnyArray) -> AnyArray:
         )
     if image.dtype in (np.uint8, np.uint16):
         return np.ascontiguousarray(image)
-    return np.ascontiguousarray(image, dtype=np.float32)
+    with np.errstate(all="ignore"):  # what overflows is lost
+        stored = np.ascontiguousarray(image, dtype=np.float32)
+        if image.size and image.dtype.itemsize > 2 and image.dtype != np.float32:
+            _check_loss(image, stored)
+    return stored
+
+
+def _check_loss(image: AnyArray, stored: AnyArray) -> None:
+    low, high = image.min().item(), image.max().item()
+    # Large integers are rounded here, too.
+    rounding = 2.0**-53 * max(abs(low), abs(high))
+    lost = float(np.abs(np.subtract(stored, image, dtype=np.float64)).max()) + rounding
+    if high > low and not lost <= MAX_LOSS * (high - low):
+        raise InvalidRequestError(
+            f"image: values {low:.10g}..{high:.10g} of {image.dtype}, expected a range that "
+            "float32 holds; subtract what is common to all pixels",
+            field="image",
+        )
 
 
 def encode_image(image: AnyArray) -> tuple[str, bytes]:
