@@ -265,7 +265,7 @@ def test_bodies_that_are_not_the_protocols_are_refused_in_its_form(
 
 def test_what_is_too_large_is_refused(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, settings=EngineSettings(max_image_bytes=4096))
-    large = np.random.default_rng(0).integers(0, 255, (100, 100), dtype=np.uint8)
+    large = np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8)
     with running(engine, max_image_bytes=4096) as server:
         for kind in ("grpc", "http"):
             protocol = connected(kind, server)

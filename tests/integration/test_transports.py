@@ -350,7 +350,7 @@ def test_wrong_templates_change_nothing(
 def test_bodies_over_the_limit_are_refused(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, settings=EngineSettings(max_image_bytes=4096))
     with running(engine, max_image_bytes=4096) as server:
-        big = np.random.default_rng(0).integers(0, 255, (100, 100), dtype=np.uint8)
+        big = np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8)
         answer = httpx.post(f"{server.http}/pseudolabel", files={"image": png(big)})
         assert answer.status_code == 413
         answer = httpx.post(f"{server.http}/pseudolabel", files={"image": b"x" * 3_000_000})

@@ -18,7 +18,8 @@ from PIL import Image
 
 from support import picture
 from vessa_client import AnyArray, InvalidRequestError, OverloadedError, VessaError
-from vessa_server.cases.images import ImageLimits, ImageStore, decode
+from vessa_server.api.settings import ServerSettings
+from vessa_server.cases.images import MAX_FILE_OVERHEAD, ImageLimits, ImageStore, decode
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_side=128)
 PIXELS, LABELS = picture(0)
@@ -84,7 +85,28 @@ def test_limits_are_checked_before_pixels_are_read() -> None:
     with pytest.raises(OverloadedError, match="at most 128"):
         decode(stream.getvalue(), LIMITS)
     with pytest.raises(OverloadedError, match="VESSA_MAX_IMAGE_BYTES"):
-        ImageStore(LIMITS, 1 << 20).resolve(b"x" * (LIMITS.max_bytes + 1))
+        ImageStore(LIMITS, 1 << 20).resolve(b"x" * (LIMITS.max_bytes + MAX_FILE_OVERHEAD + 1))
+
+
+@pytest.mark.parametrize("kind", ["NIfTI-1", "NIfTI-2", "TIFF"])
+def test_the_largest_image_may_come_in_a_file(kind: str) -> None:
+    pixels = np.random.default_rng(0).random((128, 128), np.float32)
+    limits = ImageLimits(max_bytes=pixels.nbytes, max_side=128)
+    if kind == "TIFF":
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, format="TIFF", tiffinfo={278: 1})  # a strip each row
+        data = stream.getvalue()
+    else:
+        data = (nib.Nifti1Image if kind == "NIfTI-1" else nib.Nifti2Image)(pixels, None).to_bytes()
+    assert len(data) > limits.max_bytes
+    assert np.array_equal(ImageStore(limits, 1 << 20).resolve(data).pixels, pixels)
+    with pytest.raises(OverloadedError, match="VESSA_MAX_IMAGE_BYTES"):
+        ImageStore(limits, 1 << 20).resolve(pixels.astype(np.float64))
+
+
+def test_the_default_limit_is_of_the_largest_side_in_float32() -> None:
+    settings = ServerSettings()
+    assert settings.max_image_bytes == 4 * settings.max_image_side**2
 
 
 # --- TIFF

@@ -62,7 +62,11 @@ class ServerSettings(BaseSettings):
         1024 * MIB, ge=1024, description="Bytes of images and masks that may wait."
     )
     max_stream_in_flight: int = Field(32, ge=1, description="Unanswered requests of a stream.")
-    max_image_bytes: int = Field(64 * MIB, ge=1024, description="Largest image as sent.")
+    max_image_bytes: int = Field(
+        64 * MIB,
+        ge=1024,
+        description="Largest image as sent: its pixels; a file may have 64 KiB beside them.",
+    )
     max_image_side: int = Field(4096, ge=8, description="Longest side of an image, in pixels.")
     max_classes: int = Field(32, ge=1, le=255, description="Classes of one request.")
     max_request_pixels: int = Field(

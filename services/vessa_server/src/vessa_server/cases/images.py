@@ -28,6 +28,8 @@ from vessa_server.cases.nifti import NiftiGeometry
 from vessa_server.features.lru import ByteLru
 
 MIN_SIDE = 8
+# What a file may have beside its pixels, such as a header, or where each row is.
+MAX_FILE_OVERHEAD = 1 << 16
 VOLUME_NAMES_BYTES = 32 * 1024 * 1024
 
 
@@ -42,7 +44,7 @@ class StoredImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """Largest image: bytes as sent, and pixels along a side."""
+    """Largest image: bytes of its pixels as sent, and pixels along a side."""
 
     max_bytes: int
     max_side: int
@@ -73,10 +75,13 @@ class ImageStore:
                     field=IMAGE_REF_FIELD,
                 )
             return stored
-        size = len(image) if isinstance(image, bytes) else image.nbytes
-        if size > self.limits.max_bytes:
+        if isinstance(image, bytes):
+            size, beside = len(image), MAX_FILE_OVERHEAD
+        else:
+            size, beside = image.nbytes, 0
+        if size > self.limits.max_bytes + beside:
             raise OverloadedError(
-                f"image: {size} bytes, expected at most {self.limits.max_bytes} "
+                f"image: {size} bytes, expected at most {self.limits.max_bytes} of pixels "
                 "(VESSA_MAX_IMAGE_BYTES)",
                 field="image",
             )
