@@ -1,0 +1,198 @@
+"""Images and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from vessa.v1 import pseudo_label_pb2 as pb
+from vessa_client import wire
+from vessa_client._errors import InvalidRequestError
+from vessa_client._types import (
+    AnyArray,
+    ImageInput,
+    ImageReference,
+    Priority,
+    SegmentationRequest,
+    VolumeReference,
+    VolumeRequest,
+)
+
+_PRIORITIES: Final[dict[Priority, pb.Priority]] = {
+    "": pb.PRIORITY_UNSPECIFIED,
+    "interactive": pb.PRIORITY_INTERACTIVE,
+    "bulk": pb.PRIORITY_BULK,
+}
+_PRIORITY_NAMES: Final = {value: name for name, value in _PRIORITIES.items()}
+
+
+def image_to_message(image: ImageInput) -> pb.Image:
+    """Image to message."""
+    if isinstance(image, ImageReference):
+        return pb.Image(ref=pb.ImageRef(sha256=image.sha256))
+    if isinstance(image, bytes):
+        return pb.Image(encoded=image)
+    return pb.Image(tensor=wire.encode_tensor(image, field="image.tensor"))
+
+
+def image_from_message(message: pb.Image) -> ImageInput:
+    """Message to image.
+
+    Raises:
+        InvalidRequestError: there is no image, or its tensor is malformed.
+    """
+    source = message.WhichOneof("source")
+    if source == "encoded":
+        return message.encoded
+    if source == "tensor":
+        return wire.decode_tensor(message.tensor, field="image.tensor")
+    if source == "ref":
+        return ImageReference(message.ref.sha256)
+    raise InvalidRequestError("image: missing, expected one of encoded, tensor, ref", field="image")
+
+
+def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
+    """Request to message.
+
+    Raises:
+        InvalidRequestError: an array has a dtype or rank that the wire does not carry.
+    """
+    message = pb.SegmentRequest(
+        request_id=request.request_id,
+        image=image_to_message(request.image),
+        volume=[image_to_message(slice_) for slice_ in request.volume],
+        text=request.text,
+        class_names=request.class_names,
+        options=options_to_message(request),
+        bank=request.bank,
+    )
+    if request.student_mask is not None:
+        mask = student_to_message(request.student_mask, request.class_names)
+        message.student_mask.CopyFrom(mask)
+    if request.volume_ref is not None:
+        message.volume_ref.sha256 = request.volume_ref.sha256
+    return message
+
+
+def request_from_message(
+    message: pb.SegmentRequest,
+    size_of: Callable[[ImageInput], tuple[int, int] | None] | None = None,
+) -> SegmentationRequest:
+    """Message to request.
+
+    Args:
+        message: the request.
+        size_of: height and width of an image; without it only tensors' are known. A student's
+            mask of another size is refused before it is decoded: few bytes may be very many
+            pixels.
+
+    Raises:
+        InvalidRequestError: a field is malformed.
+    """
+    reference = message.volume_ref.sha256 if message.HasField("volume_ref") else None
+    image = image_from_message(message.image)
+    student = None
+    if message.HasField("student_mask"):
+        classes = len(message.class_names) or wire.MAX_CLASSES
+        expected = (size_of or _size_of_tensor)(image)
+        student = student_from_message(message.student_mask, expected, classes)
+    return SegmentationRequest(
+        image=image,
+        class_names=tuple(message.class_names),
+        text=message.text,
+        student_mask=student,
+        volume=tuple(image_from_message(slice_) for slice_ in message.volume),
+        volume_ref=None if reference is None else VolumeReference(reference),
+        top_k=message.options.top_k,
+        template_ids=tuple(message.options.template_ids),
+        return_probabilities=message.options.return_probabilities,
+        explain=message.options.explain,
+        bank=message.bank,
+        policy_off=tuple(message.options.policy_off),
+        priority=priority_from_message(message.options),
+        request_id=message.request_id,
+    )
+
+
+def student_to_message(student: AnyArray, class_names: tuple[str, ...]) -> pb.StudentMask:
+    """(H, W) labels or (C, H, W) probabilities, to message.
+
+    Raises:
+        InvalidRequestError: their dtype or rank is not one that the wire carries.
+    """
+    if student.ndim == 3:
+        tensor = wire.encode_tensor(student, field="student_mask.probabilities")
+        return pb.StudentMask(probabilities=tensor)
+    highest = int(student.max()) if student.size else 0
+    count = len(class_names) or highest
+    labels = wire.encode_label_map(student, count, field="student_mask.label_map")
+    return pb.StudentMask(label_map=labels)
+
+
+def student_from_message(
+    message: pb.StudentMask,
+    expected: tuple[int, int] | None = None,
+    max_classes: int = wire.MAX_CLASSES,
+) -> AnyArray | None:
+    """Message to (H, W) labels, (C, H, W) probabilities, or None where there is no mask.
+
+    Args:
+        message: the mask.
+        expected: height and width of its image, where they are known.
+        max_classes: number of asked classes.
+
+    Raises:
+        InvalidRequestError: a field is malformed, or labels do not fit the image.
+    """
+    source = message.WhichOneof("source")
+    if source == "label_map":
+        return wire.decode_label_map(
+            message.label_map,
+            field="student_mask.label_map",
+            expected=expected,
+            max_classes=max_classes,
+        )
+    if source == "probabilities":
+        field = "student_mask.probabilities"
+        maps = wire.decode_tensor(message.probabilities, field=field)
+        if maps.ndim != 3:
+            raise InvalidRequestError(
+                f"{field}: shape {maps.shape}, expected (classes, height, width)", field=field
+            )
+        return maps
+    return None
+
+
+def options_to_message(request: SegmentationRequest | VolumeRequest) -> pb.SegmentOptions:
+    """What a request may ask for, to message."""
+    return pb.SegmentOptions(
+        top_k=request.top_k,
+        template_ids=request.template_ids,
+        return_probabilities=request.return_probabilities,
+        explain=request.explain,
+        policy_off=request.policy_off,
+        priority=_PRIORITIES[request.priority],
+    )
+
+
+def priority_from_message(options: pb.SegmentOptions) -> Priority:
+    """Message to priority.
+
+    Raises:
+        InvalidRequestError: it is none of the contract's.
+    """
+    if options.priority not in _PRIORITY_NAMES:
+        raise InvalidRequestError(
+            f"options.priority: {options.priority}, expected one of "
+            f"{', '.join(pb.Priority.keys())}",
+            field="options.priority",
+        )
+    return _PRIORITY_NAMES[options.priority]
+
+
+def _size_of_tensor(image: ImageInput) -> tuple[int, int] | None:
+    if isinstance(image, np.ndarray) and image.ndim > 1:
+        return int(image.shape[0]), int(image.shape[1])
+    return None
