@@ -56,7 +56,7 @@ def serve(
         typer.Option(help="redis://host:port/db, a folder, or none. Default: vessa-cache."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of torch. Default: all cores.")
+        int | None, typer.Option(help="That compute on a CPU. Default: half of the cores.")
     ] = None,
     log_format: Annotated[
         str | None, typer.Option(help="console or json. Default: console.")
