@@ -2,8 +2,9 @@
 
 Every server is a process of its own; an image of 512 x 512 bytes goes in, a label map of that size
 comes out. ``asked again`` is an image that the server has answered before: the queue and the kept
-answer, and nothing of a model. ``new images`` adds what every new image costs without one: digest,
-plan, the rules on its maps. Peers only send bytes back.
+answer, and nothing of a model; ``by reference`` is the same, sent as its digest. ``new images`` adds
+what every new image costs without a model: digest, plan, the rules on its maps. Peers only send
+bytes back. With ``VESSA_TRITONSERVER``, as for the tests, a tritonserver is one of them.
 
     python benchmarks/transport.py
 """
@@ -14,11 +15,9 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent import futures
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -32,12 +31,24 @@ import tritonclient.grpc.aio as kserve
 from rich.table import Table
 
 from acdc import RESULTS, circumstances
+from bare_servers import (
+    MESSAGE,
+    METHOD,
+    TRITON_MODEL,
+    serve_fastapi,
+    serve_grpc_aio,
+    serve_grpc_sync,
+    serve_triton,
+    triton_command,
+)
+from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
 from vessa_client import (
     AsyncVessaClient,
     ClassDefinition,
     SegmentationRequest,
     UInt8Array,
     VessaError,
+    convert,
     files,
 )
 from vessa_client.console import console
@@ -46,8 +57,6 @@ from vessa_server.runtime.spinning import spin_briefly
 SIDE = 512
 CLIENTS = (1, 8, 64)
 SECONDS, WARMING = 4.0, 1.0
-METHOD = "/bare.Echo/Call"
-MESSAGE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 # One call with the n-th image.
 Call = Callable[[int], Awaitable[object]]
 
@@ -91,56 +100,6 @@ def serve_ours(ready: Connection) -> None:
         asyncio.run(serve([engine], settings, on_ready=started))
 
 
-def serve_grpc_sync(ready: Connection) -> None:
-    """Bare grpcio with a pool of threads."""
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=MESSAGE)
-    server.add_generic_rpc_handlers((_handler(lambda request, _: request),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    ready.send((port, 0))
-    server.wait_for_termination()
-
-
-def serve_grpc_aio(ready: Connection) -> None:
-    """Bare grpcio with asyncio."""
-
-    async def echo(request: bytes, _: object) -> bytes:
-        return request
-
-    async def run() -> None:
-        server = grpc.aio.server(options=MESSAGE)
-        server.add_generic_rpc_handlers((_handler(echo),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        ready.send((port, 0))
-        await server.wait_for_termination()
-
-    asyncio.run(run())
-
-
-def _handler(function: Any) -> Any:
-    methods = {"Call": grpc.unary_unary_rpc_method_handler(function)}
-    return grpc.method_handlers_generic_handler("bare.Echo", methods)
-
-
-def serve_fastapi(ready: Connection) -> None:
-    """Bare FastAPI on uvicorn."""
-    import uvicorn
-    from fastapi import FastAPI, Request, Response
-
-    app = FastAPI()
-
-    @app.post("/echo")
-    async def echo(request: Request) -> Response:
-        return Response(await request.body(), media_type="application/octet-stream")
-
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    ready.send((0, listener.getsockname()[1]))
-    config = uvicorn.Config(app, log_level="error", access_log=False)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
-
-
 @dataclass
 class Peer:
     """A server and a way to ask it."""
@@ -164,17 +123,31 @@ async def bare_http(_: int, port: int) -> tuple[Call, Callable[[], Awaitable[obj
     return lambda i: client.post("/echo", content=image(i).tobytes()), client.aclose
 
 
+async def bare_triton(port: int, _: int) -> tuple[Call, Callable[[], Awaitable[object]]]:
+    """An image, and the same back."""
+    client = kserve.InferenceServerClient(f"127.0.0.1:{port}")
+
+    async def infer(index: int) -> object:
+        given = kserve.InferInput("image", [SIDE, SIDE], "UINT8")
+        given.set_data_from_numpy(image(index))
+        return await client.infer(TRITON_MODEL, [given])
+
+    return infer, client.close
+
+
 def ours(kind: str, *, again: bool) -> Any:
-    """Our server: ``unary``, ``stream``, ``rest`` or ``kserve``."""
+    """Our server: ``unary``, ``reference``, ``stream``, ``rest`` or ``kserve``."""
 
     async def connect(port: int, http: int) -> tuple[Call, Callable[[], Awaitable[object]]]:
         if kind == "rest":
             return _rest(http, again=again)
         if kind == "kserve":
             return _kserve(port, again=again)
+        if kind == "stream":
+            return _stream(port, again=again)
         client = AsyncVessaClient(f"127.0.0.1:{port}")
-        # The client sends a reference for an image that the server has: the same picture anew.
-        client._references.confirm = lambda *_: None  # type: ignore[method-assign]
+        if kind == "unary":  # the client would send a reference for an image that the server has
+            client._references.confirm = lambda *_: None  # type: ignore[method-assign]
 
         async def unary(index: int) -> object:
             return await client.segment(SegmentationRequest(image=_pick(index, again=again)))
@@ -186,6 +159,28 @@ def ours(kind: str, *, again: bool) -> Any:
 
 def _pick(index: int, *, again: bool) -> UInt8Array:
     return image(index % 8 if again else index)
+
+
+def _stream(port: int, *, again: bool) -> tuple[Call, Callable[[], Awaitable[object]]]:
+    """Streams that wait for each answer, as many as there are clients."""
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", MESSAGE)
+    stub = pb_grpc.PseudoLabelServiceStub(channel)
+    idle: list[Any] = []
+
+    async def ask(index: int) -> object:
+        call = idle.pop() if idle else stub.SegmentStream()
+        request = SegmentationRequest(image=_pick(index, again=again))
+        await call.write(convert.request_to_message(request))
+        answer = convert.result_from_message(await call.read())
+        idle.append(call)
+        return answer
+
+    async def close() -> None:
+        for call in idle:
+            call.cancel()
+        await channel.close(None)
+
+    return ask, close
 
 
 def _rest(port: int, *, again: bool) -> tuple[Call, Callable[[], Awaitable[object]]]:
@@ -222,10 +217,14 @@ def peers() -> list[Peer]:
         Peer("grpcio, aio", serve_grpc_aio, bare_grpc),
         Peer("FastAPI", serve_fastapi, bare_http),
     ]
+    if triton_command() is not None:
+        found.append(Peer("tritonserver, Python backend", serve_triton, bare_triton))
+    found.append(Peer("VESSA gRPC, by reference", serve_ours, ours("reference", again=True)))
     for again in (True, False):
         kind = "asked again" if again else "new images"
         found += [
             Peer(f"VESSA gRPC, {kind}", serve_ours, ours("unary", again=again)),
+            Peer(f"VESSA gRPC stream, {kind}", serve_ours, ours("stream", again=again)),
             Peer(f"VESSA KServe, {kind}", serve_ours, ours("kserve", again=again)),
             Peer(f"VESSA REST, {kind}", serve_ours, ours("rest", again=again)),
         ]
