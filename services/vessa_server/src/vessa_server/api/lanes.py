@@ -38,7 +38,8 @@ class Lanes:
             settings.max_queue, settings.max_queue_bytes, devices=len(engines), observer=metrics
         )
         on_cpu = max(1, sum(engine.info.device == "cpu" for engine in engines))
-        count = settings.threads or max(1, threads.DEFAULT // on_cpu)
+        # That compute on each CPU.
+        self.threads = settings.threads or max(1, threads.DEFAULT // on_cpu)
         self._lanes = tuple(
             Lane(
                 engine,
@@ -48,7 +49,7 @@ class Lanes:
                     max_batch=engine.settings.max_batch if engine.settings.fuse else 1,
                     max_wait=settings.max_wait_ms / 1000,
                     observe_batch=metrics.observe_batch,
-                    on_start=partial(threads.compute_with, count),
+                    on_start=partial(threads.compute_with, self.threads),
                 ),
             )
             for engine in engines

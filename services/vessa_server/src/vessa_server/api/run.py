@@ -174,7 +174,7 @@ async def serve(
         service.encode_soon(service.engine.bank.snapshot().templates)
     service.ready = True
     ports = Ports(grpc=grpc_server.port, http=listener.getsockname()[1])
-    _log_ready(await service.info(), settings, ports)
+    _log_ready(await service.info(), service.lanes.threads, settings, ports)
     if on_ready is not None:
         on_ready(ports)
     died = await _stopped(stop, service, http_task)
@@ -196,7 +196,7 @@ async def serve(
         raise ServerDiedError(died)
 
 
-def _log_ready(info: ServerInfo, settings: ServerSettings, ports: Ports) -> None:
+def _log_ready(info: ServerInfo, threads: int, settings: ServerSettings, ports: Ports) -> None:
     log.info(
         "server.ready",
         grpc=join_address(settings.host, ports.grpc),
@@ -205,6 +205,7 @@ def _log_ready(info: ServerInfo, settings: ServerSettings, ports: Ports) -> None
         digest=info.model_digest[:12],
         device=info.device,
         dtype=info.dtype,
+        threads=threads,
         memory_mib=info.device_memory_bytes >> 20,
         templates=info.num_templates,
         cache=info.cache_backend,
