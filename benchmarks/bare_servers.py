@@ -6,10 +6,10 @@ import asyncio
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from concurrent import futures
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -114,8 +114,8 @@ def serve_triton(ready: Connection) -> None:
         free.close()
         flags = [f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"]
         process = subprocess.Popen([*command, scratch, *flags], stderr=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # its output ends then
         assert process.stderr is not None
-        threading.Thread(target=lambda: (ready.poll(None), process.terminate())).start()
         for line in process.stderr:
             if "Started GRPCInferenceService" in line:
                 ready.send((port, 0))
