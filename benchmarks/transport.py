@@ -1,10 +1,11 @@
 """What our transports cost: a runtime that does nothing, beside bare servers in the same run.
 
-Every server is a process of its own; an image of 512 x 512 bytes goes in, a label map of that size
-comes out. ``asked again`` is an image that the server has answered before: the queue and the kept
-answer, and nothing of a model; ``by reference`` is the same, sent as its digest. ``new images`` adds
-what every new image costs without a model: digest, plan, the rules on its maps. Peers only send
-bytes back. With ``VESSA_TRITONSERVER``, as for the tests, a tritonserver is one of them.
+Every server is a process of its own; an image of 512 x 512 bytes goes in, a label map of that
+size comes out. ``asked again`` is an image that the server has answered before: the queue and the
+kept answer, and nothing of a model; ``by reference`` is the same, sent as its digest. ``new
+images`` adds what every new image costs without a model: digest, plan, the rules on its maps.
+Peers only send bytes back. With ``VESSA_TRITONSERVER``, as for the tests, a tritonserver is one
+of them.
 
     python benchmarks/transport.py
 """
