@@ -29,11 +29,10 @@ def measure(runtime: TorchRuntime) -> dict[str, Any]:
     looks = _Looks(runtime, max(batches))
     rows = []
     for count in batches:
-        if runtime.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(runtime.device)
-        times = {
-            name: _median_ms(call, runtime.device) for name, call in looks.calls(count).items()
-        }
+        times, peak = {}, 0
+        for name, call in looks.calls(count).items():
+            times[name] = _median_ms(call, runtime.device)
+            peak = max(peak, _peak(call, runtime))
         cold = times["encode"] + times["similarity"] + times["condition"] + times["decode"]
         row: dict[str, Any] = {
             "looks": count,
@@ -42,11 +41,24 @@ def measure(runtime: TorchRuntime) -> dict[str, Any]:
             "ms": {name: round(ms, 3) for name, ms in times.items()},
         }
         if runtime.device.type == "cuda":
-            row["peak_mib"] = torch.cuda.max_memory_allocated(runtime.device) // MIB
+            row["peak_mib"] = peak // MIB
         rows.append(row)
     prefix = _median_ms(looks.read_template, runtime.device)
     budget = {step: taken // MIB for step, taken in runtime.budget.item_bytes.items()}
     return {"looks": rows, "prefix_ms": round(prefix, 3), "mib_of_a_row": budget}
+
+
+def _peak(call: Callable[[], object], runtime: TorchRuntime) -> int:
+    """Most bytes in use during a call, without the meter, which resets the device's own count."""
+    if runtime.device.type != "cuda":
+        return 0
+    meter, runtime.budget.meter = runtime.budget.meter, None
+    try:
+        torch.cuda.reset_peak_memory_stats(runtime.device)
+        call()
+        return torch.cuda.max_memory_allocated(runtime.device)
+    finally:
+        runtime.budget.meter = meter
 
 
 class _Looks:

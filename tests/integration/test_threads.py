@@ -14,6 +14,7 @@ import torch
 
 from support import engine_of, picture, running
 from vessa_client import SegmentationRequest, VessaClient
+from vessa_client._types import Priority
 from vessa_server.cases import segment, students
 from vessa_server.engine import VessaEngine
 from vessa_server.inference import scan
@@ -71,9 +72,13 @@ def _fail(text: str) -> None:
     raise ValueError(text)
 
 
-def test_what_takes_long_of_a_large_image_is_done_beside_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("priority", "scaled_in"), [("interactive", "payloads"), ("bulk", "scheduler")]
+)
+def test_where_the_work_on_a_large_image_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, priority: Priority, scaled_in: str
 ) -> None:
+    """Beside the device's thread; but bulk images wait for their turn with all of it."""
     where: dict[str, set[str]] = {}
 
     def watch(module: Any, name: str) -> None:
@@ -89,6 +94,14 @@ def test_what_takes_long_of_a_large_image_is_done_beside_the_device(
     watch(students, "on_frame")
     watch(answers, "decide")
     image, labels = picture(0, (600, 520))
+    request = SegmentationRequest(image=image, student_mask=labels, priority=priority)
     with running(engine_of(tmp_path)) as server, VessaClient(server.grpc) as client:
-        client.segment(SegmentationRequest(image=image, student_mask=labels))
-    assert where == {name: {"payloads"} for name in ("unit_range", "on_frame", "decide")}
+        client.segment(request)
+    assert where == {"unit_range": {scaled_in}, "on_frame": {scaled_in}, "decide": {"payloads"}}
+
+
+def test_what_was_prepared_counts_as_held(tmp_path: Path) -> None:
+    case = engine_of(tmp_path).open(SegmentationRequest(image=picture(0)[0]))
+    before = case.nbytes
+    case.prepare()
+    assert case.nbytes == before * 5, "the image is scaled to floats of four bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,10 +21,11 @@ class _Device:
         self.size, self.row = size, row
         self.forwards: list[list[int]] = []
         self.released = 0
+        self.held = 0  # by a forward that failed, as long as its error is handled
         self._peak = 0
 
     def free(self) -> int:
-        return self.size
+        return self.size - self.held
 
     @contextmanager
     def measuring(self) -> Iterator[Taken]:
@@ -33,11 +35,14 @@ class _Device:
         taken.nbytes = self._peak
 
     def release(self) -> None:
+        assert sys.exc_info()[0] is None, "the error still holds memory"
         self.released += 1
+        self.held = 0
 
     def forward(self, part: Sequence[int]) -> list[int]:
         needed = self.row * sum(part)
         if needed > self.size:
+            self.held = self.size
             raise torch.OutOfMemoryError("no room")
         self.forwards.append(list(part))
         self._peak = needed
@@ -79,6 +84,16 @@ def test_a_device_with_less_room_than_measured_gets_smaller_parts() -> None:
     assert _run(budget, device, [1] * 10) == [1] * 10
     assert device.released
     assert max(map(len, device.forwards)) <= 3
+
+
+def test_rows_that_take_far_more_than_measured_end_in_small_parts() -> None:
+    """As those with a text do, which are of the same step as those without."""
+    device = _Device(1000, 1)
+    budget = MemoryBudget(device, 64)
+    _run(budget, device, [1] * 64)
+    device.row = 600
+    assert _run(budget, device, [1] * 64) == [1] * 64
+    assert device.released <= 6
 
 
 def test_without_room_for_one_item_the_error_is_passed_on() -> None:
@@ -135,6 +150,8 @@ def test_a_forward_in_the_pause_of_another_is_measured_apart(
             gpu.take(700)
             gpu.take(-700)
         assert inner.nbytes == 700
+        with meter.measuring():
+            gpu.take(300)  # features that are kept
         gpu.take(40)
     assert outer.nbytes == 70
     with meter.measuring() as after:

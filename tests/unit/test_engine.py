@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from support import CLASSES, engine_of, model_of, picture, segment_together, tiny_model
 from vessa_client import (
@@ -20,7 +21,7 @@ from vessa_client import (
 from vessa_server.bank import BankError
 from vessa_server.cache import open_cache
 from vessa_server.engine import EngineSettings, VessaEngine
-from vessa_server.inference.look import Look, Prediction
+from vessa_server.inference.look import Look, Prediction, TemplateLook
 from vessa_server.runtime.torch_runtime import TorchRuntime
 
 IMAGE, LABELS = picture(0)
@@ -100,6 +101,21 @@ def test_looks_in_the_pauses_of_another_change_nothing(tmp_path: Path) -> None:
         assert np.array_equal(prediction.logits_CHW, expected.logits_CHW)
         # Templates were encoded in the first pause: the look that waited found them.
         assert prediction.templates_cached == (seed != 1)
+
+
+def test_there_is_a_pause_after_each_template_that_is_encoded(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, templates=3)
+    looks = [TemplateLook(engine.bank, t, None) for t in engine.bank.snapshot().templates]
+    pauses: list[int] = []
+    engine.five_steps.run(looks, lambda: pauses.append(engine.templates.computed))
+    assert pauses == [2, 4, 6], "two classes each"
+
+
+def test_masks_that_are_not_finite_are_an_error_and_no_answer(tmp_path: Path) -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.refinement.out.weight, float("nan"))
+    with pytest.raises(FloatingPointError):
+        engine_of(tmp_path, model=model).segment(SegmentationRequest(image=picture(0)[0]))
 
 
 def test_a_fused_batch_is_one_forward_with_the_same_answers(tmp_path: Path) -> None:

@@ -88,6 +88,23 @@ def test_work_that_becomes_urgent_while_it_is_paused_is_not_run_twice() -> None:
     assert running.empty
 
 
+def test_work_that_becomes_urgent_has_its_share_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Running(Device(set_clock(monkeypatch))) as running:
+        held, late = running.hold(), []
+
+        def come() -> None:
+            late.append(running.submit(sharing("key", lambda: one_by_one("never", 9))))
+            late.append(running.submit(one_by_one("other", 50), client="other"))
+
+        running.device.between["shared0"] = come
+        work = running.submit(sharing("key", lambda: one_by_one("shared", 2)), priority=BULK)
+        running.run([held, work])
+        for future in late:
+            future.result(WAIT)
+        assert running.device.ran.index("shared1") <= 4
+    assert running.empty
+
+
 def test_an_error_in_between_is_not_the_paused_looks() -> None:
     with Running() as running:
         running.device.failing["bad0"] = InvalidRequestError("no")

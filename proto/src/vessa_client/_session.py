@@ -19,6 +19,7 @@ from vessa_client._errors import (
     DeadlineError,
     NotFoundError,
     OverloadedError,
+    ProtocolError,
     UnavailableError,
     VessaError,
 )
@@ -36,6 +37,7 @@ Request = TypeVar("Request", SegmentationRequest, VolumeRequest)
 REMEMBERED_REFERENCES = 100_000
 # How much the ends of a call differ between client and server: gRPC rounds what is left.
 ROUNDED_SECONDS = 0.05
+LATE = "not all answers came within the time of the call"
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -111,10 +113,13 @@ class Backoff:
         Raises:
             DeadlineError: ``error`` is one, and the time of the call is over.
         """
+        if self._is_over and isinstance(error, DeadlineError):
+            raise DeadlineError(LATE) from error
+
+    @property
+    def _is_over(self) -> bool:
         remaining = self.remaining()
-        over = remaining is not None and remaining <= ROUNDED_SECONDS
-        if over and isinstance(error, DeadlineError):
-            raise DeadlineError("not all answers came within the time of the call") from error
+        return remaining is not None and remaining <= ROUNDED_SECONDS
 
     def succeeded(self) -> None:
         """Start over: the server answers."""
@@ -126,6 +131,9 @@ class Backoff:
         Raises:
             VessaError: ``error``, where no attempt is left, or no time for one, or none would help.
         """
+        if self._is_over and isinstance(error, ProtocolError):
+            # What grpc.aio calls a message that was being written when the time ended.
+            raise DeadlineError(LATE) from error
         attempt, uniform = self._failures, random.random()
         self._failures += 1
         if not is_transient(error) or self._failures >= self._policy.attempts:

@@ -37,9 +37,8 @@ class Lanes:
         self.bounds = Bounds(
             settings.max_queue, settings.max_queue_bytes, devices=len(engines), observer=metrics
         )
-        on_cpu = max(1, sum(engine.info.device == "cpu" for engine in engines))
-        # That compute on each CPU.
-        self.threads = settings.threads or max(1, threads.DEFAULT // on_cpu)
+        # That compute for each device.
+        self.threads = settings.threads or max(1, threads.DEFAULT // len(engines))
         self._lanes = tuple(
             Lane(
                 engine,

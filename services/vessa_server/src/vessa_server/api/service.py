@@ -175,12 +175,26 @@ class Service:
             self.metrics.observe_result(result)
             return render(result)
 
+        def urgent(request: SegmentationRequest) -> Priority:
+            return PRIORITIES.get(request.priority, caller.priority)
+
+        def ticket(request: SegmentationRequest, case: Case) -> Ticket:
+            return Ticket(
+                client=caller.name,
+                priority=urgent(request),
+                deadline=caller.deadline,
+                nbytes=case.nbytes,
+            )
+
         def opened() -> tuple[SegmentationRequest, Case, Lane, tuple[T] | None]:
             request = parse()
             case = self.engine.open(request, volume)
             lane = self.lanes.place(case)
             answer = known(case)  # nothing to wait for
-            if answer is None:
+            if answer is None and urgent(request) is Priority.INTERACTIVE:
+                # Bulk images are scaled when it is their turn: many of them, prepared at once,
+                # would hold up everybody's payloads.
+                self.lanes.bounds.check(ticket(request, case))
                 case.prepare()
             return request, case, lane, answer and (finished(request, case, *answer),)
 
@@ -190,13 +204,7 @@ class Service:
                 request, case, lane, answer = await self.work(opened)
                 if answer is not None:
                     return answer[0]
-                ticket = Ticket(
-                    client=caller.name,
-                    priority=PRIORITIES.get(request.priority, caller.priority),
-                    deadline=caller.deadline,
-                    nbytes=case.nbytes,
-                )
-                future = self.lanes.submit(lane, case, ticket)
+                future = self.lanes.submit(lane, case, ticket(request, case))
                 draft, words = await asyncio.wrap_future(future)
                 return await self.work(lambda: finished(request, case, draft, words))
         except TimeoutError:

@@ -45,7 +45,9 @@ class ServerSettings(BaseSettings):
     )
     cache_max_bytes: int = Field(4096 * MIB, ge=0, description="Size of the embedded cache.")
     token: SecretStr | None = Field(None, description="Bearer token that every call must carry.")
-    threads: int = Field(0, ge=0, description="That compute on a CPU; 0: half of the cores.")
+    threads: int = Field(
+        0, ge=0, description="That compute on a CPU, for each device; 0: half of the cores."
+    )
     batch_mode: Literal["exact", "fused"] = Field(
         "exact",
         description="exact: an answer does not depend on its batch, bit for bit. "

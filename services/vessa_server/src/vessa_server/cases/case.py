@@ -114,7 +114,7 @@ class Case:
     @property
     def nbytes(self) -> int:
         """Of the arrays that the request holds; slices that are equal count once."""
-        pixels = {scan.sha256: scan.pixels.nbytes for scan in (self.scan, *self.volume)}
+        pixels = {scan.sha256: scan.nbytes for scan in (*self.volume, self.scan)}
         return sum(pixels.values()) + (0 if self.student is None else self.student.nbytes)
 
     @property

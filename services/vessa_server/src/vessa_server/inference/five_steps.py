@@ -66,6 +66,7 @@ class FiveSteps:
         for look in looks:
             if isinstance(look, TemplateLook):
                 self._anew(partial(self.templates.prepare, look.bank, look.info, look.focus))
+                pause()
         images = [look for look in looks if isinstance(look, Look)]
         predictions = iter(self._segment(images, pause) if images else [])
         self._heap.count(len(looks))
@@ -112,6 +113,8 @@ class FiveSteps:
             else:
                 words, mask = (), next(decoded)
                 logits_CHW, iou_C = mask.logits_CHW, mask.iou_C
+                if not np.isfinite(logits_CHW).all():
+                    raise FloatingPointError("masks that are not finite")
             predictions.append(Prediction(logits_CHW, iou_C, found.used, not is_fresh, warm, words))
         return predictions
 

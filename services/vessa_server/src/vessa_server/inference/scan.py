@@ -25,6 +25,12 @@ class Scan:
         placed: Floats = canvas.place(self._unit).numpy()
         return placed
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, of the scaled image too where there is one."""
+        unit: Tensor | None = self.__dict__.get("_unit")
+        return self.pixels.nbytes + (0 if unit is None else unit.nbytes)
+
     def prepare(self) -> None:
         """Scale it now: a large one takes a second."""
         _ = self._unit

@@ -68,6 +68,9 @@ class CudaMeter:
         finally:
             self._note()
             self._open.pop()
+            if self._open:  # what stays of this block is not the outer one's
+                kept = torch.cuda.memory_allocated(self.device) - taken.before
+                self._open[-1].before += kept
 
     def _note(self) -> None:
         """What the innermost block took so far is its own."""
@@ -113,22 +116,21 @@ class MemoryBudget:
         Raises:
             torch.OutOfMemoryError: there is no room for a single item.
         """
-        start = 0
+        start, most = 0, self.max_batch
         while start < len(items):
-            end = start + self._count(step, items[start:], weight)
+            end = start + self._count(step, items[start:], weight, most)
             try:
                 result = self._measured(step, items[start:end], weight, forward)
             except torch.OutOfMemoryError:
                 if self.meter is None or end - start == 1:
                     raise
-                self.meter.release()
-                # Half as many the next time, unless there is more room by then.
-                rows = sum(weight(item) for item in items[start:end])
-                room = int(USED_SHARE * self.meter.free())
-                self.item_bytes[step] = max(self.item_bytes.get(step, 0), 1 + 2 * room // rows)
+                # These items take more than others did: half as many, and no more of them.
+                most = max(1, sum(weight(item) for item in items[start:end]) // 2)
+            else:
+                yield result
+                start = end
                 continue
-            yield result
-            start = end
+            self.meter.release()  # the error, which holds what the forward took, is gone by now
 
     def most_rows(self, step: str) -> int:
         """Rows that a forward of ``step`` may have now."""
@@ -143,9 +145,9 @@ class MemoryBudget:
         assert self.meter is not None
         return max(1, int(USED_SHARE * self.meter.free()) // taken)
 
-    def _count(self, step: str, items: Sequence[T], weight: Callable[[T], int]) -> int:
+    def _count(self, step: str, items: Sequence[T], weight: Callable[[T], int], most: int) -> int:
         """How many of ``items`` the next forward takes, one at least."""
-        left, count = self.most_rows(step), 0
+        left, count = min(most, self.most_rows(step)), 0
         for item in items:
             left -= weight(item)
             if left < 0 and count:

@@ -14,7 +14,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from typing import Any, Protocol
@@ -264,8 +264,7 @@ class Scheduler:
         tasks = dict.fromkeys(task for task, _ in batch)
         self._running.update(tasks)
         start, lent = time.monotonic(), self._lent
-        pause = partial(self._pause, min(task.rank.priority for task in tasks))
-        outcomes = self._outcomes([look for _, look in batch], pause)
+        outcomes = self._outcomes([look for _, look in batch], partial(self._pause, tasks))
         share = (time.monotonic() - start - (self._lent - lent)) / len(batch)
         self._running.difference_update(tasks)
         self._observe_batch(len(batch))
@@ -280,11 +279,14 @@ class Scheduler:
             if not task.missing(1):  # it may have its answer: nobody waits for others' looks
                 self._advance(task)
 
-    def _pause(self, running: Priority) -> None:
-        """Between two steps of looks: whoever is more urgent goes first."""
+    def _pause(self, running: Iterable[Task]) -> None:
+        """Between two steps of looks: whoever is more urgent goes first.
+
+        Their own urgency may grow meanwhile, with that of who waits for them.
+        """
         start, lent = time.monotonic(), self._lent
         self._end_overdue()
-        while step := self._next(before=running):
+        while step := self._next(before=min(task.rank.priority for task in running)):
             self._do(step)
         self._lent = lent + time.monotonic() - start
 
