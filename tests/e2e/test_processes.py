@@ -110,6 +110,16 @@ def test_wrong_settings_are_one_line(tmp_path: Path, arguments: list[str], words
     assert "Traceback" not in result.stderr
 
 
+def test_a_misspelt_variable_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vessa_server.cli", "serve", "--preset", "base"]
+    environment = {**ENVIRONMENT, "VESSA_BATCHMODE": "fused", "VESSA_CLIENT_BANK": "brain"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert "VESSA_BATCHMODE is no setting" in result.stderr
+    assert "VESSA_CLIENT_BANK" not in result.stderr
+
+
 def test_stage1_without_data_says_which_folder_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vessa_server", "train", "nano"]
     result = subprocess.run(

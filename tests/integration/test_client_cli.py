@@ -109,7 +109,9 @@ def test_info_and_health(server: RunningServer) -> None:
     assert "tiny" in shown
     assert "disc, bar" in shown
     assert vessa("health", server=server.grpc).exit_code == 0
-    assert vessa("health", server=f"127.0.0.1:{free_port()}").exit_code == 1
+    nobody = f"127.0.0.1:{free_port()}"
+    assert vessa("health", server=nobody).exit_code == 1
+    assert "start one with `vessa-server serve`" in vessa("info", server=nobody).output
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_info_and_health(server: RunningServer) -> None:
         (("templates", "add", "good.png", "small.png", "-c", "x"), "expected the image's"),
         (("templates", "add", "good.png", "zero.png", "-c", "x"), "no pixel is labelled"),
         (("templates", "add", "good.png", "colour.png", "-c", "x"), "colour picture"),
+        (("templates", "add", "good.png", "both.png", "-c", "x"), "1 given, but both.png has"),
         (("segment", "good.png", "-c", "liver"), "expected one of disc, bar"),
         (("segment", "good.png", "--student-mask", "small.png"), "expected"),
     ],
@@ -143,6 +146,7 @@ def test_errors_are_one_line_with_the_fix(
     Image.fromarray(image).save("good.png")
     Image.fromarray(labels[1:]).save("small.png")
     Image.fromarray(labels * 0).save("zero.png")
+    Image.fromarray(labels).save("both.png")
     Image.fromarray(np.repeat(labels[..., None], 3, 2)).save("colour.png")
     result = vessa(*arguments, server=server.grpc)
     assert result.exit_code == 1

@@ -306,10 +306,10 @@ def test_every_command_names_its_bank(
 def test_info_shows_what_the_server_runs_on(target: str) -> None:
     shown = vessa(target, "info").output
     for words in (
-        "triton on cuda:0, bfloat16, 3072 MiB held",
+        "triton on cuda:0, bfloat16, 3072 MiB of weights",
         "cardiac, brain",
-        "policy-7: rule one, rule two",
-        "500 M pixels",
+        "version policy-7, with the rules rule one, rule two",
+        "500 million",
     ):
         assert words in shown
 

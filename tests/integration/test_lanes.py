@@ -21,8 +21,9 @@ from vessa_client import (
 )
 from vessa_server.api.run import build_engines
 from vessa_server.api.settings import ServerSettings
-from vessa_server.engine import VessaEngine
+from vessa_server.engine import EngineSettings, VessaEngine
 from vessa_server.inference.look import AnyLook, Look, Prediction, TemplateLook
+from vessa_server.policy import RULES, PolicyConfig
 
 IMAGES = [picture(seed)[0] for seed in range(12)]
 
@@ -113,3 +114,11 @@ def test_devices_are_read_from_one_setting(tmp_path: Path) -> None:
         build_engines(ServerSettings(device="cpu,cuda:99", bank=tmp_path, cache="none"))
     with pytest.raises(ValidationError, match="devices are the tritonserver's"):
         ServerSettings(device="cpu,cpu", runtime="triton://localhost:8001")
+
+
+def test_the_server_says_which_rules_apply(tmp_path: Path) -> None:
+    policy = PolicyConfig().without(["turns", "votes"])
+    engine = engine_of(tmp_path, settings=EngineSettings(policy=policy))
+    with running(engine) as server, VessaClient(server.grpc) as client:
+        rules = client.info().policy_rules
+    assert set(RULES) - set(rules) == {"turns", "votes"}

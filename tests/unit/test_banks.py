@@ -73,7 +73,7 @@ def test_the_longest_name_is_taken(banks: Banks) -> None:
 def test_a_bank_that_was_removed_is_unknown_and_can_be_made_again(banks: Banks) -> None:
     banks.create("b").add(*picture(0), CLASSES)
     shutil.rmtree(banks.folder / "banks" / "b")
-    with pytest.raises(NotFoundError, match="none yet"):
+    with pytest.raises(NotFoundError, match="default bank; adding"):
         banks.get("b")
     assert banks.create("b").snapshot().templates == ()
 

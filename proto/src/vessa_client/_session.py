@@ -55,8 +55,14 @@ def to_error(error: grpc.RpcError, request_id: str = "") -> VessaError:
     # The stubs call the metadata one pair; it is a sequence of them.
     pairs: Iterable[tuple[str, str | bytes]] = cast("Any", error.trailing_metadata()) or ()
     metadata = {k: v if isinstance(v, str) else v.decode() for k, v in pairs}
+    details = error.details() or code
+    if code == "UNAVAILABLE" and details.startswith("failed to connect to all addresses"):
+        details = (
+            "no VESSA server answers there: start one with `vessa-server serve`, or say where its "
+            f"gRPC port is with --server HOST:PORT ({details})"
+        )
     return BY_CODE.get(code, VessaError)(
-        error.details() or code,
+        details,
         field=metadata.get(wire.METADATA_FIELD, ""),
         request_id=request_id,
         retry_after=float(metadata.get(wire.METADATA_RETRY_AFTER, "0")),

@@ -216,6 +216,12 @@ def templates_add(
     annotated = [i for i in range(annotation.depth) if annotation.slice(i).any()]
     if not annotated:
         raise files.FileError(f"{label_file}: no pixel is labelled")
+    highest = max(int(annotation.slice(i).max()) for i in annotated)
+    if highest > len(definitions):
+        raise files.FileError(
+            f"--class: {len(definitions)} given, but {label_file} has labels up to {highest}; name "
+            "each of them, in order: -c NAME for 1, -c NAME for 2"
+        )
     count = min(max_slices, len(annotated))
     picks = np.linspace(0, len(annotated) - 1, count).round().astype(int).tolist()
     added = 0
@@ -279,20 +285,22 @@ def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) 
     table.add_row(
         "Runtime",
         f"{found.runtime} on {found.device}, {found.dtype}, "
-        f"{found.device_memory_bytes / 1024**2:.0f} MiB held",
+        f"{found.device_memory_bytes / 1024**2:.0f} MiB of weights",
     )
     table.add_row(
-        "Bank", f"{found.bank}: {found.num_templates} templates, version {found.bank_version}"
+        "Bank",
+        f"{found.bank or 'default'}: {found.num_templates} templates, version {found.bank_version}",
     )
-    table.add_row("Banks", ", ".join(found.banks))
+    table.add_row("Other banks", ", ".join(found.banks) or "none")
     table.add_row("Classes", ", ".join(c.name for c in found.classes) or "none yet")
-    table.add_row("Policy", f"{found.policy_version}: {', '.join(found.policy_rules)}")
+    rules = ", ".join(found.policy_rules) or "none"
+    table.add_row("Policy", f"version {found.policy_version}, with the rules {rules}")
     table.add_row("Cache", found.cache_backend)
     table.add_row(
         "Limits",
         f"{found.limits.max_image_bytes // 1024**2} MiB, {found.limits.max_image_side} pixels "
-        f"a side, {found.limits.max_classes} classes, {found.limits.max_request_pixels / 1e6:.0f} "
-        "M pixels x classes x slices a request",
+        f"a side, {found.limits.max_classes} classes; pixels x classes x slices of a request: "
+        f"{found.limits.max_request_pixels / 1e6:.0f} million",
     )
     console.print(table)
 

@@ -72,7 +72,7 @@ def serve(
     from vessa_server.api.grpc.server import PortInUseError
     from vessa_server.api.logs import configure_logs
     from vessa_server.api.run import build_engines, run
-    from vessa_server.api.settings import ServerSettings
+    from vessa_server.api.settings import ServerSettings, unknown_settings
     from vessa_server.bank import BankError
     from vessa_server.model.checkpoint import CheckpointError
 
@@ -95,8 +95,11 @@ def serve(
         settings = ServerSettings(**{k: v for k, v in flags.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise _fail(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise _fail(f"{'.'.join(map(str, first['loc']))}: {reason}") from None
     configure_logs(settings.log_format)
+    for name in unknown_settings():
+        print_error(f"warning: {name} is no setting of the server; docs/serving.md lists them")
     try:
         engines = build_engines(settings)
         run(engines, settings)

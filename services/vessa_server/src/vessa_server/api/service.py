@@ -286,7 +286,7 @@ class Service:
             bank=bank_name,
             banks=await self.work(self.engine.banks.names),
             policy_version=POLICY_VERSION,
-            policy_rules=tuple(RULES),
+            policy_rules=tuple(filter(self.engine.settings.policy.uses, RULES)),
         )
 
     async def close(self, deadline: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,6 +14,8 @@ from vessa_server.engine import MIB, EngineSettings
 from vessa_server.policy import RULES, PolicyConfig
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[3] / "weights"
+# Of the client, and of whoever starts a tritonserver.
+NOT_THE_SERVERS = {"VESSA_SERVER", "VESSA_CLIENT_BANK", "VESSA_TRITONSERVER"}
 
 
 class ServerSettings(BaseSettings):
@@ -144,6 +147,12 @@ class ServerSettings(BaseSettings):
             max_batch=self.max_batch,
             policy=PolicyConfig().without(_names(self.policy_off)),
         )
+
+
+def unknown_settings() -> list[str]:
+    """Variables of the environment that look like settings and are none."""
+    known = {f"VESSA_{name.upper()}" for name in ServerSettings.model_fields} | NOT_THE_SERVERS
+    return sorted(name for name in os.environ if name.startswith("VESSA_") and name not in known)
 
 
 def _names(text: str) -> list[str]:

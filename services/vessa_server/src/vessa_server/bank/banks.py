@@ -69,9 +69,9 @@ class Banks:
         return self.get(name, create=True)
 
     def _unknown(self, name: str) -> NotFoundError:
-        known = ", ".join(map(repr, self.names())) or "none yet"
+        known = "".join(f", {other!r}" for other in self.names())
         return NotFoundError(
-            f"bank: no bank {name!r}, expected empty for the default bank or one of: {known}; "
+            f"bank: no bank {name!r}, expected an empty name for the default bank{known}; "
             f"adding a template to {name!r} makes it",
             field="bank",
         )
