@@ -44,8 +44,13 @@ def _read(name: str) -> Facts:
     return found
 
 
+def _short(number: float) -> str:
+    """Three digits, and none of them an exponent's."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _ms(figures: Facts) -> str:
-    return f"{figures['p50']:.3g} ({figures['p95']:.3g})"
+    return f"{_short(figures['p50'])} ({_short(figures['p95'])})"
 
 
 def latency() -> list[Row]:
@@ -95,7 +100,7 @@ def growth() -> list[Row]:
     rows = [["side, pixels", "new, ms", "nothing new, ms", "student's mask, ms", "resident MiB"]]
     for side, figures in found.items():
         values = (figures[k] for k in ("cold_ms", "nothing_new_ms", "student_mask_ms"))
-        rows.append([side, *(f"{v:.3g}" for v in values), str(figures["resident_mib"])])
+        rows.append([side, *map(_short, values), str(figures["resident_mib"])])
     return rows
 
 
@@ -105,7 +110,7 @@ def classes() -> list[Row]:
     rows = [["classes", "new, ms", "student's mask, ms", "resident MiB"]]
     for count, figures in found.items():
         values = (figures[k] for k in ("cold_ms", "student_mask_ms"))
-        rows.append([count, *(f"{v:.3g}" for v in values), str(figures["resident_mib"])])
+        rows.append([count, *map(_short, values), str(figures["resident_mib"])])
     return rows
 
 
@@ -114,7 +119,7 @@ def templates() -> list[Row]:
     found = _read("serving_speed.json")["parts"]["retrieval"]["templates"]
     rows = [["templates", "similarity, ms", "choice, ms", "index, MiB"]]
     for count, figures in found.items():
-        times = (f"{figures[k]:.3g}" for k in ("similarity_ms", "choice_ms"))
+        times = (_short(figures[k]) for k in ("similarity_ms", "choice_ms"))
         rows.append([f"{int(count):,}", *times, f"{figures['index_mib']:.1f}"])
     return rows
 
@@ -122,10 +127,10 @@ def templates() -> list[Row]:
 def transport() -> list[Row]:
     """Servers beside each other."""
     found = _read("transport.json")["rows"]
-    rows = [["", *[f"{n} clients: p50, p99 ms; 1/s" for n in next(iter(found.values()))]]]
+    rows = [["", *[f"clients: {n}; p50, p99 ms; 1/s" for n in next(iter(found.values()))]]]
     for name, by_clients in found.items():
         cells = [
-            f"{f['p50_ms']:.3g}, {f['p99_ms']:.3g}; {f['per_second']:.0f}"
+            f"{_short(f['p50_ms'])}, {_short(f['p99_ms'])}; {f['per_second']:.0f}"
             for f in by_clients.values()
         ]
         rows.append([name, *cells])
@@ -138,7 +143,8 @@ def triton() -> list[Row]:
     ways = list(next(iter(found.values())))
     rows = [["", *[f"{way}: p50, p99 ms" for way in ways]]]
     for name, by_way in found.items():
-        rows.append([name, *[f"{f['p50_ms']:.3g}, {f['p99_ms']:.3g}" for f in by_way.values()]])
+        times = [f"{_short(f['p50_ms'])}, {_short(f['p99_ms'])}" for f in by_way.values()]
+        rows.append([name, *times])
     return rows
 
 
