@@ -64,20 +64,18 @@ class Lanes:
         """Whether all of them run requests."""
         return all(lane.scheduler.alive for lane in self._lanes)
 
-    def place(self, case: Case) -> Lane:
-        """The lane of a case, whose memory is the case's from now on.
+    def place(self, case: Case) -> None:
+        """Give a case the memory of its lane."""
+        case.memory = self._lane(case).engine.memory
 
-        Images of the same content, and slices of the same volume, have the same lane.
-        """
-        digest = (case.volume[0] if case.volume else case.scan).sha256
-        lane = self._lanes[int(digest, 16) % len(self._lanes)]
-        case.memory = lane.engine.memory
-        return lane
-
-    @staticmethod
-    def submit(lane: Lane, case: Case, ticket: Ticket) -> Future[Any]:
+    def submit(self, case: Case, ticket: Ticket) -> Future[Any]:
         """Queue a case that was placed; see :meth:`Scheduler.submit`."""
-        return lane.scheduler.submit(segment(case), ticket)
+        return self._lane(case).scheduler.submit(segment(case), ticket)
+
+    def _lane(self, case: Case) -> Lane:
+        """Images of the same content, and slices of the same volume, have the same one."""
+        digest = (case.volume[0] if case.volume else case.scan).sha256
+        return self._lanes[int(digest, 16) % len(self._lanes)]
 
     def encode(self, bank: str, templates: Sequence[TemplateInfo]) -> None:
         """Encode templates on every device, when nobody else needs it.

@@ -33,7 +33,7 @@ from vessa_client import (
     UnavailableError,
 )
 from vessa_client._types import ImageInput
-from vessa_server.api.lanes import Lane, Lanes
+from vessa_server.api.lanes import Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
 from vessa_server.api.settings import ServerSettings
@@ -69,6 +69,15 @@ class Caller:
         """Seconds until the deadline, not more than ``most`` and not less than 0."""
         end = math.inf if self.deadline is None else self.deadline
         return max(0.0, min(most, end - time.monotonic()))
+
+    def ticket(self, request: SegmentationRequest, case: Case) -> Ticket:
+        """For the queue."""
+        return Ticket(
+            client=self.name,
+            priority=PRIORITIES.get(request.priority, self.priority),
+            deadline=self.deadline,
+            nbytes=case.nbytes,
+        )
 
     @staticmethod
     def within(seconds: float | None, name: str, priority: Priority) -> Caller:
@@ -175,36 +184,27 @@ class Service:
             self.metrics.observe_result(result)
             return render(result)
 
-        def urgent(request: SegmentationRequest) -> Priority:
-            return PRIORITIES.get(request.priority, caller.priority)
-
-        def ticket(request: SegmentationRequest, case: Case) -> Ticket:
-            return Ticket(
-                client=caller.name,
-                priority=urgent(request),
-                deadline=caller.deadline,
-                nbytes=case.nbytes,
-            )
-
-        def opened() -> tuple[SegmentationRequest, Case, Lane, tuple[T] | None]:
+        def opened() -> tuple[SegmentationRequest, Case, Ticket, tuple[T] | None]:
             request = parse()
             case = self.engine.open(request, volume)
-            lane = self.lanes.place(case)
+            self.lanes.place(case)
             answer = known(case)  # nothing to wait for
-            if answer is None and urgent(request) is Priority.INTERACTIVE:
+            ticket = caller.ticket(request, case)
+            if answer is None and ticket.priority is Priority.INTERACTIVE:
                 # Bulk images are scaled when it is their turn: many of them, prepared at once,
                 # would hold up everybody's payloads.
-                self.lanes.bounds.check(ticket(request, case))
+                self.lanes.bounds.check(ticket)
                 case.prepare()
-            return request, case, lane, answer and (finished(request, case, *answer),)
+                ticket = caller.ticket(request, case)
+            return request, case, ticket, answer and (finished(request, case, *answer),)
 
         deadline = asyncio.timeout_at(caller.deadline)  # the loop's clock is the monotonic one
         try:
             async with deadline:
-                request, case, lane, answer = await self.work(opened)
+                request, case, ticket, answer = await self.work(opened)
                 if answer is not None:
                     return answer[0]
-                future = self.lanes.submit(lane, case, ticket(request, case))
+                future = self.lanes.submit(case, ticket)
                 draft, words = await asyncio.wrap_future(future)
                 return await self.work(lambda: finished(request, case, draft, words))
         except TimeoutError:
