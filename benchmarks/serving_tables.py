@@ -54,21 +54,28 @@ def _ms(figures: Facts) -> str:
 
 
 def latency() -> list[Row]:
-    """One client."""
-    parts = _read("serving_speed.json")["parts"]
+    """One client, by how many cores compute."""
+    both, one = (
+        _latency(_read(name)["parts"])
+        for name in ("serving_speed.json", "serving_speed_one_thread.json")
+    )
+    rows = [[name, figures, one[name]] for name, figures in both.items()]
+    return [["ms, median (95 %)", "both cores", "one, the default"], *rows]
+
+
+def _latency(parts: Facts) -> dict[str, str]:
     found, volume = parts["latency"], parts["latency"]["volume"]
-    return [
-        ["", "ms, median (95 %)"],
-        ["new image", _ms(found["cold_ms"])],
-        ["known image, student's mask", _ms(found["student_mask_ms"])],
-        ["known image, nothing new", _ms(found["nothing_new_ms"])],
-        ["first image of a bank", _ms(found["first_of_a_bank_ms"])],
-        [f"volume of {volume['slices']} slices: first answer", f"{volume['first_slice_ms']:.0f}"],
-        [f"volume of {volume['slices']} slices: all answers", f"{volume['all_ms']:.0f}"],
-        ["`vessa info`", _ms(found["info_ms"])],
-        ["`vessa --help`", _ms(parts["start"]["help_ms"])],
-        ["until the server is ready", f"{1000 * parts['start']['ready_seconds']:.0f}"],
-    ]
+    return {
+        "new image": _ms(found["cold_ms"]),
+        "known image, student's mask": _ms(found["student_mask_ms"]),
+        "known image, nothing new": _ms(found["nothing_new_ms"]),
+        "first image of a bank": _short(found["first_of_a_bank_ms"]["p50"]),
+        "volume of 10 slices: first answer": _short(volume["first_slice_ms"]),
+        "volume of 10 slices: all answers": _short(volume["all_ms"]),
+        "`vessa info`": _ms(found["info_ms"]),
+        "`vessa --help`": _ms(parts["start"]["help_ms"]),
+        "until the server is ready": _short(1000 * parts["start"]["ready_seconds"]),
+    }
 
 
 def load() -> list[Row]:
@@ -148,6 +155,26 @@ def triton() -> list[Row]:
     return rows
 
 
+def training() -> list[Row]:
+    """A training beside its server."""
+    found = _read("shared_cores.json")
+    rows = [["threads of the server", "of the training", f"seconds of {found['updates']} updates"]]
+    for row in found["training"]:
+        rows.append([str(row["server"]), str(row["trainer"]), f"{row['seconds']:.0f}"])
+    return rows
+
+
+def spinning() -> list[Row]:
+    """A student's mask, alone and beside busy programs."""
+    by_spins: dict[int, dict[int, str]] = {}
+    for row in _read("shared_cores.json")["spinning"]:
+        by_spins.setdefault(row["spins"], {})[row["busy"]] = _ms(row)
+    rows = [["`GOMP_SPINCOUNT`", "alone, ms (95 %)", "beside two busy programs, ms (95 %)"]]
+    for spins, by_busy in by_spins.items():
+        rows.append([f"{spins:,}", *(text for _, text in sorted(by_busy.items()))])
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[Row]]] = {
     "latency": latency,
     "load": load,
@@ -157,6 +184,8 @@ TABLES: dict[str, Callable[[], list[Row]]] = {
     "templates": templates,
     "transport": transport,
     "triton": triton,
+    "training": training,
+    "spinning": spinning,
 }
 
 

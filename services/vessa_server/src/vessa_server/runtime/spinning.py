@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-# How often they look for their next work, some 30 µs. OpenMP's default is a hundred times as much:
-# on cores that other programs need too, they then wait for each other at every layer, for as long
-# as the system lets the others run (student masks beside two busy programs: 95 % in 218 ms, not
-# in 77). Less, and they sleep between the layers of one forward.
+# How often they look for their next work. OpenMP's default is a hundred times as much: on cores
+# that other programs need too, they then wait for each other at every layer, for as long as the
+# system lets the others run. Much less, and they sleep between the layers of one forward
+# (benchmarks/shared_cores.py).
 SPINS = "3000"
 
 

@@ -1,8 +1,8 @@
 """How many threads torch computes with, in each of the server's own threads.
 
 Each thread that computes has helpers of its own, which spin while they wait for the next layer,
-unless there are more of them than cores: then every layer has to wake them, and a forward takes
-1.6 times as long. So one thread computes with helpers, all others alone.
+unless there are more of them than cores: then every layer has to wake them, which on a CPU takes
+as long as the layer. So one thread computes with helpers, all others alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-# Half of the cores: a training beside the server has the others, and is nearly twice as fast as
-# where both compute with all. Asked before any thread was told to compute alone, which is what new
-# ones then begin with.
+# Half of the cores: a training beside the server has the others, and is faster than where both
+# compute with all (benchmarks/shared_cores.py). Asked before any thread was told to compute alone,
+# which is what new ones then begin with.
 DEFAULT = max(1, torch.get_num_threads() // (1 if "OMP_NUM_THREADS" in os.environ else 2))
 
 
