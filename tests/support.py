@@ -23,7 +23,7 @@ from vessa_server.bank import Banks
 from vessa_server.cache import FeatureCache, NoCache
 from vessa_server.cases.segment import segment
 from vessa_server.engine import EngineSettings, VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
+from vessa_server.inference.look import AnyLook, Look, Prediction
 from vessa_server.model import prompts, tokenizer
 from vessa_server.model.config import (
     DecoderConfig,
@@ -132,6 +132,35 @@ def model_of(engine: VessaEngine) -> Vessa:
 def without(*rules: str) -> EngineSettings:
     """Settings with rules switched off."""
     return EngineSettings(policy=PolicyConfig(off=frozenset(rules)))
+
+
+class Gate(VessaEngine):
+    """An engine that waits until it may work, tells when it has begun, and notes at what it looks.
+
+    Attributes:
+        opened: set to let it work.
+        entered: set when it was asked to.
+        seen: digests of images.
+    """
+
+    opened: threading.Event
+    entered: threading.Event
+    seen: set[str]
+
+    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
+        self.entered.set()
+        assert self.opened.wait(30)
+        self.seen |= {look.scan.sha256 for look in looks if isinstance(look, Look)}
+        return super().run(looks, pause)
+
+
+def gate_of(folder: Path) -> Gate:
+    """A closed one, of a tiny model with a filled bank."""
+    engine = engine_of(folder)
+    engine.__class__ = Gate
+    assert isinstance(engine, Gate)
+    engine.opened, engine.entered, engine.seen = threading.Event(), threading.Event(), set()
+    return engine
 
 
 def segment_together(

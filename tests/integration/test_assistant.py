@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +11,9 @@ import numpy as np
 from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data.cases import Case, read_slices
-from support import CLASSES, RunningServer, engine_of, free_port, picture, running
+from support import CLASSES, RunningServer, engine_of, free_port, gate_of, picture, running
 from trainer_support import single_slices
 from vessa_client import SegmentationRequest
-from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
 
 NAMES = tuple(c.name for c in CLASSES)
 
@@ -94,43 +90,25 @@ def test_student_masks_reach_the_server_and_cost_no_encoding(
         assert result.image_features_cached
 
 
-class _SlowEngine(VessaEngine):
-    """Waits until it is let go."""
-
-    go: threading.Event
-
-    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
-        self.go.wait(30)
-        return super().run(looks, pause)
-
-
-def _slow_engine(folder: Path) -> _SlowEngine:
-    engine = engine_of(folder)
-    engine.__class__ = _SlowEngine
-    assert isinstance(engine, _SlowEngine)
-    engine.go = threading.Event()
-    return engine
-
-
 def test_a_server_that_hangs_does_not_stop_the_training(tmp_path: Path) -> None:
-    engine = _slow_engine(tmp_path)
+    engine = gate_of(tmp_path)
     with running(engine) as server:
         config = AssistantConfig(server=server.grpc, timeout_seconds=0.3)
         assistant = Assistant(config, NAMES)
         assistant.ask(0, single_slices(1), None)
         assert assistant.collect(0) == [None]
         assert assistant.failures == 1
-        engine.go.set()
+        engine.opened.set()
         assistant.close()
 
 
 def test_asking_is_pipelined(tmp_path: Path) -> None:
-    engine = _slow_engine(tmp_path)
+    engine = gate_of(tmp_path)
     with running(engine) as server:
         assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
         assistant.ask(0, single_slices(1), None)
         assistant.ask(1, single_slices(1), None)  # returns although nothing is answered yet
-        engine.go.set()
+        engine.opened.set()
         assert assistant.collect(0)[0] is not None
         assert assistant.collect(1)[0] is not None
         assistant.close()

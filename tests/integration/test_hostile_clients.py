@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from support import CLASSES, RunningServer, engine_of, picture, running
+from support import CLASSES, Gate, RunningServer, engine_of, gate_of, picture, running
 from support_files import png
 from support_process import server_process
 from vessa.v1 import pseudo_label_pb2 as pb
@@ -37,33 +37,14 @@ from vessa_server.api.settings import ServerSettings
 from vessa_server.cases.case import Case
 from vessa_server.cases.images import StoredImage
 from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
 
 IMAGE, _ = picture(0)
 ONCE = ClientOptions(retry=RetryPolicy(attempts=1))
 
 
-class CountingEngine(VessaEngine):
-    """An engine that waits until it may work, and knows at which images it looked."""
-
-    opened: threading.Event
-    entered: threading.Event
-    seen: set[str]
-
-    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
-        self.entered.set()
-        assert self.opened.wait(30)
-        self.seen |= {look.scan.sha256 for look in looks if not hasattr(look, "info")}
-        return super().run(looks, pause)
-
-
 @pytest.fixture
-def counting(tmp_path: Path) -> CountingEngine:
-    engine = engine_of(tmp_path)
-    engine.__class__ = CountingEngine
-    assert isinstance(engine, CountingEngine)
-    engine.opened, engine.entered, engine.seen = threading.Event(), threading.Event(), set()
-    return engine
+def gate(tmp_path: Path) -> Gate:
+    return gate_of(tmp_path)
 
 
 def depth(server: RunningServer) -> int:
@@ -94,12 +75,10 @@ def connect(server: RunningServer) -> socket.socket:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_nothing_is_computed_for_closed_connections(
-    counting: CountingEngine, at_once: bool
-) -> None:
-    with running(counting) as server, ThreadPoolExecutor() as pool:
+def test_nothing_is_computed_for_closed_connections(gate: Gate, at_once: bool) -> None:
+    with running(gate) as server, ThreadPoolExecutor() as pool:
         first = pool.submit(httpx.post, f"{server.http}/pseudolabel", files={"image": png(IMAGE)})
-        assert counting.entered.wait(30)
+        assert gate.entered.wait(30)
         connections = []
         for seed in range(1, 11):
             connection = connect(server)
@@ -116,13 +95,13 @@ def test_nothing_is_computed_for_closed_connections(
             httpx.post, f"{server.http}/pseudolabel", files={"image": png(picture(99)[0])}
         )
         wait_for_depth(server, 2)
-        counting.opened.set()
+        gate.opened.set()
         assert first.result(30).status_code == live.result(30).status_code == 200
-    assert len(counting.seen) == 2
+    assert len(gate.seen) == 2
 
 
-def test_nothing_is_computed_for_cancelled_calls(counting: CountingEngine) -> None:
-    with running(counting) as server, grpc.insecure_channel(server.grpc) as channel:
+def test_nothing_is_computed_for_cancelled_calls(gate: Gate) -> None:
+    with running(gate) as server, grpc.insecure_channel(server.grpc) as channel:
         stub: Any = pb_grpc.PseudoLabelServiceStub(channel)
 
         def ask(seed: int) -> Any:
@@ -130,7 +109,7 @@ def test_nothing_is_computed_for_cancelled_calls(counting: CountingEngine) -> No
             return stub.Segment.future(pb.SegmentRequest(image=image))
 
         first = ask(0)
-        assert counting.entered.wait(30)
+        assert gate.entered.wait(30)
         dead = [ask(seed) for seed in range(1, 64)]
         wait_for_depth(server, 64)
         for call in dead:
@@ -138,19 +117,19 @@ def test_nothing_is_computed_for_cancelled_calls(counting: CountingEngine) -> No
         wait_for_depth(server, 1)
         live = ask(99)
         wait_for_depth(server, 2)
-        counting.opened.set()
+        gate.opened.set()
         assert first.result(30).label_map.height == live.result(30).label_map.height == 60
-    assert len(counting.seen) == 2
+    assert len(gate.seen) == 2
 
 
 # --- Those who flood
 
 
-def test_a_full_queue_says_when_to_come_back_in_both_transports(counting: CountingEngine) -> None:
-    with running(counting, max_queue=1) as server, ThreadPoolExecutor() as pool:
+def test_a_full_queue_says_when_to_come_back_in_both_transports(gate: Gate) -> None:
+    with running(gate, max_queue=1) as server, ThreadPoolExecutor() as pool:
         url, files = f"{server.http}/pseudolabel", {"image": png(IMAGE)}
         first = pool.submit(httpx.post, url, files=files)
-        assert counting.entered.wait(30)
+        assert gate.entered.wait(30)
         answer = httpx.post(url, files=files)
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) >= 1
@@ -161,7 +140,7 @@ def test_a_full_queue_says_when_to_come_back_in_both_transports(counting: Counti
             (refused,) = client.segment_stream([SegmentationRequest(image=IMAGE)])
             assert isinstance(refused, OverloadedError)
             assert refused.retry_after > 0
-        counting.opened.set()
+        gate.opened.set()
         assert first.result(30).status_code == 200
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from support import RunningServer, engine_of, picture, running
+from support import Gate, RunningServer, engine_of, gate_of, picture, running
 from support_kserve import ONE_IMAGE, assert_same, connected, connected_async
 from vessa_client import SegmentationRequest
-from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import Prediction
 
 IMAGE = ONE_IMAGE["image"]
 
@@ -37,29 +32,13 @@ async def test_sixteen_at_once_get_their_own_answers(
         assert_same(answer, reference.segment(SegmentationRequest(image=image)))
 
 
-class _Gate(VessaEngine):
-    """An engine that waits until it may work."""
-
-    opened: threading.Event
-    entered: threading.Event
-
-    def run(self, looks: Sequence[Any], pause: Callable[[], object] = bool) -> list[Prediction]:
-        self.entered.set()
-        assert self.opened.wait(30)
-        return super().run(looks, pause)
-
-
 @pytest.fixture
-def gate(tmp_path: Path) -> _Gate:
-    engine = engine_of(tmp_path)
-    engine.__class__ = _Gate
-    assert isinstance(engine, _Gate)
-    engine.opened, engine.entered = threading.Event(), threading.Event()
-    return engine
+def gate(tmp_path: Path) -> Gate:
+    return gate_of(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["grpc", "http"])
-def test_no_answer_comes_after_the_timeout(gate: _Gate, kind: str) -> None:
+def test_no_answer_comes_after_the_timeout(gate: Gate, kind: str) -> None:
     with running(gate) as server:
         protocol = connected(kind, server)
         with pytest.raises(InferenceServerException, match="deadline") as caught:
@@ -75,7 +54,7 @@ def test_no_answer_comes_after_the_timeout(gate: _Gate, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "code"), [("grpc", "CANCELLED"), ("http", "499")])
-async def test_who_has_gone_leaves_the_queue(gate: _Gate, kind: str, code: str) -> None:
+async def test_who_has_gone_leaves_the_queue(gate: Gate, kind: str, code: str) -> None:
     with running(gate, max_queue=2) as server:
         sync = connected(kind, server)
         inputs = [[sync.tensor("image", picture(seed)[0])] for seed in range(3)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -12,7 +11,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from support import RunningServer, engine_of, free_port, picture, running
+from support import RunningServer, engine_of, free_port, gate_of, picture, running
 from vessa_client import (
     AsyncVessaClient,
     ClientOptions,
@@ -26,34 +25,12 @@ from vessa_client import (
     VessaError,
 )
 from vessa_server.api.grpc.server import PortInUseError
-from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
 
 IMAGE, _ = picture(0)
 
 
-class _Gate(VessaEngine):
-    """An engine that waits until it may work, and tells when it has begun."""
-
-    opened: threading.Event
-    entered: threading.Event
-
-    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
-        self.entered.set()
-        assert self.opened.wait(30)
-        return super().run(looks, pause)
-
-
-def _gate(folder: Path) -> _Gate:
-    engine = engine_of(folder)
-    engine.__class__ = _Gate
-    assert isinstance(engine, _Gate)
-    engine.opened, engine.entered = threading.Event(), threading.Event()
-    return engine
-
-
 async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
-    engine = _gate(tmp_path)
+    engine = gate_of(tmp_path)
     # Others' attempts might come when there is room again.
     once = ClientOptions(retry=RetryPolicy(attempts=1))
     with running(engine, max_queue=2, max_batch=1) as server:
@@ -75,7 +52,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -
 
 
 async def test_shutdown_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
-    engine = _gate(tmp_path)
+    engine = gate_of(tmp_path)
     with running(engine, grace_seconds=20) as server:
         once = ClientOptions(retry=RetryPolicy(attempts=1))
         async with AsyncVessaClient(server.grpc, once) as client:
@@ -119,7 +96,7 @@ def test_a_timeout_of_the_work_is_not_the_requests_deadline(
 
 
 async def test_who_has_gone_is_counted_as_that(tmp_path: Path) -> None:
-    engine = _gate(tmp_path)
+    engine = gate_of(tmp_path)
     with running(engine) as server:
         async with AsyncVessaClient(server.grpc) as client:
             call = asyncio.create_task(client.segment(SegmentationRequest(image=IMAGE)))
@@ -165,7 +142,7 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_deadline_is_kept(tmp_path: Path) -> None:
-    engine = _gate(tmp_path)
+    engine = gate_of(tmp_path)
     with running(engine) as server, VessaClient(server.grpc, ClientOptions(timeout=0.3)) as client:
         with pytest.raises(DeadlineError):
             client.segment(SegmentationRequest(image=IMAGE))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from support import RunningServer, engine_of, picture, running
+from support import Gate, RunningServer, engine_of, gate_of, picture, running
 from support_files import nifti, png
 from support_process import server_process
 from vessa_client import AnyArray, VessaClient, VolumeRequest
-from vessa_server.engine import VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
 
 PATH = "/pseudolabel/volume"
 JSON = {"Accept": "application/json"}
@@ -36,23 +33,9 @@ ORIENTATIONS = ("RAS", "LPS", "SAR", "AIL", "PSR")
 ZEROS = gzip.compress(bytes(1 << 26))
 
 
-class Gate(VessaEngine):
-    """An engine that waits until it may work."""
-
-    opened: threading.Event
-
-    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
-        assert self.opened.wait(30)
-        return super().run(looks, pause)
-
-
 @pytest.fixture
 def gate(tmp_path: Path) -> Gate:
-    engine = engine_of(tmp_path)
-    engine.__class__ = Gate
-    assert isinstance(engine, Gate)
-    engine.opened = threading.Event()
-    return engine
+    return gate_of(tmp_path)
 
 
 @pytest.fixture(scope="module")

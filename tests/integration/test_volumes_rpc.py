@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from support import RunningServer, engine_of, picture, running
+from support import Gate, RunningServer, engine_of, gate_of, picture, running
 from support_process import server_process
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
@@ -33,8 +33,7 @@ from vessa_client import (
     files,
     wire,
 )
-from vessa_server.engine import EngineSettings, VessaEngine
-from vessa_server.inference.look import AnyLook, Prediction
+from vessa_server.engine import EngineSettings
 
 SLICES = tuple(picture(seed)[0] for seed in range(12))
 LABELS = picture(5)[1]
@@ -42,23 +41,9 @@ VOLUME = VolumeRequest(slices=SLICES, request_id="v")
 ONCE = ClientOptions(retry=RetryPolicy(attempts=1))
 
 
-class Gate(VessaEngine):
-    """An engine that waits until it may work."""
-
-    opened: threading.Event
-
-    def run(self, looks: Sequence[AnyLook], pause: Callable[[], object] = bool) -> list[Prediction]:
-        assert self.opened.wait(30)
-        return super().run(looks, pause)
-
-
 @pytest.fixture
 def gate(tmp_path: Path) -> Gate:
-    engine = engine_of(tmp_path)
-    engine.__class__ = Gate
-    assert isinstance(engine, Gate)
-    engine.opened = threading.Event()
-    return engine
+    return gate_of(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ Request = TypeVar("Request", SegmentationRequest, VolumeRequest)
 REMEMBERED_REFERENCES = 100_000
 # How much the ends of a call differ between client and server: gRPC rounds what is left.
 ROUNDED_SECONDS = 0.05
-LATE = "not all answers came within the time of the call"
 
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
@@ -113,19 +112,15 @@ class Backoff:
         """Seconds that are left."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
-    def check_end(self, error: VessaError) -> None:
-        """Tell an answer that came too late for the call from one of a single request.
+    def check_end(self, error: VessaError, kind: type[VessaError] = DeadlineError) -> None:
+        """Tell the end of the call's time from an error of a single request.
 
         Raises:
-            DeadlineError: ``error`` is one, and the time of the call is over.
+            DeadlineError: ``error`` is of that kind, and the time of the call is over.
         """
-        if self._is_over and isinstance(error, DeadlineError):
-            raise DeadlineError(LATE) from error
-
-    @property
-    def _is_over(self) -> bool:
         remaining = self.remaining()
-        return remaining is not None and remaining <= ROUNDED_SECONDS
+        if isinstance(error, kind) and remaining is not None and remaining <= ROUNDED_SECONDS:
+            raise DeadlineError("not all answers came within the time of the call") from error
 
     def succeeded(self) -> None:
         """Start over: the server answers."""
@@ -137,9 +132,8 @@ class Backoff:
         Raises:
             VessaError: ``error``, where no attempt is left, or no time for one, or none would help.
         """
-        if self._is_over and isinstance(error, ProtocolError):
-            # What grpc.aio calls a message that was being written when the time ended.
-            raise DeadlineError(LATE) from error
+        # What grpc.aio calls a message that was being written when the time ended.
+        self.check_end(error, ProtocolError)
         attempt, uniform = self._failures, random.random()
         self._failures += 1
         if not is_transient(error) or self._failures >= self._policy.attempts:

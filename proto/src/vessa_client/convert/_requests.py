@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypedDict
 
 import numpy as np
 
@@ -26,6 +26,17 @@ _PRIORITIES: Final[dict[Priority, pb.Priority]] = {
     "bulk": pb.PRIORITY_BULK,
 }
 _PRIORITY_NAMES: Final = {value: name for name, value in _PRIORITIES.items()}
+
+
+class Options(TypedDict):
+    """Fields that requests of an image and of a volume share."""
+
+    top_k: int
+    template_ids: tuple[str, ...]
+    return_probabilities: bool
+    explain: bool
+    policy_off: tuple[str, ...]
+    priority: Priority
 
 
 def image_to_message(image: ImageInput) -> pb.Image:
@@ -105,14 +116,9 @@ def request_from_message(
         student_mask=student,
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         volume_ref=None if reference is None else VolumeReference(reference),
-        top_k=message.options.top_k,
-        template_ids=tuple(message.options.template_ids),
-        return_probabilities=message.options.return_probabilities,
-        explain=message.options.explain,
         bank=message.bank,
-        policy_off=tuple(message.options.policy_off),
-        priority=priority_from_message(message.options),
         request_id=message.request_id,
+        **options_from_message(message.options),
     )
 
 
@@ -177,19 +183,26 @@ def options_to_message(request: SegmentationRequest | VolumeRequest) -> pb.Segme
     )
 
 
-def priority_from_message(options: pb.SegmentOptions) -> Priority:
-    """Message to priority.
+def options_from_message(message: pb.SegmentOptions) -> Options:
+    """Message to what a request may ask for.
 
     Raises:
-        InvalidRequestError: it is none of the contract's.
+        InvalidRequestError: its priority is none of the contract's.
     """
-    if options.priority not in _PRIORITY_NAMES:
+    if message.priority not in _PRIORITY_NAMES:
         raise InvalidRequestError(
-            f"options.priority: {options.priority}, expected one of "
+            f"options.priority: {message.priority}, expected one of "
             f"{', '.join(pb.Priority.keys())}",
             field="options.priority",
         )
-    return _PRIORITY_NAMES[options.priority]
+    return Options(
+        top_k=message.top_k,
+        template_ids=tuple(message.template_ids),
+        return_probabilities=message.return_probabilities,
+        explain=message.explain,
+        policy_off=tuple(message.policy_off),
+        priority=_PRIORITY_NAMES[message.priority],
+    )
 
 
 def _size_of_tensor(image: ImageInput) -> tuple[int, int] | None:

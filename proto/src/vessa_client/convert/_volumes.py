@@ -6,8 +6,8 @@ from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client._types import VolumeReference, VolumeRequest
 from vessa_client.convert._requests import (
     image_to_message,
+    options_from_message,
     options_to_message,
-    priority_from_message,
     student_to_message,
 )
 
@@ -39,14 +39,9 @@ def volume_header_from_message(
         slices=(),
         class_names=tuple(message.class_names),
         text=message.text,
-        top_k=message.options.top_k,
-        template_ids=tuple(message.options.template_ids),
-        return_probabilities=message.options.return_probabilities,
-        explain=message.options.explain,
         bank=message.bank,
-        policy_off=tuple(message.options.policy_off),
-        priority=priority_from_message(message.options),
         request_id=message.request_id,
+        **options_from_message(message.options),
     )
     return request, VolumeReference(message.ref.sha256) if message.HasField("ref") else None
 
