@@ -80,6 +80,19 @@ def latencies(target: str, images: Images, count: int = 24) -> Figures:
         }
 
 
+def clicks(client: VessaClient, images: Images) -> Callable[[int], None]:
+    """Ask with a student's mask for an image that is known, in one of five places that are, too."""
+    ask = SegmentationRequest(image=images.fresh(1), class_names=NAMES, priority="interactive")
+
+    def click(index: int) -> None:
+        client.segment(replace(ask, student_mask=np.roll(images.student(1), index % 5, 1)))
+
+    client.segment(ask)
+    for index in range(5):
+        click(index)
+    return click
+
+
 def throughput(target: str, images: Images, kind: str, count: int, seconds: float) -> Figures:
     """Requests a second of ``count`` clients at the same time, of one of the kinds.
 

@@ -27,7 +27,7 @@ import torch
 from rich.table import Table
 
 from acdc import RESULTS, circumstances
-from client_load import KINDS, Figures, latencies, milliseconds, percentiles, throughput
+from client_load import KINDS, Figures, clicks, latencies, milliseconds, percentiles, throughput
 from heart import NAMES
 from served import SAMPLE, Images, Server, serving
 from vessa_client import (
@@ -90,16 +90,7 @@ def mixed(arguments: argparse.Namespace, images: Images) -> Figures:
     """Somebody who clicks, alone and while somebody else labels a folder."""
     found: Figures = {}
     with served(arguments) as server, VessaClient(server.target) as client:
-        ask = SegmentationRequest(image=images.fresh(1), class_names=NAMES, priority="interactive")
-        masks = [replace(ask, student_mask=images.student(1)) for _ in range(1)]
-        client.segment(ask)
-        client.segment(masks[0])
-
-        def click(index: int) -> None:
-            client.segment(replace(ask, student_mask=np.roll(images.student(1), index % 5, 1)))
-
-        for index in range(5):
-            click(index)
+        click = clicks(client, images)
         found["alone"] = milliseconds(click, 100)
         stop = threading.Event()
         numbers = iter(range(1_000_000, 10**9))

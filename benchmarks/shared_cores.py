@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from acdc import RESULTS, ROOT, circumstances
-from client_load import Figures, milliseconds
+from client_load import Figures, clicks, milliseconds
 from served import SAMPLE, Images, serving
-from vessa_client import SegmentationRequest, VessaClient, files
+from vessa_client import VessaClient, files
 from vessa_client.console import console
 
 UPDATES, CLICKS = 120, 150
@@ -53,17 +52,8 @@ def spinning(spins: int, threads: int, *, busy: int) -> Figures:
     """Milliseconds of a student's mask, beside ``busy`` programs that compute."""
     os.environ["GOMP_SPINCOUNT"] = str(spins)
     try:
-        images = Images.of(SAMPLE / "val")
         with serving(SAMPLE, threads) as served, VessaClient(served.target) as client:
-            image = images.fresh(1)
-            client.segment(SegmentationRequest(image=image))
-
-            def click(index: int) -> None:
-                mask = np.roll(images.student(1), index % 5, 1)
-                client.segment(SegmentationRequest(image=image, student_mask=mask))
-
-            for index in range(5):
-                click(index)
+            click = clicks(client, Images.of(SAMPLE / "val"))
             with _programs(busy):
                 return milliseconds(click, CLICKS)
     finally:
