@@ -123,9 +123,9 @@ class TemplateUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Where the server looked, in pixels; ``quarter_turns`` counter-clockwise, 0..3, make it upright.
+    """Where the server looked, in pixels of the image.
 
-    Upright is how the templates lie.
+    Turned counter-clockwise by ``quarter_turns``, 0..3, it lies as the templates do.
     """
 
     top: int
