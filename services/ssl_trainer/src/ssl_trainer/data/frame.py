@@ -20,6 +20,12 @@ from torch import Tensor
 from ssl_trainer.config import AugmentationConfig
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+# Black and white of a windowed image.
+BYTES = (0.0, 255.0)
+# Slices with so many pixels along a pixel of the canvas are reduced before they are sampled, to
+# at most RESIDUAL: bilinear sampling takes the mean of two, and skips the others (aliasing).
+REDUCED_FROM, RESIDUAL = 3, 2
+Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
 
@@ -68,21 +74,57 @@ def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
     return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
 
 
+def windowed(image: npt.NDArray[np.generic], limits: Window | None) -> npt.NDArray[np.generic]:
+    """The image as student and VESSA see it: of 8 bits by a run's window, without one as it is.
+
+    Voxels without a number become black.
+    """
+    if limits is None:
+        known = np.isfinite(image)
+        return (
+            image if known.all() else np.where(known, image, np.min(image, where=known, initial=0))
+        )
+    low, high = limits
+    unit = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
+    return np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+
+
+def unit(image: npt.NDArray[np.generic], size: int, limits: Window | None) -> Tensor:
+    """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
+
+    Reduced where it is much larger than the canvas.
+    """
+    scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
+    return reduced(scaled, reduction(image.shape, size))
+
+
+def reduction(shape: tuple[int, ...], size: int) -> int:
+    """Whole factor by which a slice is reduced before it is sampled onto a canvas of ``size``."""
+    longer = max(shape[:2])
+    return math.ceil(longer / (RESIDUAL * size)) if longer >= REDUCED_FROM * size else 1
+
+
+def reduced(maps_CHW: Tensor, factor: int) -> Tensor:
+    """Area means; borders, and so ``grid_sample`` coordinates, stay where they are."""
+    if factor == 1:
+        return maps_CHW
+    shape = [max(1, round(n / factor)) for n in maps_CHW.shape[1:]]
+    return F.interpolate(maps_CHW[None], size=shape, mode="area")[0]
+
+
 def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """(H, W) float32; colour becomes its mean."""
     array = np.asarray(image, dtype=np.float32)
     return array.mean(axis=2) if array.ndim == 3 else array
 
 
-def window(image: npt.NDArray[np.generic]) -> tuple[float, float]:
+def window(image: npt.NDArray[np.generic]) -> Window:
     """Intensities that become black and white: robust percentiles."""
     low, high = np.percentile(grey(image), [LOW_PERCENTILE, HIGH_PERCENTILE])
     return float(low), float(high)
 
 
-def to_unit_range(
-    image: npt.NDArray[np.generic], limits: tuple[float, float] | None = None
-) -> Tensor:
+def to_unit_range(image: npt.NDArray[np.generic], limits: Window | None = None) -> Tensor:
     """(1, H, W) float32 in [0, 1]; ``limits`` is the image's :func:`window` where it is known."""
     low, high = limits or window(image)
     scaled = (grey(image) - np.float32(low)) / np.float32(max(high - low, 1e-6))
