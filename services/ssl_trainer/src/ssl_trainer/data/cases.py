@@ -181,13 +181,12 @@ class Slice:
 
     def unit(self, size: int) -> Tensor:
         """The image in [0, 1], (1, H, W), reduced where it is much larger than the canvas."""
-        factor = frame.reduction(self.image.shape, size)
-        if factor == 1:
+        if not frame.is_large(self.image.shape, size):
             return frame.to_unit_range(self.image, self.limits)
-        if factor not in self._reduced:
+        if size not in self._reduced:
             unit = frame.to_unit_range(self.image, self.limits)
-            self._reduced[factor] = frame.reduced(unit, factor)
-        return self._reduced[factor]
+            self._reduced[size] = frame.reduced(unit, size).half()
+        return self._reduced[size].float()
 
 
 def read_slices(

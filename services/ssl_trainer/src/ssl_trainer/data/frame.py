@@ -22,8 +22,8 @@ from ssl_trainer.config import AugmentationConfig
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # Black and white of a windowed image.
 BYTES = (0.0, 255.0)
-# Slices with so many pixels along a pixel of the canvas are reduced before they are sampled, to
-# at most RESIDUAL: bilinear sampling takes the mean of two, and skips the others (aliasing).
+# Slices with at least so many pixels along a pixel of the canvas are reduced to RESIDUAL of them:
+# bilinear sampling takes the mean of two, and skips the others (aliasing).
 REDUCED_FROM, RESIDUAL = 3, 2
 Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
@@ -95,21 +95,32 @@ def unit(image: npt.NDArray[np.generic], size: int, limits: Window | None) -> Te
     Reduced where it is much larger than the canvas.
     """
     scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
-    return reduced(scaled, reduction(image.shape, size))
+    return reduced(scaled, size) if is_large(image.shape, size) else scaled
 
 
-def reduction(shape: tuple[int, ...], size: int) -> int:
-    """Whole factor by which a slice is reduced before it is sampled onto a canvas of ``size``."""
-    longer = max(shape[:2])
-    return math.ceil(longer / (RESIDUAL * size)) if longer >= REDUCED_FROM * size else 1
+def is_large(shape: tuple[int, ...], size: int) -> bool:
+    """Whether a slice is :func:`reduced` before it is sampled onto a canvas of ``size``."""
+    return max(shape[:2]) >= REDUCED_FROM * size
 
 
-def reduced(maps_CHW: Tensor, factor: int) -> Tensor:
-    """Area means; borders, and so ``grid_sample`` coordinates, stay where they are."""
-    if factor == 1:
-        return maps_CHW
-    shape = [max(1, round(n / factor)) for n in maps_CHW.shape[1:]]
-    return F.interpolate(maps_CHW[None], size=shape, mode="area")[0]
+def reduced(maps_CHW: Tensor, size: int) -> Tensor:
+    """Maps of a large slice with twice the pixels of a canvas of ``size`` along the longer side.
+
+    Area means, so that a slice of any resolution is the same to a student. Borders, and so
+    ``grid_sample`` coordinates, stay where they are.
+    """
+    height, width = maps_CHW.shape[1:]
+    scale = RESIDUAL * size / max(height, width)
+    rows, columns = (_shares(n, max(1, round(n * scale))) for n in (height, width))
+    return rows @ maps_CHW @ columns.T
+
+
+def _shares(before: int, after: int) -> Tensor:
+    """Part of each of ``after`` pixels that each of ``before`` covers, (after, before)."""
+    edges = np.linspace(0, before, after + 1)[:, None]
+    pixels = np.arange(before)[None]
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return torch.from_numpy((overlap.clip(0) * after / before).astype(np.float32))
 
 
 def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
