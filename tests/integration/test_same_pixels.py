@@ -66,7 +66,7 @@ def abdomen(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "labelled_augmentation": None,
             "precision": "fp32",
             "learning_rate": 0.01,
-            "steps": 80,
+            "steps": 120,
         },
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -81,9 +81,10 @@ def windowed(image: npt.NDArray[np.generic], limits: Window | None) -> npt.NDArr
     """
     if limits is None:
         known = np.isfinite(image)
-        return (
-            image if known.all() else np.where(known, image, np.min(image, where=known, initial=0))
-        )
+        if known.all():
+            return image
+        black = np.min(image, where=known, initial=0)
+        return np.asarray(np.where(known, image, black))
     low, high = limits
     unit = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
     return np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
