@@ -55,7 +55,8 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"data": {"sise": 32}}, "sise"),
         ({"data": {"window": [240, -160]}}, "lower one first"),
         ({"data": {"window": [0, float("inf")]}}, "window"),
-        ({"data": {"axis": "upwards"}}, "axis"),
+        ({"data": {"axis": "upwards"}}, "data.axis.*sagittal, coronal, axial"),
+        ({"data": {"axis": 3}}, "axis: .*3, expected"),
         ({"data": {"patient_pattern": "x(y)"}}, "finds no patient"),
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "steps"),
@@ -345,8 +346,8 @@ def test_a_window_is_applied_to_all_that_student_and_vessa_see(tmp_path: Path) -
     for item, native in zip(slices, image.slices(), strict=True):
         expected = np.clip((native.astype(float) - 50) / 100, 0, 1)
         assert item.image.dtype == np.uint8
-        assert np.abs(item.image / 255 - expected).max() < 0.51 / 255
-        assert torch.allclose(item.unit(32)[0], torch.tensor(item.image / 255).float())
+        assert np.abs(item.image.astype(float) / 255 - expected).max() < 0.51 / 255
+        assert torch.allclose(item.unit(32)[0], torch.from_numpy(item.image).float() / 255)
         assert torch.equal(item.unit(32), frame.unit(native, 32, config.window))
         assert any(np.array_equal(v, s.image) for v in item.volume for s in slices)
 
@@ -363,9 +364,9 @@ def test_voxels_without_a_number_are_black(limits: frame.Window | None) -> None:
 
 def test_images_of_up_to_three_pixels_a_pixel_of_the_canvas_stay_as_they_are() -> None:
     rng = np.random.default_rng(0)
-    for shape in ((216, 256), (95, 60), (33, 33)):
+    for shape in ((216, 256), (384, 276), (95, 60), (33, 33)):
         image = rng.integers(0, 900, shape).astype(np.int16)
-        size = max(shape) // 3 + 1
+        size = -(-max(shape) // 3)
         plain = frame.to_unit_range(image)
         assert torch.equal(frame.unit(image, size, None), plain)
         assert torch.equal(cases.Slice("", image, None, "").unit(size), plain)
@@ -398,7 +399,7 @@ def test_what_is_reduced_stays_in_place(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "angle"), [((3, 6), 0.0), ((3, 5), 0.0), ((4, 7), 0.0), ((4, 8), 0.0), ((4, 8), 0.3)]
+    ("times", "angle"), [((2, 4), 0.0), ((4, 5), 0.0), ((4, 7), 0.0), ((2, 4), 0.3), ((4, 8), 0.3)]
 )
 def test_slices_of_two_resolutions_are_the_same_to_a_student(
     times: tuple[int, int], angle: float
@@ -419,7 +420,7 @@ def test_slices_of_two_resolutions_are_the_same_to_a_student(
 
 def test_the_student_sees_as_little_noise_of_a_large_slice_as_of_a_prepared_one() -> None:
     rng, size = np.random.default_rng(0), 64
-    for times in (3, 4, 6):
+    for times in (4, 5, 6):
         noise = rng.normal(100, 20, (times * size, times * size)).astype(np.float32)
         item = cases.Slice("", noise, None, "")
         low, high = item.limits
@@ -444,7 +445,7 @@ def test_labels_of_a_reduced_slice_are_sampled_as_they_are(
 
     assert item.unit(config.data.size).shape[1:] == (64, 54)
     reduced = [batch(seed) for seed in range(4)]
-    monkeypatch.setattr(frame, "REDUCED_FROM", 1000)
+    monkeypatch.setattr(frame, "MOST_PIXELS", 1000)
     assert item.unit(config.data.size).shape[1:] == labels.shape
     for seed, found in enumerate(reduced):
         native = batch(seed)
@@ -462,6 +463,8 @@ def test_mirrored_label_files_of_the_same_place_are_not_learned_mirrored(tmp_pat
     assert turned.shape != stored.shape
     nib.save(turned, case.labels)
     for one, other in zip(plain, cases.read_slices((case,), 2, labelled=True), strict=True):
+        assert one.labels is not None
+        assert other.labels is not None
         assert np.array_equal(one.labels, other.labels)
     nib.save(nib.Nifti1Image(np.asarray(stored.dataobj)[::-1], stored.affine @ SHIFT), case.labels)
     with pytest.raises(files.FileError, match=r"voxels of .* expected the image's.*; resample"):

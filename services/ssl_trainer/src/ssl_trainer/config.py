@@ -37,11 +37,14 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names the key and what was expected."""
 
 
-def _axis(value: object) -> object:
-    return AXES.index(value) if isinstance(value, str) and value in AXES else value
+def _axis(value: object) -> int:
+    names = (*AXES, 0, 1, 2)
+    if value not in names:
+        raise ValueError(f"{value!r}, expected {', '.join(AXES)}, or 0, 1, 2")
+    return names.index(value) % 3
 
 
-Axis = Annotated[Literal[0, 1, 2], BeforeValidator(_axis)]
+Axis = Annotated[int, BeforeValidator(_axis)]
 
 
 def check_window(window: tuple[float, float]) -> None:

@@ -93,7 +93,7 @@ def _preparation(predictor: Predictor) -> dict[str, object]:
             "null: the one along which it was acquired), with the first of the other two axes "
             f"downwards. Clip a slice to {known} and map that to 0..1. Put it in the middle of a "
             "square of zeros whose side is the slice's longer one. Resample that to `size` pixels: "
-            "where that is a third or less, to twice as many by area means first; then bilinear."
+            "where that is less than a third, to twice as many by area means first; then bilinear."
         ),
     }
 

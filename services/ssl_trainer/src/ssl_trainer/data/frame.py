@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.config import AugmentationConfig
+from vessa_client import AnyArray
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # Black and white of a windowed image.
 BYTES = (0.0, 255.0)
-# Slices with at least so many pixels along a pixel of the canvas are reduced to RESIDUAL of them:
+# Slices with more pixels than this along a pixel of the canvas are reduced to RESIDUAL of them:
 # bilinear sampling takes the mean of two, and skips the others (aliasing).
-REDUCED_FROM, RESIDUAL = 3, 2
+MOST_PIXELS, RESIDUAL = 3, 2
 Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
@@ -74,7 +75,7 @@ def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
     return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
 
 
-def windowed(image: npt.NDArray[np.generic], limits: Window | None) -> npt.NDArray[np.generic]:
+def windowed(image: AnyArray, limits: Window | None) -> AnyArray:
     """The image as student and VESSA see it: of 8 bits by a run's window, without one as it is.
 
     Voxels without a number become black.
@@ -84,13 +85,14 @@ def windowed(image: npt.NDArray[np.generic], limits: Window | None) -> npt.NDArr
         if known.all():
             return image
         black = np.min(image, where=known, initial=0)
-        return np.asarray(np.where(known, image, black))
+        return np.asarray(np.where(known, image, black), image.dtype)
     low, high = limits
     unit = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
-    return np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+    grey: AnyArray = np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+    return grey
 
 
-def unit(image: npt.NDArray[np.generic], size: int, limits: Window | None) -> Tensor:
+def unit(image: AnyArray, size: int, limits: Window | None) -> Tensor:
     """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
 
     Reduced where it is much larger than the canvas.
@@ -101,7 +103,7 @@ def unit(image: npt.NDArray[np.generic], size: int, limits: Window | None) -> Te
 
 def is_large(shape: tuple[int, ...], size: int) -> bool:
     """Whether a slice is :func:`reduced` before it is sampled onto a canvas of ``size``."""
-    return max(shape[:2]) >= REDUCED_FROM * size
+    return max(shape[:2]) > MOST_PIXELS * size
 
 
 def reduced(maps_CHW: Tensor, size: int) -> Tensor:

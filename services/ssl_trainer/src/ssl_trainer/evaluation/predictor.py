@@ -73,7 +73,7 @@ class Predictor:
         if self.window is None:
             return None
         low, high = self.window
-        values = image.pixels[np.isfinite(image.pixels)]
+        values = image.pixels[np.isfinite(image.pixels)].astype(np.float32)
         if not values.size:
             return f"{image.path}: no voxel is a number"
         darkest, brightest = float(values.min()), float(values.max())
