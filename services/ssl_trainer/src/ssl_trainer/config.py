@@ -5,12 +5,20 @@ An unknown key or a value of the wrong type is an error that names the key.
 
 from __future__ import annotations
 
+import math
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from vessa_client.wire import MAX_VOLUME_SLICES
@@ -21,9 +29,32 @@ Optimizer = Literal["adamw", "sgd"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
 UnlabelledLoss = Literal["cross_entropy", "dice", "both"]
 
+# Slicing axes of volumes in right, anterior, superior.
+AXES = ("sagittal", "coronal", "axial")
+
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names the key and what was expected."""
+
+
+def _axis(value: object) -> int:
+    names = (*AXES, 0, 1, 2)
+    if value not in names:
+        raise ValueError(f"{value!r}, expected {', '.join(AXES)}, or 0, 1, 2")
+    return names.index(value) % 3
+
+
+Axis = Annotated[int, BeforeValidator(_axis)]
+
+
+def check_window(window: tuple[float, float]) -> None:
+    """The lower end comes first.
+
+    Raises:
+        ValueError: it does not, or an end is not finite.
+    """
+    if not -math.inf < window[0] < window[1] < math.inf:
+        raise ValueError(f"window: {window}, expected two numbers, the lower one first")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,6 +67,10 @@ class DataConfig:
         labelled: patients whose labels are used; empty means all that have a label file.
         patient_pattern: regular expression whose first group is the patient in a file name.
         size: side of the square that the student sees, in pixels.
+        window: intensities that become black and white, in Hounsfield units for CT; null for
+            percentiles of each slice, where intensities have no unit (MRI, pictures).
+        axis: along which volumes are sliced: ``sagittal``, ``coronal``, ``axial`` or 0, 1, 2; null
+            for the one along which most labelled volumes were acquired, which a run keeps.
         watch_quality: read the labels of unlabelled patients, where there are any, to log how
             good the pseudo-labels are. Nothing is trained on them.
     """
@@ -45,9 +80,13 @@ class DataConfig:
     labelled: tuple[str, ...] = ()
     patient_pattern: str = r"^([^_.]+)"
     size: int = 128
+    window: tuple[float, float] | None = None
+    axis: Axis | None = None
     watch_quality: bool = False
 
     def __post_init__(self) -> None:
+        if self.window is not None:
+            check_window(self.window)
         if not self.classes:
             raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
         if self.size % 16:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,15 +25,24 @@ from vessa_client import AnyArray, files
 
 @dataclass(frozen=True)
 class Case:
-    """An image file, its patient, and its label file where there is one."""
+    """An image file, its patient, and its label file where there is one.
+
+    Attributes:
+        image, labels: the files.
+        patient: whose they are.
+        axis: along which a volume is sliced; None for the one along which it was acquired.
+        window: intensities that become black and white; None for percentiles of each slice.
+    """
 
     image: Path
     labels: Path | None
     patient: str
+    axis: int | None = None
+    window: frame.Window | None = None
 
     def read(self) -> files.ImageFile:
         """Read the image."""
-        return files.read(self.image)
+        return files.read(self.image, axis=self.axis)
 
     def read_labels(self, image: files.ImageFile, num_classes: int) -> files.ImageFile | None:
         """Read the labels, sliced like the image.
@@ -59,6 +70,14 @@ class Split:
     unlabelled: tuple[Case, ...]
     val: tuple[Case, ...]
     test: tuple[Case, ...]
+
+    def read_as(self, config: DataConfig) -> Split:
+        """With the slicing axis and the window of ``config``."""
+
+        def changed(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+            return tuple(replace(c, axis=config.axis, window=config.window) for c in cases)
+
+        return Split(*map(changed, (self.labelled, self.unlabelled, self.val, self.test)))
 
 
 def find(config: DataConfig) -> Split:
@@ -94,7 +113,17 @@ def find(config: DataConfig) -> Split:
         test=_cases(config, "test"),
     )
     _check_disjoint(patients, split)
-    return split
+    return split.read_as(config)
+
+
+def common_axis(images: Iterable[Path]) -> int | None:
+    """Axis along which most of the volumes were acquired; None where there are pictures only.
+
+    Raises:
+        FileError: one of them cannot be read.
+    """
+    axes = Counter(axis for axis in map(files.acquired_axis, images) if axis is not None)
+    return max(sorted(axes), key=axes.__getitem__) if axes else None
 
 
 def _cases(config: DataConfig, split: str) -> tuple[Case, ...]:
@@ -134,6 +163,7 @@ class Slice:
         series: what it is a slice of: the picture, or the first of a patient's volumes with the
             same geometry, which count as one.
         volume: some slices of the series.
+        windowed: whether ``image`` and ``volume`` have been through the window of the run.
     """
 
     key: str
@@ -141,21 +171,31 @@ class Slice:
     labels: npt.NDArray[np.uint8] | None
     series: str
     volume: tuple[AnyArray, ...] = ()
+    windowed: bool = False
+    _reduced: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def window(self) -> tuple[float, float]:
-        """Percentiles of the image: slow to find, and needed whenever the slice is drawn."""
-        return frame.window(self.image)
+    def limits(self) -> frame.Window:
+        """What is black and white. Percentiles are slow to find, and needed at every draw."""
+        return frame.BYTES if self.windowed else frame.window(self.image)
 
-    def unit(self) -> Tensor:
-        """The image in [0, 1], (1, H, W)."""
-        return frame.to_unit_range(self.image, self.window)
+    def unit(self, size: int) -> Tensor:
+        """The image in [0, 1], (1, H, W), reduced where it is much larger than the canvas."""
+        if not frame.is_large(self.image.shape, size):
+            return frame.to_unit_range(self.image, self.limits)
+        if size not in self._reduced:
+            unit = frame.to_unit_range(self.image, self.limits)
+            self._reduced[size] = frame.reduced(unit, size).half()
+        return self._reduced[size].float()
 
 
 def read_slices(
     cases: tuple[Case, ...], num_classes: int, *, labelled: bool, sample: int = 0
 ) -> list[Slice]:
-    """All slices of the cases, in memory, each with at most ``sample`` slices of its series."""
+    """All slices of the cases, in memory, each with at most ``sample`` slices of its series.
+
+    They have been through the window of their case, where it has one.
+    """
     slices = []
     for _, group in itertools.groupby(cases, key=lambda case: case.patient):
         own = [(case, case.read()) for case in group]
@@ -165,9 +205,17 @@ def read_slices(
             frames = [other for _, other in own if other is image or other.same_geometry(image)]
             series = frames[0].stem
             if series not in volumes:
-                volumes[series] = files.sample(frames, sample)
+                shown = files.sample(frames, sample)
+                volumes[series] = tuple(frame.windowed(s, case.window) for s in shown)
             for index in range(image.depth):
-                label = None if labels is None else labels.slice(index).astype(np.uint8)
-                key = f"{image.stem}/{index}"
-                slices.append(Slice(key, image.slice(index), label, series, volumes[series]))
+                slices.append(
+                    Slice(
+                        key=f"{image.stem}/{index}",
+                        image=frame.windowed(image.slice(index), case.window),
+                        labels=None if labels is None else labels.slice(index).astype(np.uint8),
+                        series=series,
+                        volume=volumes[series],
+                        windowed=case.window is not None,
+                    )
+                )
     return slices

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 import yaml
 from torch import Tensor
@@ -27,7 +28,7 @@ from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.assistant.trust import Trust
-from ssl_trainer.config import TrainConfig, to_dict
+from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
@@ -40,6 +41,7 @@ from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
 
 LOG_EVERY = 10
+log = structlog.get_logger(__name__)
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -58,11 +60,13 @@ class UniMatchTrainer:
             FileError: an image or label file cannot be used.
         """
         self.processes = processes or Processes()
-        self.split = cases.find(config.data)
+        split = cases.find(config.data)
+        data = self._sliced(config.data, split)
+        self.split = split.read_as(data)
         patients = len({case.patient for case in self.split.labelled})
         validated = any(case.labels is not None for case in self.split.val)
         assistant = config.assistant.settled(patients, validated=validated)
-        config = replace(config, assistant=assistant)
+        config = replace(config, assistant=assistant, data=data)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -105,6 +109,17 @@ class UniMatchTrainer:
         # What VESSA was told of the student's view, by update, for the requests under way.
         self._told: dict[int, Future[Tensor] | None] = {}
         self.prompter = Prompter(self.teacher.model, config) if self.feedback else None
+
+    def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
+        """With an axis: all volumes of a run are sliced alike, however each was acquired."""
+        if data.axis is not None:
+            return data
+        axis = cases.common_axis(case.image for case in split.labelled)
+        if axis is None:
+            return data
+        if self.processes.first:
+            log.info("data.axis", axis=axis, name=AXES[axis], of="most labelled volumes")
+        return replace(data, axis=axis)
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs."""
@@ -202,7 +217,7 @@ class UniMatchTrainer:
         if not self.processes.first:
             return {}
         classes = self.config.data.classes
-        predictor = Predictor(self.teacher.model, self.config.data.size)
+        predictor = Predictor.of(self.teacher.model, self.config.data)
         scores = evaluate(predictor, self.split.val, classes, distances=False)
         if not scores:  # no validation cases: the last teacher is the best one known
             state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
@@ -373,4 +388,4 @@ def load_best(folder: Path, config: TrainConfig) -> Predictor:
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return Predictor(student.eval(), config.data.size, turns(config))
+    return replace(Predictor.of(student.eval(), config.data), turns=turns(config))
