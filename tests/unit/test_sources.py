@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vessa_server.training import layouts
+from vessa_common import layouts
+from vessa_common.layouts import DataError
 from vessa_server.training.config import ConfigError, SourceConfig, load
-from vessa_server.training.layouts import DataError
 from vessa_server.training.sources import read
 from vessa_server.training.tasks import ClassText
 

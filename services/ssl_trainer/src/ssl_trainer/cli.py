@@ -89,9 +89,9 @@ def train(
     import torch
 
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch import processes
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
+    from vessa_common import processes
 
     if threads:
         torch.set_num_threads(threads)

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass
 
 from vessa_client.wire import MAX_VOLUME_SLICES
+from vessa_common.precision import Precision
 
 STRICT = ConfigDict(extra="forbid")
-Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["adamw", "sgd"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
 UnlabelledLoss = Literal["cross_entropy", "dice", "both"]

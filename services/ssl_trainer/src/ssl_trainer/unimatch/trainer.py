@@ -36,8 +36,8 @@ from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
-from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
+from vessa_common.processes import BufferMean, Processes, postponed
 
 LOG_EVERY = 10
 OnStep = Callable[[int, dict[str, float]], None]
