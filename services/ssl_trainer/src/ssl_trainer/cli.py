@@ -194,14 +194,15 @@ def predict(
     from ssl_trainer.config import load
     from vessa_client import files
 
-    predictor = _predictor(run, load(run / "config.yaml"), plain)
+    config = load(run / "config.yaml")
+    predictor = _predictor(run, config, plain)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
     with progress_bar() as progress:
         task = progress.add_task("Predicting", total=len(images), note="")
         for path in images:
-            image = files.read(path)
+            image = files.read(path, channel=config.data.channel)
             labels = predictor(image)
             target = files.output_path(out / path.parent.relative_to(folder), image, "_seg")
             files.write_labels(target, labels, image)

@@ -5,6 +5,7 @@ An unknown key or a value of the wrong type is an error that names the key.
 
 from __future__ import annotations
 
+import re
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from vessa_common.precision import Precision
 
 STRICT = ConfigDict(extra="forbid")
 Optimizer = Literal["adamw", "sgd"]
+# How the images of a data set lie; see ssl_trainer.data.cases.
+Layout = Literal["plain", "nnunet", "msd", "ssl4mis"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
 UnlabelledLoss = Literal["cross_entropy", "dice", "both"]
 
@@ -31,10 +34,15 @@ class DataConfig:
     """Where the images are and which of them count as labelled.
 
     Attributes:
-        root: folder with ``train`` and, where there are any, ``val`` and ``test``.
-        classes: names of labels 1, 2, ...; the same as in the template bank.
+        root: folder of the data set, in one of the layouts of :mod:`ssl_trainer.data.cases`.
+        layout: which one; without it the folder is looked at.
+        classes: names of labels 1, 2, ...; the same as in the template bank. Where
+            ``dataset.json`` names label values, those count in rising order.
         labelled: patients whose labels are used; empty means all that have a label file.
-        patient_pattern: regular expression whose first group is the patient in a file name.
+        patient_pattern: regular expression whose first group is the patient in a file's path below
+            the folder of its split. Without it names and folders tell, see
+            :mod:`vessa_common.patients`.
+        channel: which image or modality of a case with several.
         size: side of the square that the student sees, in pixels.
         watch_quality: read the labels of unlabelled patients, where there are any, to log how
             good the pseudo-labels are. Nothing is trained on them.
@@ -42,8 +50,10 @@ class DataConfig:
 
     root: Path
     classes: tuple[str, ...]
+    layout: Layout | None = None
     labelled: tuple[str, ...] = ()
-    patient_pattern: str = r"^([^_.]+)"
+    patient_pattern: str | None = None
+    channel: int = 0
     size: int = 128
     watch_quality: bool = False
 
@@ -52,6 +62,14 @@ class DataConfig:
             raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
         if self.size % 16:
             raise ValueError(f"size: {self.size}, expected a multiple of 16")
+        if self.channel < 0:
+            raise ValueError(f"channel: {self.channel}, expected 0 or more")
+        try:
+            groups = re.compile(self.patient_pattern or "()").groups
+        except re.error as error:
+            raise ValueError(f"patient_pattern: {self.patient_pattern!r}: {error}") from error
+        if not groups:
+            raise ValueError(f"patient_pattern: {self.patient_pattern!r}, expected a group")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

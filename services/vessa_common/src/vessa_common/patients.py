@@ -62,15 +62,28 @@ def _shared(found: Sequence[Sequence[str]]) -> bool:
 
 def _candidates(file: str) -> list[str]:
     """What may name the patient of a file, from the shortest on; at least one."""
-    *folders, stem = file.split("/")
+    stem = file.rpartition("/")[2]
     prefixes = _numbered(stem)
     if prefixes and not _is_generic(stem):
         return prefixes
+    folder = telling_folder(file)
+    if folder is not None:
+        return [folder]
+    return prefixes or [_words(stem)]
+
+
+def telling_folder(file: str) -> str | None:
+    """Whom the folders of a file say that it is of, or what group; None where they do not.
+
+    The innermost folder counts whose name has more than a number and words such as images or
+    ses-1; else the outermost with a number.
+    """
+    folders = file.split("/")[:-1]
     telling = [f for f in reversed(folders) if not _is_generic(f)]
     counted = [f for f in folders if _numbered(f)]
     for folder in (*telling, *counted):
-        return _numbered(folder)[:1] or [folder]
-    return prefixes or [_words(stem)]
+        return (_numbered(folder) or [folder])[0]
+    return None
 
 
 def _numbered(stem: str) -> list[str]:

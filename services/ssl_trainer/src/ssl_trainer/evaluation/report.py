@@ -153,7 +153,7 @@ def _gallery_rows(cases: Sequence[Case], config: TrainConfig, predictor: Predict
             shows = labels if expected is None else expected
             if shows.any():
                 dice = _dice(labels, expected)
-                title = f"{image.stem} {index}"
+                title = f"{case.name} {index}"
                 rows.append(_Row(title, image.slice(index), labels, expected, dice))
     return rows
 
@@ -224,6 +224,7 @@ def _markdown(
         f"# Training {run.name}",
         "",
         f"- Patients: {', '.join(patients)}",
+        f"- {split.found}",
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
         f"- Updates: {config.steps}, seed {config.seed}",
         f"- VESSA: {'at ' + server if server else 'not used'}",

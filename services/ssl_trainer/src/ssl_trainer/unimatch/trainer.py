@@ -59,6 +59,7 @@ class UniMatchTrainer:
         """
         self.processes = processes or Processes()
         self.split = cases.find(config.data)
+        cases.check_unlabelled(self.split, config)
         patients = len({case.patient for case in self.split.labelled})
         validated = any(case.labels is not None for case in self.split.val)
         assistant = config.assistant.settled(patients, validated=validated)
