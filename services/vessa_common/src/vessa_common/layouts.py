@@ -122,9 +122,8 @@ def _by_labels(folder: Path, ending: str, part: Part) -> Listing:
     labels = {files.stem(f): f for f in _visible(folder / f"labels{part}")}
     for name, file in labels.items():
         if name not in named:
-            raise DataError(f"data: {file} has no image {name}{ending}.* in {images.name}")
-    if found and not named:
-        raise DataError(f"data: no image NAME{ending}.* in {images}; see `channel`")
+            hint = "; see `channel`" if ending else ""
+            raise DataError(f"data: {file} has no image {name}{ending}.* in {images.name}{hint}")
     items = tuple(Item(name, f, labels.get(name)) for name, f in sorted(named.items()))
     about = _described(folder / "dataset.json")
     channels = about.get("channel_names") or about.get("modality") or ()

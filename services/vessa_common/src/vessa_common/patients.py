@@ -25,8 +25,8 @@ _OTHER_WORD = re.compile(
 )
 # Words that a file or a folder has whoever it is of; with a number they count cases.
 _GENERIC = re.compile(
-    r"images?(tr|ts|va)?|imgs?|scans?|series|study|vol(ume)?s?|data(set)?|raw|orig(inal)?|nifti|dicom|"
-    r"anat|func|train(ing)?|val(idation)?|test(ing)?|labels?|masks?|h5",
+    r"(images?(tr|ts|va)?|imgs?|scans?|series|study|vol(ume)?s?|data(set)?|raw|orig(inal)?|nifti|"
+    r"dicom|anat|func|train(ing)?|val(idation)?|test(ing)?|labels?|masks?|h5)\d*",
     re.IGNORECASE,
 )
 # A data set with its year, such as BRATS20; and what is a patient, though it looks like one.
@@ -87,14 +87,21 @@ def telling_folder(file: str) -> str | None:
 
 
 def _numbered(stem: str) -> list[str]:
-    """Beginnings of a name that end with a number that is no frame's and no slice's."""
-    parts = list(_PART.finditer(stem))
+    """Beginnings of a name that end with a number that is no frame's and no slice's.
+
+    Words before it that say nothing of the patient are left out: T1_case_001 is of case_001.
+    """
+    start, before = None, ""
     found = []
-    for index, part in enumerate(parts):
-        before = parts[index - 1].group() if index else ""
-        counts = part.group().isdigit() and re.fullmatch(_NUMBERED, before, re.IGNORECASE)
-        if re.search(r"\d", part.group()) and not counts and not _says_nothing(part.group()):
-            found.append(stem[: part.end()])
+    for part in _PART.finditer(stem):
+        word = part.group()
+        counts = word.isdigit() and re.fullmatch(_NUMBERED, before, re.IGNORECASE)
+        before = word
+        if counts or _says_nothing(word):
+            continue
+        start = part.start() if start is None else start
+        if re.search(r"\d", word):
+            found.append(stem[start : part.end()])
     return found
 
 

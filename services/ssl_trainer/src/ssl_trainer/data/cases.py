@@ -158,12 +158,10 @@ def check_unlabelled(split: Split, config: TrainConfig) -> None:
     """
     if split.unlabelled or not (config.unimatch.weight or config.assistant.server):
         return
-    key = "data.labelled" if not config.data.labelled else "data.patient_pattern"
     raise ConfigError(
-        f"{key}: no patient is left whose labels are not used, so nothing is unlabelled. "
-        f"{split.found}. Name the annotated patients in data.labelled; if several patients were "
-        "taken for one, set data.patient_pattern; to train on labels alone, set unimatch.weight: 0 "
-        "and no server"
+        "data.labelled: every patient for training is labelled, so there is nothing unlabelled to "
+        f"learn from. {split.found}. Name fewer patients; if several were taken for one, set "
+        "data.patient_pattern; to train on labels alone, set unimatch.weight to 0, and no server"
     )
 
 
@@ -286,16 +284,28 @@ def _root(patient: str) -> str:
 
 
 def _check_folders(found: dict[SplitName, tuple[Case, ...]]) -> None:
-    """Refuse one patient's name in folders that may be those of several patients."""
-    where: dict[str, Case] = {}
-    for case in itertools.chain(*found.values()):
-        first = where.setdefault(case.patient, case)
-        folders = [patients.telling_folder(c.name) for c in (first, case)]
-        if folders[0] != folders[1] and case.patient not in folders:
-            raise ConfigError(
-                f"data.patient_pattern: {first.name} and {case.name} may be of one patient or of "
-                "two; set a pattern that tells, such as '^([^/]+)/' for the folder"
-            )
+    """Refuse cases whose folders may say something else of their patient than their names do.
+
+    A name in two folders may be of two patients; two names in a folder such as p1, in two splits,
+    of one.
+    """
+    by_patient: dict[str, tuple[str | None, Case]] = {}
+    by_folder: dict[str, tuple[SplitName, Case]] = {}
+    for split, group in found.items():
+        for case in group:
+            folder = patients.telling_folder(case.path)
+            if folder == case.patient:
+                continue
+            known, first = by_patient.setdefault(case.patient, (folder, case))
+            unclear = known != folder
+            if folder is not None and re.search(r"\d", folder) and not unclear:
+                side, first = by_folder.setdefault(folder, (split, case))
+                unclear = side != split
+            if unclear:
+                raise ConfigError(
+                    f"data.patient_pattern: {first.path} and {case.path} may be of one patient or "
+                    "of two; set a pattern that tells, such as '^([^/]+)/' for the folder"
+                )
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,12 @@ def find(root: Path, split: Literal["train", "val", "test"]) -> list[Item]:
         name = line.strip().removesuffix(SUFFIX)
         if not name:
             continue
-        image = next(
-            (root / p.format(name) for p in _PLACES if (root / p.format(name)).is_file()), None
-        )
+        places = [root / place.format(name) for place in _PLACES]
+        image = next((place for place in places if place.is_file()), None)
         if image is None:
-            places = ", ".join(p.format(name) for p in _PLACES[:2])
-            raise ConfigError(f"data.root: {file} names {name!r}; no file {places} in {root}")
+            raise ConfigError(
+                f"data.root: {file} names {name!r}; no file {places[0]} or {places[1]}"
+            )
         items.append(Item(name, image, image if _has_labels(image) else None))
     return sorted(items, key=lambda item: item.name)
 

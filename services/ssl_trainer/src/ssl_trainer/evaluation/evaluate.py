@@ -96,11 +96,8 @@ def _annotated(
         image = case.read()
         truth = case.read_labels(image, count)
         if truth is not None:
-            yield (
-                case.name,
-                image,
-                volumes.stack([s.astype(np.uint8) for s in truth.slices()], image),
-            )
+            labels = [s.astype(np.uint8) for s in truth.slices()]
+            yield case.name, image, volumes.stack(labels, image)
 
 
 def table(scores: Sequence[CaseScores], classes: Sequence[str], title: str) -> Table:
