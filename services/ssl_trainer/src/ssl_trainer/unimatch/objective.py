@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.config import Precision, TrainConfig, UnlabelledLoss
+from ssl_trainer.config import TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.models import Student, predict_probabilities
 from ssl_trainer.unimatch import losses, pooling, quality, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.views import CutMix, jitter
-from vessa_common.precision import autocast
+from vessa_common.precision import Precision, autocast
 
 
 class Target(NamedTuple):

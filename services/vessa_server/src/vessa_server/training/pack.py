@@ -150,7 +150,9 @@ def build(sources: list[tuple[PackedSource, list[PackedSlice]]], side: int) -> P
             columns["held_out_R"].append(item.held_out)
     if not labels:
         raise DataError("data: there are no annotated slices to train on")
-    arrays = {name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()
+    }
     _check_sides(arrays)
     return Pack(
         tuple(source for source, _ in sources),
