@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file
 
 from ssl_trainer.config import TrainConfig, to_dict
-from ssl_trainer.unimatch.processes import Processes
 from ssl_trainer.unimatch.state import STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, torchrun
 from trainer_support import small_config, write_dataset
+from vessa_common.processes import Processes
 
 # The second process dies in the fourth update of the first start.
 DYING = """
@@ -23,7 +23,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from ssl_trainer import config
-from ssl_trainer.unimatch import processes
+from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)

@@ -163,7 +163,9 @@ def find_label(image: Path) -> Path | None:
     return None
 
 
-def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageFile:
+def read(
+    path: Path, *, axis: int | None = None, labels: bool = False, channel: int | None = None
+) -> ImageFile:
     """Read an image or a label file.
 
     Args:
@@ -173,6 +175,8 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
             was acquired.
         labels: keep the values of a palette picture instead of its colours, and return
             integers.
+        channel: which volume of those along a fourth axis, if there is one; without, such a file
+            is refused.
 
     Raises:
         FileError: missing, damaged, or of another kind.
@@ -181,7 +185,7 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
         raise FileError(f"{path}: no such file")
     try:
         if is_volume(path):
-            return _read_nifti(path, axis, labels)
+            return _read_nifti(path, axis, labels, channel)
         with Image.open(path) as picture:
             pixels = np.asarray(_plain(picture, labels=labels))
     except (
@@ -201,10 +205,17 @@ def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:
+def _read_nifti(path: Path, axis: int | None, labels: bool, channel: int | None) -> ImageFile:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise FileError(f"{path}: expected NIfTI")
+    if channel is not None and image.ndim == 4 and image.shape[3] > 1:
+        if channel >= image.shape[3]:
+            raise FileError(
+                f"{path}: {image.shape[3]} channels, expected more than the channel's number, "
+                f"{channel}"
+            )
+        image = image.slicer[..., channel]
     return from_nifti(path, image, axis=axis, labels=labels)
 
 

@@ -96,9 +96,9 @@ def train(
     import torch
 
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch import processes
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
+    from vessa_common import processes
 
     if threads:
         torch.set_num_threads(threads)
@@ -204,7 +204,8 @@ def predict(
     from ssl_trainer.config import load
     from vessa_client import files
 
-    predictor = _predictor(run, load(run / "config.yaml"), plain)
+    config = load(run / "config.yaml")
+    predictor = _predictor(run, config, plain)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
@@ -226,7 +227,7 @@ def predict(
 def _predict_file(predictor: Predictor, path: Path, out: Path) -> None:
     from vessa_client import files
 
-    image = files.read(path, axis=predictor.axis)
+    image = files.read(path, axis=predictor.axis, channel=predictor.channel)
     doubt = predictor.mismatch(image)
     if doubt is not None:
         print_warning(doubt)

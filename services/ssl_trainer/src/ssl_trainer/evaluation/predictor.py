@@ -41,6 +41,7 @@ class Predictor:
         one_piece: values of the structures of which only the largest piece of a volume is kept.
         window: intensities that become black and white; None for percentiles of each slice.
         axis: along which volumes are sliced; None for the one along which each was acquired.
+        channel: which volume of a file with several is segmented; None where there is but one.
     """
 
     student: nn.Module
@@ -49,11 +50,14 @@ class Predictor:
     one_piece: tuple[int, ...] = ()
     window: frame.Window | None = None
     axis: int | None = None
+    channel: int | None = None
 
     @staticmethod
     def of(student: nn.Module, data: DataConfig) -> Predictor:
         """Of a student that was trained with such data, in one view of each slice."""
-        return Predictor(student, data.size, window=data.window, axis=data.axis)
+        return Predictor(
+            student, data.size, window=data.window, axis=data.axis, channel=data.channel
+        )
 
     def __call__(self, image: files.ImageFile) -> list[UInt8Array]:
         """Label map of each slice, (H, W)."""

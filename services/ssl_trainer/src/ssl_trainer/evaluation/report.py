@@ -154,7 +154,7 @@ def _gallery_rows(cases: Sequence[Case], config: TrainConfig, predictor: Predict
             shows = labels if expected is None else expected
             if shows.any():
                 dice = _dice(labels, expected)
-                title = f"{image.stem} {index}"
+                title = f"{case.name} {index}"
                 shown = frame.windowed(image.slice(index), config.data.window)
                 rows.append(_Row(title, shown, labels, expected, dice))
     return rows
@@ -232,6 +232,7 @@ def _markdown(
         f"# Training {run.name}",
         "",
         f"- Patients: {', '.join(patients)}",
+        f"- {split.found}",
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
         f"- Intensities: {_intensities(config.data)}",
         f"- Updates: {config.steps}, seed {config.seed}",

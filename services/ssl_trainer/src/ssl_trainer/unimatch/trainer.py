@@ -37,8 +37,8 @@ from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
-from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
+from vessa_common.processes import BufferMean, Processes, postponed
 
 LOG_EVERY = 10
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ class UniMatchTrainer:
         """
         self.processes = processes or Processes()
         split = cases.find(config.data)
+        cases.check_unlabelled(split, config)
         data = self._sliced(config.data, split)
         self.split = split.read_as(data)
         patients = len({case.patient for case in self.split.labelled})
@@ -111,7 +112,8 @@ class UniMatchTrainer:
         self.prompter = Prompter(self.teacher.model, config) if self.feedback else None
 
     def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
-        """With an axis: all volumes of a run are sliced alike, however each was acquired."""
+        """With channel and axis: all volumes of a run are read alike, however each was acquired."""
+        data = replace(data, channel=split.labelled[0].channel)
         if data.axis is not None:
             return data
         axis = cases.common_axis(case.image for case in split.labelled)

@@ -1,4 +1,4 @@
-"""Several processes that train one student, started by ``torchrun``; or one."""
+"""The processes of a run: one, or several started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ def joined() -> Iterator[Processes]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        # Parts that ask for "cuda" alone mean this one.
+        torch.cuda.set_device(device)
     if world == 1:
         yield Processes(device=device)
         return
