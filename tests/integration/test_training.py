@@ -260,19 +260,22 @@ def test_supervised_training_alone_works(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     for file in (root / "train").glob("p[12]*"):
         file.unlink()
-    trainer = train(small_config(root), tmp_path / "run")
+    trainer = train(_weightless(root), tmp_path / "run")
     assert trainer.step == 6
     assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
+def _weightless(root: Path) -> TrainConfig:
+    config = small_config(root)
+    return dataclasses.replace(config, unimatch=dataclasses.replace(config.unimatch, weight=0.0))
+
+
 def test_without_a_weight_unlabelled_images_are_left_out(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
-    config = small_config(root)
-    config = dataclasses.replace(config, unimatch=dataclasses.replace(config.unimatch, weight=0.0))
-    train(config, tmp_path / "weightless")
+    train(_weightless(root), tmp_path / "weightless")
     for file in (root / "train").glob("p[12]*"):
         file.unlink()
-    train(small_config(root), tmp_path / "alone")
+    train(_weightless(root), tmp_path / "alone")
     assert same(tmp_path / "weightless", tmp_path / "alone")
 
 

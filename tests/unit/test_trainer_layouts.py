@@ -56,7 +56,7 @@ def test_numbered_cases_are_patients_and_not_one_patient(tmp_path: Path) -> None
     assert _patients(split.labelled) == ["case_000"]
     assert _patients(split.unlabelled) == [f"case_{index:03d}" for index in range(1, 6)]
     assert split.found == (
-        "Data: 6 patients for training (case_000, case_001, case_002, ...) in 6 files, told apart "
+        "Data: patients for training: 6 (case_000, case_001, case_002, ...), files: 6, told apart "
         "by names and folders; layout plain"
     )
 
@@ -178,7 +178,7 @@ def test_data_sets_of_ssl4mis(tmp_path: Path, kind: str) -> None:
     assert _patients(split.labelled) == ["patient001"] * count
     assert _patients(split.unlabelled) == ["patient002"] * count
     assert (_patients(split.val), split.test) == (["patient003"], ())
-    assert "2 patients for training" in split.found
+    assert "patients for training: 2" in split.found
     assert "layout ssl4mis" in split.found
     slices = cases.read_slices(split.labelled, 2, labelled=True)
     assert len(slices) == (8 if kind == "volumes" else 6)
@@ -292,7 +292,7 @@ def test_a_run_without_unlabelled_images_is_refused_unless_it_asks_for_that(
         write_case(tmp_path / "train", f"case_{index}", index, labelled=True)
     with pytest.raises(ConfigError, match=r"data\.labelled: every patient .*unimatch\.weight to 0"):
         _trainer(tmp_path, weight=1.0, server=None)
-    with pytest.raises(ConfigError, match=r"3 patients for training \(case_0, case_1, case_2\)"):
+    with pytest.raises(ConfigError, match=r"patients for training: 3 \(case_0, case_1, case_2\)"):
         _trainer(tmp_path, weight=0.0, server="localhost:1")
     assert _trainer(tmp_path, weight=0.0, server=None).unlabelled_sampler is None
     write_case(tmp_path / "train", "case_3", 3, labelled=False)

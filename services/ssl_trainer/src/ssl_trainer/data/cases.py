@@ -272,7 +272,7 @@ def _describe(
     how = "names and folders" if config.patient_pattern is None else "data.patient_pattern"
     named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     line = (
-        f"Data: {len(names)} patients for training ({named}) in {len(train.items)} files, told "
+        f"Data: patients for training: {len(names)} ({named}), files: {len(train.items)}, told "
         f"apart by {how}; layout {layout}"
     )
     if train.channels > 1:

@@ -11,7 +11,7 @@ def run_with_progress(trainer: UniMatchTrainer) -> None:
     if not trainer.processes.first:
         trainer.run()
         return
-    console.print(trainer.split.found, highlight=False)
+    console.print(trainer.split.found, highlight=False, soft_wrap=True)
     with progress_bar() as progress:
         task = progress.add_task("Training", total=trainer.config.steps, note="")
 
