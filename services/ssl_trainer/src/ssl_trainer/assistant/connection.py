@@ -129,10 +129,12 @@ def explain(error: VessaError, config: AssistantConfig, classes: Sequence[str]) 
         given = "refuses the token of" if os.environ.get(TOKEN_VARIABLE) else "wants a token in"
         return f"{at} {given} {TOKEN_VARIABLE}: export {TOKEN_VARIABLE}=TOKEN, the server's own"
     if error.field in BANK_FIELDS:
-        return f"{_bank(config)}: {error.message}: {_fill(config, classes)}"
+        return f"{at}: {error.message}: {_fill(config, classes)}"
     if lasts(error):
         return f"{at} refuses: {error.message}"
-    return f"{at} does not answer; is `vessa-server serve` running there? ({error.message})"
+    hint = "is `vessa-server serve` running there?"
+    known = "vessa-server serve" in error.message  # as where nothing listens
+    return f"{at} does not answer: {error.message}{'' if known else '; ' + hint}"
 
 
 def on_this_machine(server: str) -> bool:
