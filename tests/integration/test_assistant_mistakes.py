@@ -21,6 +21,7 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig, to_dict
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.evaluation.report import answered, read_log
+from ssl_trainer.unimatch.progress import run_with_progress
 from ssl_trainer.unimatch.state import STATE_FILE
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import CLASSES, RunningServer, engine_of, free_port, gate_of, picture, running
@@ -298,10 +299,12 @@ def test_without_answers_it_is_unimatch_alone_bit_for_bit(
     engine = gate_of(tmp_path / "s")
     with running(engine) as server:
         config = assisted(root, server.grpc, timeout_seconds=0.3, retry_seconds=1000.0)
-        UniMatchTrainer(config, tmp_path / "hanging").run()
+        run_with_progress(UniMatchTrainer(config, tmp_path / "hanging"))
         engine.opened.set()
     assert same(tmp_path / "alone", tmp_path / "hanging")
-    assert capsys.readouterr().out.count("assistant.away") == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("assistant.away") == 1
+    assert "VESSA away" in printed.err, "beside the bar"
     found = answered(read_log(tmp_path / "hanging" / "log.jsonl"))
     assert found.share == 0
     assert found.gaps == ((1, 6),)
