@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ NAMES = tuple(c.name for c in CLASSES)
 Step = Callable[[int, dict[str, float]], None]
 
 
-def assisted(root: Path, server: str, *, steps: int = 6, **changes: object) -> TrainConfig:
+def assisted(root: Path, server: str, *, steps: int = 6, **changes: Any) -> TrainConfig:
     config = small_config(root, steps=steps, server=server)
     assistant = dataclasses.replace(config.assistant, wait_seconds=0.0, **changes)
     return dataclasses.replace(config, assistant=assistant)
@@ -134,7 +135,7 @@ def test_a_run_that_goes_on_checks_the_server_as_long_as_it_needs_it(
 
     # Saved at 2: with ``decay_end`` 0.5 VESSA counts until the third update.
     for decay_end, needed in ((0.5, True), (0.3, False)):
-        falling = {"weight_end": 0.0, "decay_end": decay_end, "ahead": 1}
+        falling: dict[str, Any] = {"weight_end": 0.0, "decay_end": decay_end, "ahead": 1}
         out = tmp_path / f"run {decay_end}"
         trainer = UniMatchTrainer(assisted(root, server.grpc, **falling), out)
         with pytest.raises(KeyboardInterrupt):

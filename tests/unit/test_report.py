@@ -63,7 +63,8 @@ def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) 
 )
 def test_answers_are_counted_over_the_whole_log(windows: list[tuple[int, int, float]]) -> None:
     """Against a list of updates, each of them with all of its answers or not."""
-    log, complete = [], []
+    log: list[dict[str, float]] = []
+    complete: list[bool] = []
     for length, asked, share in windows:
         came = round(share * asked)
         complete += [came == asked] * length
