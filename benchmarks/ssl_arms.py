@@ -37,7 +37,7 @@ import yaml
 from acdc import circumstances
 from ssl_cells import ARMS, CELL, TASK_NAMES, Cell, Facts, Task, settings
 from ssl_tables import AS_PREDICTED, Row, columns, markdown, mean_sd, unlabelled
-from ssl_trainer.evaluation.report import read_log
+from ssl_trainer.evaluation.report import answered, read_log
 from vessa_client import VessaClient, files
 from vessa_client.console import console
 
@@ -120,7 +120,8 @@ def _train(
     resumed = file.is_file()
     files.write_text(file, yaml.safe_dump(cell.config, sort_keys=False))
     server = servers.get(task.asks(cell.arm))
-    asked = ("--server", server) if server else ()
+    # A cell with VESSA is one with all of its answers: it fails as soon as the server is away.
+    asked = ("--server", server, "--set", "assistant.required=true") if server else ()
     start = time.perf_counter()
     run_trainer("train", str(file), "--out", str(folder), "--threads", "1", *asked, log=log)
     facts: Facts = {
@@ -135,6 +136,7 @@ def _train(
         "resumed": resumed,
         "side_by_side": arguments.workers,
         "vessa": VessaClient(server).info().model_digest if server else None,
+        "answered": answered(read_log(folder / "log.jsonl")).share if server else None,
         **circumstances(),
         "curves": curves(folder / "log.jsonl", cell.config["validate_every"]),
     }

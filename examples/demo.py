@@ -107,7 +107,7 @@ def main() -> None:
         "  vessa-server serve                                  start the server\n"
         "  vessa templates add IMAGE -c NAME -c NAME           add what is annotated\n"
         "  vessa label FOLDER --out FOLDER                     pseudo-label the rest\n"
-        "  ssl-trainer train CONFIG --out RUN --server localhost:50051",
+        "  ssl-trainer train CONFIG --out RUN --server localhost:50051 --fill-bank",
         highlight=False,
     )
 

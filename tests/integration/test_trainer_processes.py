@@ -10,10 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ssl_trainer.config import TrainConfig, to_dict
+from ssl_trainer.config import TrainConfig, load, to_dict
+from ssl_trainer.evaluation.report import answered, read_log
 from ssl_trainer.unimatch.state import STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
-from support import RunningServer, torchrun
+from support import RunningServer, engine_of, running, torchrun
 from trainer_support import small_config, write_dataset
 from vessa_common.processes import Processes
 
@@ -76,12 +77,24 @@ def test_two_processes_are_one_with_twice_the_batches_and_survive_a_killed_one(
 
     alone = UniMatchTrainer(dataclasses.replace(config, accumulate=2), tmp_path / "one")
     alone.run()
+    counts = [answered(read_log(tmp_path / name / "log.jsonl")) for name in ("whole", "one")]
+    assert counts[0] == counts[1], "answers of both processes"
     one = load_file(tmp_path / "one" / STATE_FILE)
     assert one.keys() == whole.keys()
     # How many batches normalisation has seen is counted, but not used.
     for name in (n for n in one if n.startswith(("student.", "teacher.")) and "tracked" not in n):
         furthest = float((one[name].float() - whole[name].float()).abs().max())
         assert furthest < 5e-5, name
+
+
+def test_one_of_two_processes_fills_the_bank(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    with running(engine_of(tmp_path / "s", templates=0)) as server:
+        file = _written(small_config(root, steps=2, server=server.grpc), tmp_path / "two.yaml")
+        torchrun(*_train(file, tmp_path / "run"), "--fill-bank")
+        name = load(tmp_path / "run" / "config.yaml").assistant.bank
+        assert len(server.engine.banks.get(name).snapshot().templates) == 3
+    assert answered(read_log(tmp_path / "run" / "log.jsonl")).share == 1
 
 
 def test_another_number_of_processes_is_refused_where_requests_were_under_way(

@@ -25,7 +25,7 @@ from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
-from support import CLASSES, RunningServer, free_port, picture
+from support import CLASSES, RunningServer, picture
 from trainer_support import AFFINE, same, single_slices, small_config, write_case, write_dataset
 
 NAMES = tuple(c.name for c in CLASSES)
@@ -188,16 +188,6 @@ def test_volumes_begin_one_after_the_other(
     share = np.arange(len(lengths)) / len(lengths) * (spread > 1)
     assert 1.5 * at - at**2 / 2 == pytest.approx(share)
     assert (np.diff(at, n=2) >= -1e-9).all(), "at first sooner"
-
-
-def test_an_absent_server_is_unimatch_alone_bit_for_bit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = write_dataset(tmp_path / "data")
-    train(small_config(root), tmp_path / "a")
-    train(small_config(root, server=f"127.0.0.1:{free_port()}"), tmp_path / "b")
-    assert same(tmp_path / "a", tmp_path / "b")
-    assert capsys.readouterr().out.count("assistant.away") == 1
 
 
 def run_cli(*arguments: object) -> Result:

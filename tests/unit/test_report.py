@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,6 +22,7 @@ from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.evaluation.metrics import foreground_dice
+from ssl_trainer.evaluation.report import answered
 from ssl_trainer.unimatch import quality
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from trainer_support import small_config, write_case, write_dataset
@@ -50,6 +56,55 @@ def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) 
     text = (run / "report.md").read_text()
     assert "| Dice |" not in text
     assert (run / "gallery.png").is_file()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 9), st.floats(0, 1)), max_size=12),
+)
+def test_answers_are_counted_over_the_whole_log(windows: list[tuple[int, int, float]]) -> None:
+    """Against a list of updates, each of them with all of its answers or not."""
+    log: list[dict[str, float]] = []
+    complete: list[bool] = []
+    for length, asked, share in windows:
+        came = round(share * asked)
+        complete += [came == asked] * length
+        counts = {"assistant/requested": asked, "assistant/received": came} if asked else {}
+        log.append({"step": len(complete), **counts})
+    found = answered(log)
+    assert found.requested == sum(asked for _, asked, _ in windows)
+    assert found.received == sum(round(share * asked) for _, asked, share in windows)
+    missing = {step for first, last in found.gaps for step in range(first, last + 1)}
+    assert missing == {step for step, whole in enumerate(complete, start=1) if not whole}
+    ends = [end for gap in found.gaps for end in gap]
+    assert ends == sorted(ends)
+    assert not any(last + 1 == first for (_, last), (first, _) in pairwise(found.gaps))
+
+
+@pytest.mark.parametrize(
+    ("received", "words"),
+    [
+        ([10, 10, 10], "answered 100 % of 30 requests"),
+        ([10, 0, 10], "answered 66.6 % of 30 requests, not all in updates 11-20"),
+        ([9, 10, 0], "answered 63.3 % of 30 requests, not all in updates 1-10, 21-30"),
+    ],
+)
+def test_a_report_says_how_much_vessa_answered(
+    tmp_path: Path, received: list[int], words: str
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=1)
+    run = tmp_path / "run"
+    UniMatchTrainer(config, run).run()
+    lines = [
+        {"step": 10 * i, "assistant/requested": 10, "assistant/received": count}
+        for i, count in enumerate(received, start=1)
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = to_dict(config)
+    for bank, named in (("", "the default bank"), ("heart", "bank heart")):
+        content["assistant"] |= {"server": "here:1", "bank": bank}
+        (run / "config.yaml").write_text(yaml.safe_dump(content))
+        assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+        assert f"- VESSA: at here:1, {named}, {words}\n" in (run / "report.md").read_text()
 
 
 def test_only_slices_that_vessa_answered_count_for_it() -> None:

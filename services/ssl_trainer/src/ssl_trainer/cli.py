@@ -21,6 +21,7 @@ from vessa_client.console import (
 if TYPE_CHECKING:
     from ssl_trainer.config import TrainConfig
     from ssl_trainer.evaluation.predictor import Predictor
+    from vessa_common.processes import Processes
 
 app = typer.Typer(
     help="Semi-supervised training (UniMatch V2) with a VESSA server as assistant.",
@@ -39,7 +40,7 @@ Plain = Annotated[
 ]
 
 
-# ConfigError, StateError and FileError are ValueErrors.
+# ConfigError, StateError, AssistantError and FileError are ValueErrors.
 _explained = explained(ValueError, OSError)
 
 
@@ -79,7 +80,21 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="Threads of torch; 0 for all cores, or for half of them where the server is on "
+            "this machine, which is faster for both."
+        ),
+    ] = 0,
+    fill_bank: Annotated[
+        bool,
+        typer.Option(
+            "--fill-bank",
+            help="Put the annotated slices into a bank of the server first, and use that: "
+            "assistant.bank, or one of its own for these slices.",
+        ),
+    ] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value over the file; repeat.")
     ] = None,
@@ -90,28 +105,66 @@ def train(
     end report.md with curves, pseudo-labels over time, and a gallery, and prediction.json, which
     says of which structures only the largest piece is kept.
 
+    With --server, VESSA helps; VESSA_TOKEN is its token. It has to be there at the start, and its
+    bank to show every class. Where it goes away later, training goes on alone until it is back.
+
     On several GPUs, or several processes:
     torchrun --nproc-per-node N --max-restarts 3 -m ssl_trainer train CONFIG --out RUN
     """
-    import torch
-
     from ssl_trainer.config import load
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
     from vessa_common import processes
 
-    if threads:
-        torch.set_num_threads(threads)
     changes = list(overrides or [])
     for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
         if value is not None:
             changes.append(f"{key}={json.dumps(value)}")
+    settings = load(config, changes)
+    _compute_with(threads, settings.assistant.server)
     with processes.joined() as group:
-        run_with_progress(UniMatchTrainer(load(config, changes), out, group))
+        if fill_bank:
+            settings = _filled_bank(settings, group)
+        run_with_progress(UniMatchTrainer(settings, out, group))
     if not group.first:
         return
     console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
     console.print(f"Report:       {_report(out)}", highlight=False)
+
+
+def _compute_with(threads: int, server: str | None) -> None:
+    """Set torch's threads; beside a server half of the cores is twice as fast as all of them."""
+    import os
+
+    import torch
+
+    from ssl_trainer.assistant.connection import on_this_machine
+
+    # Whoever set that variable, such as torchrun, has shared out the cores.
+    if not threads and server and on_this_machine(server) and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // 2)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _filled_bank(config: TrainConfig, group: Processes) -> TrainConfig:
+    """Put the annotated slices into a bank; returns the configuration with its name."""
+    from ssl_trainer.assistant import own_bank
+
+    if config.assistant.server is None:
+        raise ValueError("--fill-bank: no server; say where it is with --server HOST:PORT")
+    chosen = own_bank.templates(config)
+    named = own_bank.named(config, chosen)
+    if group.first:
+        with progress_bar() as progress:
+            task = progress.add_task("Filling the bank", total=len(chosen), note="")
+            added = own_bank.fill(named, chosen, lambda: progress.advance(task))
+        console.print(
+            f"Bank {named.assistant.bank}: {added} added, {len(chosen) - added} there already.",
+            highlight=False,
+        )
+    group.agree(0)  # the others wait until it is full
+    return named
 
 
 @app.command()

@@ -248,7 +248,12 @@ class AssistantConfig:
     """VESSA as third source of supervision.
 
     Attributes:
-        server: host:port, or None for UniMatch V2 alone.
+        server: host:port, or None for UniMatch V2 alone. A token is read from ``VESSA_TOKEN``.
+        bank: name of the server's bank; empty for its default one.
+        root_certificates: PEM file of those that the server's certificate is checked with; TLS is
+            used where it is given.
+        wait_seconds: how long a run that starts waits for a server that does not answer yet.
+        required: stop when the server goes away, instead of training on alone.
         weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
             it falls as a cosine, and at 0 the server is left alone. With ``auto`` and validation
             cases it stays until VESSA's labels of them are no better than the teacher's any more,
@@ -283,6 +288,10 @@ class AssistantConfig:
     """
 
     server: str | None = None
+    bank: str = ""
+    root_certificates: Path | None = None
+    wait_seconds: float = 20.0
+    required: bool = False
     weight_start: float = 1.0
     weight_end: float | Literal["auto"] = "auto"
     loss: UnlabelledLoss = "both"

@@ -15,17 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
+from ssl_trainer.assistant import connection
+from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data.cases import Slice
-from vessa_client import (
-    ClientOptions,
-    RetryPolicy,
-    SegmentationRequest,
-    SegmentationResult,
-    UInt8Array,
-    VessaClient,
-    VessaError,
-)
+from vessa_client import SegmentationRequest, SegmentationResult, UInt8Array, VessaError
 
 # The student's probabilities of the classes in each slice, 255 for 1, (C, H, W).
 Students = Callable[[], Sequence[UInt8Array]]
@@ -51,20 +45,33 @@ class PseudoLabel:
 
 
 class Assistant:
-    """Pipelined requests with a fall-back: without a server every answer is None."""
+    """Pipelined requests with a fall-back: where the server is away every answer is None.
+
+    A mistake that waiting cannot mend is an error, and so is a server that is away where it is
+    ``required``.
+
+    Attributes:
+        counts: answers that were asked for, and came, of those that were collected.
+    """
 
     def __init__(self, config: AssistantConfig, classes: Sequence[str]) -> None:
         if config.server is None:
             raise ValueError("assistant.server: missing, expected host:port")
         self.config = config
         self.classes = tuple(classes)
-        options = ClientOptions(timeout=config.timeout_seconds, retry=RetryPolicy(attempts=1))
-        self._client = VessaClient(config.server, options)
+        self._client = connection.connect(config, config.timeout_seconds)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="assistant")
         self._asked: dict[int, Future[list[PseudoLabel | None]]] = {}
         self._away_until = 0.0
         self._away = False
-        self.failures = 0
+        self._error: AssistantError | None = None
+        self._refused: set[str] = set()
+        self.counts = 0, 0
+
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when it was asked last."""
+        return self._away
 
     def ask(self, step: int, slices: Sequence[Slice], students: Students | None) -> None:
         """Begin to fetch the answers for ``step``; returns at once.
@@ -81,8 +88,18 @@ class Assistant:
         self._worker.submit(self._fetch, slices, None)
 
     def collect(self, step: int) -> list[PseudoLabel | None]:
-        """Answers for ``step``, in the order of its slices; None where there is none."""
-        return self._asked.pop(step).result()
+        """Answers for ``step``, in the order of its slices; None where there is none.
+
+        Raises:
+            AssistantError: the run needs what it does not get, in this step or a later one.
+        """
+        answers = self._asked.pop(step).result()
+        if self._error is not None:
+            raise self._error
+        requested, received = self.counts
+        came = sum(answer is not None for answer in answers)
+        self.counts = requested + len(answers), received + came
+        return answers
 
     def close(self) -> None:
         """Finish the request under way, drop the others, and close the connection."""
@@ -108,7 +125,7 @@ class Assistant:
         self, slices: Sequence[Slice], students: Students | None
     ) -> list[PseudoLabel | None]:
         answers: list[PseudoLabel | None] = [None] * len(slices)
-        if not slices or time.monotonic() < self._away_until:
+        if not slices or self._error is not None or time.monotonic() < self._away_until:
             return answers
         requests = self._requests(slices, students)
         try:
@@ -116,9 +133,12 @@ class Assistant:
                 requests, window=len(requests), timeout=self.config.timeout_seconds
             )
             for item in stream:
-                if isinstance(item, VessaError):
+                if not isinstance(item, VessaError):
+                    answers[int(item.request_id)] = pseudo_label(item)
+                elif connection.of_one_slice(item) and not self.config.required:
+                    self._refuse(slices[int(item.request_id)], item)
+                else:
                     raise item
-                answers[int(item.request_id)] = pseudo_label(item)
         except VessaError as error:
             self._failed(error)
         else:
@@ -127,9 +147,20 @@ class Assistant:
                 log.info("assistant.back", server=self.config.server)
         return answers
 
+    def _refuse(self, item: Slice, error: VessaError) -> None:
+        """Go without an answer for one slice; say so once."""
+        if item.key not in self._refused:
+            self._refused.add(item.key)
+            log.warning("assistant.refused", slice=item.key, error=str(error))
+
     def _failed(self, error: VessaError) -> None:
-        """Leave the server alone for a while; say so once."""
-        self.failures += 1
+        """Leave the server alone for a while, and say so once; or stop the run."""
+        if self.config.required or connection.lasts(error):
+            reason = connection.explain(error, self.config, self.classes)
+            self._error = AssistantError(
+                f"{reason}; then start the run again with the same --out, and it goes on"
+            )
+            return
         self._away_until = time.monotonic() + self.config.retry_seconds
         if not self._away:
             self._away = True

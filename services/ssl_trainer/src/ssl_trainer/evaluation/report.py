@@ -6,6 +6,7 @@ Axes: H W space.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ssl_trainer.config import DataConfig, TrainConfig
+from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import mean_sd
@@ -27,6 +28,8 @@ CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
 GALLERY, REPORT = "gallery.png", "report.md"
 # Ranks of the gallery, from the best slice to the worst.
 RANKS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
+# Stretches without all answers that are named.
+NAMED_GAPS = 5
 LossCurve = tuple[str, str]
 LOSSES: tuple[LossCurve, ...] = (
     ("loss/supervised", "labelled"),
@@ -42,6 +45,25 @@ PSEUDO: tuple[LossCurve, ...] = (
     ("teacher/confident", "pixels of which the teacher is sure"),
     ("assistant/weight", "weight of VESSA"),
 )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How many answers VESSA was asked for, and gave.
+
+    Attributes:
+        requested, received: in all.
+        gaps: first and last updates of the stretches in which some did not come.
+    """
+
+    requested: int
+    received: int
+    gaps: tuple[tuple[int, int], ...]
+
+    @property
+    def share(self) -> float:
+        """Of the answers that came; 1 where none was asked for."""
+        return self.received / self.requested if self.requested else 1.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,7 @@ def write(
     files.write_picture(run / GALLERY, _gallery(rows))
     shown.append(("Slices, from the best to the worst" if split.val else "Slices", GALLERY))
     file = run / REPORT
-    files.write_text(file, _markdown(run, config, split, predictor, scores, shown))
+    files.write_text(file, _markdown(run, config, split, predictor, scores, log, shown))
     return file
 
 
@@ -92,6 +114,21 @@ def read_log(file: Path) -> list[dict[str, float]]:
             entry = json.loads(line)
             by_step[entry["step"]] = entry
     return [by_step[step] for step in sorted(by_step)]
+
+
+def answered(log: Sequence[dict[str, float]]) -> Answered:
+    """What a log says of VESSA's answers; each line counts those since the line before."""
+    requested = received = before = 0
+    gaps: list[tuple[int, int]] = []
+    for entry in log:
+        step, asked = int(entry["step"]), int(entry.get("assistant/requested", 0))
+        came = int(entry.get("assistant/received", 0))
+        requested, received = requested + asked, received + came
+        if came < asked:
+            goes_on = bool(gaps) and gaps[-1][1] == before
+            gaps.append((gaps.pop()[0] if goes_on else before + 1, step))
+        before = step
+    return Answered(requested, received, tuple(gaps))
 
 
 def _series(log: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -211,12 +248,31 @@ def _intensities(data: DataConfig) -> str:
     return f"window {data.window[0]:g} to {data.window[1]:g}"
 
 
+def _assistance(config: AssistantConfig, log: Sequence[dict[str, float]]) -> str:
+    """Where VESSA was, and how much of what it was asked it answered."""
+    if config.server is None:
+        return "not used"
+    found = answered(log)
+    at = f"at {config.server}, {'bank ' + config.bank if config.bank else 'the default bank'}"
+    if not found.requested:
+        return f"{at}, no answers were asked for"
+    # Rounded down: 100 % is all of them.
+    share = math.floor(1000 * found.share) / 10
+    text = f"{at}, answered {share:g} % of {found.requested:,} requests"
+    if not found.gaps:
+        return text
+    gaps = [f"{first}-{last}" for first, last in found.gaps[:NAMED_GAPS]]
+    more = len(found.gaps) - len(gaps)
+    return f"{text}, not all in updates {', '.join(gaps)}{f' and {more} more' if more else ''}"
+
+
 def _markdown(
     run: Path,
     config: TrainConfig,
     split: Split,
     predictor: Predictor,
     scores: Sequence[CaseScores],
+    log: Sequence[dict[str, float]],
     shown: Sequence[tuple[str, str]],
 ) -> str:
     patients = [
@@ -227,7 +283,6 @@ def _markdown(
             ("for validation", split.val),
         )
     ]
-    server = config.assistant.server
     lines = [
         f"# Training {run.name}",
         "",
@@ -236,7 +291,7 @@ def _markdown(
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
         f"- Intensities: {_intensities(config.data)}",
         f"- Updates: {config.steps}, seed {config.seed}",
-        f"- VESSA: {'at ' + server if server else 'not used'}",
+        f"- VESSA: {_assistance(config.assistant, log)}",
         "- All settings: `config.yaml`; weights: `best.safetensors`; curves: `tensorboard/`",
         "",
     ]

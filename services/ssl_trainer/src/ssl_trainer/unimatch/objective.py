@@ -110,10 +110,7 @@ def _scalars(
         scalars |= quality.watch(batch, teacher.labels_BHW, told_BHW, answered)
     if vessa is not None:
         same_BHW = (vessa.labels_BHW == teacher.labels_BHW)[answered]
-        scalars |= {
-            "assistant/agreement": float(same_BHW.float().mean()),
-            "assistant/answered": sum(answered) / len(answered),
-        }
+        scalars["assistant/agreement"] = float(same_BHW.float().mean())
     return scalars
 
 

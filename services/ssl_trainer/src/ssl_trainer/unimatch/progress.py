@@ -7,7 +7,7 @@ from vessa_client.console import console, progress_bar
 
 
 def run_with_progress(trainer: UniMatchTrainer) -> None:
-    """Train to the last step; the bar shows loss, best validation Dice and ETA."""
+    """Train to the last step; the bar shows loss, best validation Dice, ETA, and VESSA away."""
     if not trainer.processes.first:
         trainer.run()
         return
@@ -19,6 +19,8 @@ def run_with_progress(trainer: UniMatchTrainer) -> None:
             note = f"loss {scalars['loss/total']:.3f}"
             if trainer.best >= 0:
                 note += f"  best val Dice {trainer.best:.3f}"
+            if trainer.feedback is not None and trainer.feedback.assistant.away:
+                note += "  VESSA away"
             progress.update(task, completed=step, note=note)
 
         trainer.run(on_step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
 
 STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
+# Keys of ``assistant`` that change nothing in the answers of a server.
+REACHING = ("server", "root_certificates", "wait_seconds", "required")
 
 
 class StateError(ValueError):
@@ -35,11 +38,13 @@ class Progress:
         step: steps done.
         best: the best validation Dice, -1 before the first.
         trust: in VESSA.
+        window: answers that VESSA was asked for, and gave, since the log's last line.
     """
 
     step: int
     best: float
     trust: Trust
+    window: tuple[int, int] = (0, 0)
 
 
 def save_state(
@@ -61,6 +66,7 @@ def save_state(
         "step": str(progress.step),
         "best": repr(progress.best),
         "trust": json.dumps(asdict(progress.trust)),
+        "window": json.dumps(progress.window),
         "config": json.dumps(to_dict(config)),
     }
     _write(folder / STATE_FILE, tensors, metadata)
@@ -82,9 +88,12 @@ def load_state(
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
-    if _identity(json.loads(metadata["config"])) != _identity(to_dict(config)):
+    before, now = _identity(json.loads(metadata["config"])), _identity(to_dict(config))
+    if before != now:
+        changed = sorted({name for name, _ in before.items() ^ now.items()})
         raise StateError(
-            f"{file}: belongs to another configuration; give another --out, or remove it"
+            f"{file}: belongs to another configuration ({', '.join(changed)}); give another "
+            "--out, or remove it"
         )
     _fill(student, _part(tensors, "student."), file)
     _fill(teacher, _part(tensors, "teacher."), file)
@@ -96,14 +105,25 @@ def load_state(
     state["state"] = restored
     optimizer.load_state_dict(state)
     trust = Trust(**json.loads(metadata["trust"]))
-    progress = Progress(int(metadata["step"]), float(metadata["best"]), trust)
+    requested, received = json.loads(metadata["window"])
+    window = (requested, received)
+    progress = Progress(int(metadata["step"]), float(metadata["best"]), trust, window)
     return progress, {int(step): maps for step, maps in _part(tensors, "told.").items()}
 
 
-def _identity(config: dict[str, Any]) -> str:
-    """What a run must share with its beginning: all but the address of its server."""
-    assistant = {**config["assistant"], "server": bool(config["assistant"]["server"])}
-    return json.dumps({**config, "assistant": assistant}, sort_keys=True)
+def _identity(config: dict[str, Any]) -> dict[str, str]:
+    """What a run must share with its beginning, by key: all but how its server is reached."""
+    own = {name: value for name, value in config["assistant"].items() if name not in REACHING}
+    assistant = {**own, "server": bool(config["assistant"]["server"])}
+    return dict(_flat({**config, "assistant": assistant}))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
 
 
 def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:

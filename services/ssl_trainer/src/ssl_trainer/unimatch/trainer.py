@@ -25,7 +25,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_trainer import models
+from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.assistant import PseudoLabel
+from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
@@ -33,7 +35,7 @@ from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.evaluation.predictor import Predictor, turns
-from ssl_trainer.unimatch import judge, schedule, state
+from ssl_trainer.unimatch import answered, judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
@@ -124,9 +126,15 @@ class UniMatchTrainer:
         return replace(data, axis=axis)
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
-        """Train to the last step, resuming from ``out``; writes state, best student, logs."""
+        """Train to the last step, resuming from ``out``; writes state, best student, logs.
+
+        Raises:
+            AssistantError: VESSA cannot help. The state is written before that, but for other
+                processes' sake, and where it is noticed in a comparison: then the last one counts.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         self.resume()
+        self._check_server()
         writer = self._writer() if self.processes.first else None
         try:
             for step, told in self._told.items():
@@ -154,7 +162,7 @@ class UniMatchTrainer:
             )
         numbers = self._numbers(step)
         started = time.perf_counter()
-        answers = {number: self._collect(number) for number in numbers}
+        answers = self._answers(numbers)
         collected = time.perf_counter()
         self._told.pop(step, None)
         self._ask_ahead(step + 1)
@@ -179,6 +187,8 @@ class UniMatchTrainer:
         scalars["seconds/update"] = time.perf_counter() - asked
         if self._validates(self.step):
             scalars |= self.validate() | self._compare()
+        if self.feedback is not None and self._logged(self.step):
+            scalars |= answered.log_line(self.feedback.assistant, self.processes)
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save()
         return scalars
@@ -259,8 +269,11 @@ class UniMatchTrainer:
             for step, maps in self._told.items()
             if maps is not None
         }
+        window = (0, 0)
+        if self.feedback is not None:
+            window = answered.window(self.feedback.assistant, self.processes)
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.trust)
+            progress = state.Progress(self.step, self.best, self.trust, window)
             modules = (self.student, self.teacher.model, self.optimizer)
             state.save_state(self.out, progress, self.config, *modules, told)
 
@@ -277,6 +290,8 @@ class UniMatchTrainer:
             return False
         progress, told = loaded
         self.step, self.best, self.trust = progress.step, progress.best, progress.trust
+        if self.feedback is not None and self.processes.first:
+            self.feedback.assistant.counts = progress.window
         own = self.config.accumulate * self.config.unlabelled_batch
         expected = own * self.processes.world
         self._told = dict.fromkeys(self._under_way(self.step))
@@ -341,6 +356,24 @@ class UniMatchTrainer:
         for index, number in enumerate(self._numbers(step)):
             rows = slice(index * batch, (index + 1) * batch)
             feedback.ask(number, None if told is None else partial(_rows, told, rows))
+
+    def _check_server(self) -> None:
+        """See :func:`connection.check`, where VESSA is asked about an update to come."""
+        coming = range(self.step, self.config.steps)
+        if self.feedback is not None and any(self._assistant_weight(step) for step in coming):
+            connection.check(self.config.assistant, self.config.data.classes)
+
+    def _answers(self, numbers: range) -> dict[int, list[PseudoLabel | None]]:
+        """Those for the batches of an update; where they are missed the run stops before it."""
+        counts = self.feedback.assistant.counts if self.feedback else (0, 0)
+        try:
+            return {number: self._collect(number) for number in numbers}
+        except AssistantError:
+            assert self.feedback is not None
+            self.feedback.assistant.counts = counts
+            if self.processes.world == 1:  # others may be elsewhere
+                self.save()
+            raise
 
     def _collect(self, number: int) -> list[PseudoLabel | None]:
         feedback = self._feedback_at(self.step)
