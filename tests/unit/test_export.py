@@ -14,6 +14,7 @@ from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
+from support_devices import DEVICES, skip_without
 from trainer_support import DPT, UNET
 
 
@@ -55,15 +56,31 @@ def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) ->
     class Moody(torch.nn.Module):
         """Answers by its number of calls, which a traced program does not know."""
 
-        calls = 0
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.gain = torch.nn.Parameter(torch.ones(1))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             self.calls += 1
-            return torch.cat([image, image * self.calls], dim=1)
+            return torch.cat([image, image * self.calls * self.gain], dim=1)
 
     with pytest.raises(ExportError, match="differ"):
         export(Predictor(Moody(), 16), tmp_path / "student.pt2", ("disc",))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_exported_runs_on_a_cpu_wherever_the_student_is(
+    tmp_path: Path, device: str
+) -> None:
+    skip_without(device)
+    torch.manual_seed(0)
+    student = models.build(UNET, 1).to(device).eval()
+    assert export(Predictor(student, 32), tmp_path / "student.pt2", ("disc",)) <= 1e-4
+    assert {p.device.type for p in student.parameters()} == {device}
+    program = torch.export.load(tmp_path / "student.pt2")
+    assert {t.device.type for t in program.state_dict.values()} == {"cpu"}
 
 
 def test_an_unknown_format_is_an_error_that_names_the_choice(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ class Processes:
         return torch.cat(parts).to(value.device)
 
 
+def own_device() -> torch.device:
+    """The GPU of this process, as ``torchrun`` numbers them, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def postponed(module: nn.Module) -> AbstractContextManager[None]:
     """Backward passes inside add up gradients here and do not average them yet."""
     if isinstance(module, DistributedDataParallel):
@@ -70,8 +77,10 @@ def postponed(module: nn.Module) -> AbstractContextManager[None]:
 def joined() -> Iterator[Processes]:
     """Join the group that ``torchrun`` describes: NCCL with GPUs, gloo without."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
+    if device.type == "cuda":
+        # Else NCCL, and parts that ask for "cuda" alone, would mean the first one.
+        torch.cuda.set_device(device)
     if world == 1:
         yield Processes(device=device)
         return

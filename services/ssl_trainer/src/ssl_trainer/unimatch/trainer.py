@@ -36,7 +36,7 @@ from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer
-from ssl_trainer.unimatch.processes import BufferMean, Processes, postponed
+from ssl_trainer.unimatch.processes import BufferMean, Processes, own_device, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
 
 LOG_EVERY = 10
@@ -368,9 +368,11 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
 def load_best(folder: Path, config: TrainConfig) -> Predictor:
     """The best student of a run, with several views of each slice and all pieces that it finds.
 
+    On a GPU where there is one.
+
     Raises:
         StateError: missing or damaged.
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return Predictor(student.eval(), config.data.size, turns(config))
+    return Predictor(student.to(own_device()).eval(), config.data.size, turns(config))
