@@ -25,13 +25,14 @@ def test_an_exported_student_answers_like_the_student(
 ) -> None:
     torch.manual_seed(0)
     student = models.build(config, 2)
+    side = 2 * config.side_unit
     for _ in range(3):  # batch statistics that are not those of the start
-        student(torch.rand(4, 1, 32, 32))
+        student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
-    predictor = Predictor(student, 32, turns=(0.0, 10.0), one_piece=(2,))
+    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,))
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
-    image = torch.rand(5, 1, 32, 32)
+    image = torch.rand(5, 1, side, side)
     with torch.no_grad():
         expected = torch.softmax(student.eval()(image), dim=1)
     if suffix == ".onnx":
@@ -45,7 +46,7 @@ def test_an_exported_student_answers_like_the_student(
     assert torch.allclose(found, expected, atol=1e-4)
     assert facts == {
         "classes": ["disc", "bar"],
-        "size": 32,
+        "size": side,
         "percentiles": [0.5, 99.5],
         "turns": [0.0, 10.0],
         "one_piece": ["bar"],

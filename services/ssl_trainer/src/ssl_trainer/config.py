@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
@@ -35,7 +35,8 @@ class DataConfig:
         classes: names of labels 1, 2, ...; the same as in the template bank.
         labelled: patients whose labels are used; empty means all that have a label file.
         patient_pattern: regular expression whose first group is the patient in a file name.
-        size: side of the square that the student sees, in pixels.
+        size: side of the square that the student sees, in pixels; a multiple of 16 for a U-Net,
+            of the patches' side for DINOv2.
         watch_quality: read the labels of unlabelled patients, where there are any, to log how
             good the pseudo-labels are. Nothing is trained on them.
     """
@@ -50,8 +51,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.classes:
             raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
-        if self.size % 16:
-            raise ValueError(f"size: {self.size}, expected a multiple of 16")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -112,8 +111,15 @@ class RichAugmentationConfig:
 class UNetConfig:
     """U-Net: channels of the five levels and of the last one."""
 
+    default_rate: ClassVar[float] = 1e-3
+
     kind: Literal["unet"] = "unet"
     channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
+
+    @property
+    def side_unit(self) -> int:
+        """What the side of an image must be a multiple of: it is halved four times."""
+        return 16
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -122,12 +128,18 @@ class DptStudentConfig:
 
     Attributes:
         pretrained: folder with a published DINOv2 (``config.json``, ``model.safetensors``), whose
-            sizes then count; random weights of the sizes below without.
+            sizes then count; random weights of the sizes below without, which need a higher
+            learning rate.
+        patch_size: in pixels; the same as in ``pretrained``.
+        head_multiplier: learning rate of the decoder, which is new, as a multiple of DINOv2's.
         neck_channels, fusion_channels: of DPT's decoder.
     """
 
+    default_rate: ClassVar[float] = 5e-6
+
     kind: Literal["dinov2-dpt"]
     pretrained: Path | None = None
+    head_multiplier: float = 40.0
     hidden_size: int = 384
     num_layers: int = 12
     num_heads: int = 6
@@ -139,6 +151,14 @@ class DptStudentConfig:
     def __post_init__(self) -> None:
         if self.num_layers % 4:
             raise ValueError(f"num_layers: {self.num_layers}, expected a multiple of 4")
+        for name in ("patch_size", "head_multiplier"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+
+    @property
+    def side_unit(self) -> int:
+        """What the side of an image must be a multiple of: it is cut into patches."""
+        return self.patch_size
 
 
 def _kind(student: object) -> object:
@@ -272,7 +292,9 @@ class TrainConfig:
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
     null, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
-    batches in each process.
+    batches in each process. ``learning_rate`` is that of the U-Net, or of DINOv2, whose decoder has
+    ``student.head_multiplier`` times as much; null is 1e-3 for the U-Net and, as in UniMatch V2,
+    5e-6 for DINOv2. It falls as a polynomial.
     ``precision`` of the networks while they train: ``fp32``, ``bf16``, or ``auto`` for bf16 where
     it is fast: on GPUs that have it, and on CPUs with AVX-512 BF16 or AMX.
     """
@@ -291,7 +313,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Precision = "auto"
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
     poly_power: float = 0.9
     validate_every: int = 250
@@ -303,6 +325,22 @@ class TrainConfig:
         for name in ("steps", *batches, "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        _check_size(self.data.size, self.student.side_unit, self.student.kind)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the U-Net, or of DINOv2, at first."""
+        return self.student.default_rate if self.learning_rate is None else self.learning_rate
+
+
+def _check_size(size: int, unit: int, kind: str) -> None:
+    """Another size would be scaled or padded, out of sight."""
+    if size % unit or size <= 0:
+        below, above = max(unit, size // unit * unit), max(unit, -(-size // unit) * unit)
+        nearest = f"{below} or {above}" if below < above else f"{above}"
+        raise ValueError(
+            f"data.size: {size}, expected a multiple of {unit} for {kind}; nearest: {nearest}"
+        )
 
 
 def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:

@@ -35,7 +35,7 @@ from ssl_trainer.evaluation.predictor import Predictor, turns
 from ssl_trainer.unimatch import judge, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
-from ssl_trainer.unimatch.optimizer import build_optimizer
+from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
 from ssl_trainer.unimatch.processes import BufferMean, Processes, own_device, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
 
@@ -62,7 +62,7 @@ class UniMatchTrainer:
         patients = len({case.patient for case in self.split.labelled})
         validated = any(case.labels is not None for case in self.split.val)
         assistant = config.assistant.settled(patients, validated=validated)
-        config = replace(config, assistant=assistant)
+        config = replace(config, assistant=assistant, learning_rate=config.rate)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -131,10 +131,7 @@ class UniMatchTrainer:
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so."""
         step, config = self.step, self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule.poly(
-                step, config.steps, config.poly_power
-            )
+        scale_rates(self.optimizer, schedule.poly(step, config.steps, config.poly_power))
         numbers = self._numbers(step)
         started = time.perf_counter()
         answers = {number: self._collect(number) for number in numbers}
