@@ -32,7 +32,7 @@ from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.evaluation.predictor import Predictor, turns
-from ssl_trainer.unimatch import judge, schedule, state
+from ssl_trainer.unimatch import judge, resuming, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
@@ -240,26 +240,30 @@ class UniMatchTrainer:
             if maps is not None
         }
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.trust)
+            progress = state.Progress(self.step, self.best, self.trust, self.config.steps)
             modules = (self.student, self.teacher.model, self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, told)
+            state.save_state(self.out, progress, self.config, *modules, told, self._cases())
 
     def resume(self) -> bool:
         """Load the training state, where there is one.
 
         Raises:
-            StateError: damaged, or of another configuration or number of processes.
+            StateError: damaged, or of another configuration, other data or another number of
+                processes.
         """
-        loaded = state.load_state(
-            self.out, self.config, self.student, self.teacher.model, self.optimizer
-        )
+        modules = (self.student, self.teacher.model, self.optimizer)
+        loaded = state.load_state(self.out, self.config, *modules, self._cases())
         if loaded is None:
             return False
         progress, told = loaded
         self.step, self.best, self.trust = progress.step, progress.best, progress.trust
         own = self.config.accumulate * self.config.unlabelled_batch
         expected = own * self.processes.world
-        self._told = dict.fromkeys(self._under_way(self.step))
+        # Where it was to end before, VESSA was asked about nothing beyond.
+        asked = range(self.step, min(self._under_way(self.step).stop, progress.planned))
+        self._told = dict.fromkeys(asked)
+        if self.processes.first:
+            resuming.announce(progress.planned, self.config.steps)
         for step, maps in told.items():
             if len(maps) != expected:
                 raise state.StateError(
@@ -268,6 +272,10 @@ class UniMatchTrainer:
                 )
             self._told[step] = known(maps[self.processes.rank * own :][:own])
         return True
+
+    def _cases(self) -> dict[str, str]:
+        counts = len(self.labelled), len(self.unlabelled)
+        return resuming.case_lists(self.split, self.config.data.root, *counts)
 
     def _numbers(self, step: int) -> range:
         """Batches of this process in update ``step``: as if one process had them all."""
