@@ -107,11 +107,6 @@ def distance_unit(scores: Sequence[CaseScores]) -> str:
     return " and ".join(sorted({s.unit for s in scores}))
 
 
-def mean_dice(scores: Sequence[CaseScores]) -> float:
-    """Mean over cases and classes."""
-    return float(np.mean([s.dice for s in scores]))
-
-
 def foreground_dice(predicted: Tensor, truth: Tensor) -> float | None:
     """Mean Dice of the structures of the truth, over label maps of any shape; None without any."""
     scores = []

@@ -29,8 +29,6 @@ from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
-from ssl_trainer.evaluation.evaluate import evaluate
-from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.evaluation.predictor import Predictor, turns
 from ssl_trainer.unimatch import judge, resuming, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
@@ -38,6 +36,7 @@ from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_vie
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
 from ssl_trainer.unimatch.processes import BufferMean, Processes, own_device, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
+from ssl_trainer.unimatch.validation import shared_dice
 
 LOG_EVERY = 10
 OnStep = Callable[[int, dict[str, float]], None]
@@ -46,8 +45,8 @@ OnStep = Callable[[int, dict[str, float]], None]
 class UniMatchTrainer:
     """Trains a student and its teacher; with VESSA where the configuration names a server.
 
-    An update sees ``accumulate`` batches in each process; the first process validates, logs what
-    it saw itself, and writes the files.
+    An update sees ``accumulate`` batches in each process; all validate, and the first one logs
+    what it saw itself, compares VESSA's labels with the teacher's, and writes the files.
     """
 
     def __init__(self, config: TrainConfig, out: Path, processes: Processes | None = None) -> None:
@@ -111,6 +110,7 @@ class UniMatchTrainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.resume()
         writer = self._writer() if self.processes.first else None
+        self.processes.meet()
         try:
             for step, told in self._told.items():
                 self._ask(step, told)
@@ -196,21 +196,20 @@ class UniMatchTrainer:
 
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
-        if not self.processes.first:
-            return {}
         classes = self.config.data.classes
         predictor = Predictor(self.teacher.model, self.config.data.size)
-        scores = evaluate(predictor, self.split.val, classes, distances=False)
-        if not scores:  # no validation cases: the last teacher is the best one known
+        dice_NC = shared_dice(predictor, self.split.val, classes, self.processes)
+        validated = len(dice_NC) > 0
+        dice = float(dice_NC.mean()) if validated else self.best
+        # Without validation cases the last teacher is the best one known.
+        if self.processes.first and (dice > self.best or not validated):
             state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
+        self.best = max(self.best, dice)
+        self.processes.meet()
+        if not validated:
             return {}
-        dice = mean_dice(scores)
-        if dice > self.best:
-            self.best = dice
-            state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
-        by_class = np.mean([s.dice for s in scores], axis=0)
-        named = {f"val/dice/{n}": float(v) for n, v in zip(classes, by_class, strict=True)}
-        return {"val/dice": dice, **named}
+        by_class = zip(classes, dice_NC.mean(axis=0).tolist(), strict=True)
+        return {"val/dice": dice} | {f"val/dice/{name}": value for name, value in by_class}
 
     def _compare(self) -> dict[str, float]:
         """Compare VESSA's labels with the teacher's, as long as VESSA's weight has not fallen."""
@@ -225,6 +224,7 @@ class UniMatchTrainer:
             found = self.judge.compare(self.teacher.model)
         if found is not None:
             self.trust = self.trust.after(self.step, teacher=found[0], vessa=found[1])
+        self.processes.meet()
         falls_from = self.processes.agree(self.trust.falls_from or 0)
         self.trust = replace(self.trust, falls_from=falls_from or None)
         if found is None:
@@ -243,6 +243,7 @@ class UniMatchTrainer:
             progress = state.Progress(self.step, self.best, self.trust, self.config.steps)
             modules = (self.student, self.teacher.model, self.optimizer)
             state.save_state(self.out, progress, self.config, *modules, told, self._cases())
+        self.processes.meet()
 
     def resume(self) -> bool:
         """Load the training state, where there is one.
