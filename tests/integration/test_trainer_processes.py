@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.unimatch import processes
@@ -206,7 +207,7 @@ def test_nccl_begins_on_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(("device", device)))
-    monkeypatch.setattr(processes, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(processes, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, **rest: asked.append(("group", backend))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from trainer_support import DPT, UNET, small_config, write_dataset
 
 
-def _config(root: Path, student: StudentConfig, **changes: object) -> TrainConfig:
+def _config(root: Path, student: StudentConfig, **changes: Any) -> TrainConfig:
     config = small_config(root)
     data = replace(config.data, size=2 * student.side_unit)
     return replace(config, data=data, student=student, **changes)

@@ -51,7 +51,8 @@ class DptStudent(Student):
         self.neck = DPTNeck(decoder)
         self.head = DPTSemanticSegmentationHead(decoder)
         # What no forward pass uses; data-parallel training would wait for its gradients.
-        self.backbone.embeddings.mask_token.requires_grad_(False)
+        embeddings: Any = self.backbone.embeddings
+        embeddings.mask_token.requires_grad_(False)
         self.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)

@@ -30,7 +30,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009
-    store: dist.Store | None = field(default=None, compare=False)
+    store: PrefixStore | None = field(default=None, compare=False)
     _meetings: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
