@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := proto services/vessa_server services/ssl_trainer
+PACKAGES := proto services/vessa_common services/vessa_server services/ssl_trainer
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test lint format proto redis clean

@@ -9,8 +9,10 @@ COPY constraints.txt .
 RUN pip install --upgrade pip "setuptools<82" wheel && pip install -c constraints.txt torch torchvision
 RUN pip install -c constraints.txt --no-build-isolation "sam2>=1.1,<2"
 COPY proto proto
+COPY services/vessa_common services/vessa_common
 COPY services/vessa_server services/vessa_server
-RUN pip install -c constraints.txt --no-build-isolation ./proto ./services/vessa_server
+RUN pip install -c constraints.txt --no-build-isolation ./proto ./services/vessa_common \
+    ./services/vessa_server
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 1000 vessa && mkdir -p /data && chown vessa /data

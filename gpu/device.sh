@@ -20,7 +20,8 @@ mkdir -p "$OUT" || exit 2
 scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 python=${VESSA_PYTHON:-python3}
-code=$PWD/proto/src:$PWD/services/vessa_server/src:$PWD/gpu:$PWD/benchmarks:$PWD/tests
+code=$PWD/proto/src:$PWD/services/vessa_common/src:$PWD/services/vessa_server/src
+code+=:$PWD/gpu:$PWD/benchmarks:$PWD/tests
 code+=${PYTHONPATH:+:$PYTHONPATH}
 
 run() {

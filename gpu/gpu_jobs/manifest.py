@@ -15,7 +15,13 @@ from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import JOBS, WEIGHTS
 
 MANIFEST = "manifest.json"
-CODE = ("gpu/device.sh", "gpu/gpu_jobs", "proto/src", "services/vessa_server/src")
+CODE = (
+    "gpu/device.sh",
+    "gpu/gpu_jobs",
+    "proto/src",
+    "services/vessa_common/src",
+    "services/vessa_server/src",
+)
 PACK, RECIPE, WHEELS = "slices.pack", "recipe.yaml", "wheels"
 WORK = Path("gpu") / ".work"
 

@@ -10,11 +10,11 @@ from gpu_jobs import manifest as manifests
 from gpu_jobs.context import Context
 from gpu_jobs.jobs import rehearsal
 from gpu_jobs.settings import changed
+from vessa_common.processes import Processes
 from vessa_server.training import config as configuration
 from vessa_server.training import pack as packs
 from vessa_server.training.config import Stage1Config
 from vessa_server.training.pack import Pack
-from vessa_server.training.processes import Processes
 from vessa_server.training.run import build
 from vessa_server.training.trainer import Stage1Trainer
 

@@ -28,7 +28,7 @@ from gpu_queue.paths import CODE, PROJECTS
 from vessa_client.console import console
 
 # Packages of this project travel as code.
-OURS = frozenset({"vessa-client", "vessa-server"})
+OURS = frozenset({"vessa-client", "vessa-common", "vessa-server"})
 # torch.utils.tensorboard imports the one and forms of FastAPI the other, which do not require them.
 UNDECLARED = frozenset({"tensorboard", "python-multipart"})
 

@@ -17,11 +17,16 @@ LEGS = GPU / "results"
 CODE = (
     ROOT / "gpu",
     ROOT / "proto" / "src",
+    ROOT / "services" / "vessa_common" / "src",
     ROOT / "services" / "vessa_server" / "src",
     ROOT / "benchmarks",
     ROOT / "tests",
 )
-PROJECTS = (ROOT / "proto", ROOT / "services" / "vessa_server")
+PROJECTS = (
+    ROOT / "proto",
+    ROOT / "services" / "vessa_common",
+    ROOT / "services" / "vessa_server",
+)
 
 
 def inside(path: Path) -> str:

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from gpu_jobs.errors import JobError
+from vessa_common import layouts, patients
 from vessa_server.training import config as configuration
-from vessa_server.training import layouts, sources
 from vessa_server.training import pack as packs
+from vessa_server.training import sources
 from vessa_server.training.config import Stage1Config
 from vessa_server.training.run import make_pack
 
@@ -49,5 +50,5 @@ def _key(config: Stage1Config, data: Path, quality: int) -> str:
         for file in sorted(f for f in (data / source.folder).rglob("*") if f.is_file()):
             status = file.stat()
             parts.append(f"{file.relative_to(data)}:{status.st_size}:{status.st_mtime_ns}")
-    parts += [Path(str(m.__file__)).read_text() for m in (packs, sources, layouts)]
+    parts += [Path(str(m.__file__)).read_text() for m in (packs, sources, layouts, patients)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -40,7 +40,7 @@ data:
       classes: [{name: disc, description: Bright.}, {name: bar, description: Dark.}]
 """
 WEIGHTS = "services/vessa_server/weights/nano"
-COPIED = ("gpu", "proto", "services/vessa_server", ".gitignore")
+COPIED = ("gpu", "proto", "services/vessa_common", "services/vessa_server", ".gitignore")
 
 
 @dataclass(frozen=True)

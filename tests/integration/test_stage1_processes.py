@@ -38,7 +38,8 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 import torch
-from vessa_server.training import config, processes, run
+from vessa_common import processes
+from vessa_server.training import config, run
 
 torch.set_num_threads(1)
 file, out = Path(sys.argv[1]), Path(sys.argv[2])

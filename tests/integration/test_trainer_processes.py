@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, to_dict
-from ssl_trainer.unimatch import processes
-from ssl_trainer.unimatch.processes import Processes, joined
 from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, torchrun
 from trainer_support import small_config, write_case, write_dataset
+from vessa_common import processes
+from vessa_common.processes import Processes, joined
 
 # The second process dies in the fourth update of the first start.
 DYING = """
@@ -27,7 +27,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from ssl_trainer import config
-from ssl_trainer.unimatch import processes
+from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)
@@ -53,7 +53,8 @@ import json, sys
 from pathlib import Path
 import torch
 from ssl_trainer import config
-from ssl_trainer.unimatch import processes, validation
+from ssl_trainer.unimatch import validation
+from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)
@@ -79,7 +80,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ssl_trainer import config
-from ssl_trainer.unimatch import processes, state, validation
+from ssl_trainer.unimatch import state, validation
+from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)

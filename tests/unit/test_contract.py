@@ -16,6 +16,7 @@ from vessa_client import (
     ClassDefinition,
     ClassResult,
     InvalidRequestError,
+    Region,
     SegmentationRequest,
     SegmentationResult,
     ServerInfo,
@@ -153,6 +154,7 @@ def test_every_field_of_a_result_comes_back() -> None:
         probabilities=labels[None],
         slice_index=4,
         volume_sha256="f",
+        region=Region(top=1, left=2, height=3, width=4, quarter_turns=3),
     )
     back = convert.result_from_message(convert.result_to_message(result))
     for field in fields(result):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
+from vessa_common.layouts import DataError
 from vessa_server.model import prompts
 from vessa_server.model.preprocess import PALETTE
 from vessa_server.training import pack as packs
@@ -20,7 +21,6 @@ from vessa_server.training.config import TrainingConfig
 from vessa_server.training.corruption import corrupt
 from vessa_server.training.draws import Draws
 from vessa_server.training.episodes import MIN_PIXELS, Episode, EpisodeGenerator
-from vessa_server.training.layouts import DataError
 from vessa_server.training.losses import hard_dice
 from vessa_server.training.noise import smooth_noise
 from vessa_server.training.pack import Pack, PackedSource

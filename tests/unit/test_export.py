@@ -29,7 +29,8 @@ def test_an_exported_student_answers_like_the_student(
     for _ in range(3):  # batch statistics that are not those of the start
         student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
-    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,))
+    window = None if suffix == ".onnx" else (-160.0, 240.0)
+    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     image = torch.rand(5, 1, side, side)
@@ -44,10 +45,13 @@ def test_an_exported_student_answers_like_the_student(
         found = torch.export.load(file, extra_files=extra).module()(image)
         facts = json.loads(extra["vessa.json"])
     assert torch.allclose(found, expected, atol=1e-4)
+    assert ("`window`" if window else "`percentiles`") in facts.pop("input")
     assert facts == {
         "classes": ["disc", "bar"],
         "size": side,
-        "percentiles": [0.5, 99.5],
+        "window": None if window is None else list(window),
+        "percentiles": [0.5, 99.5] if window is None else None,
+        "axis": 2,
         "turns": [0.0, 10.0],
         "one_piece": ["bar"],
     }

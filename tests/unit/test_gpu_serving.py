@@ -274,5 +274,6 @@ def test_our_packages_have_their_versions_where_they_are_not_installed(tmp_path:
         for d in importlib.metadata.distributions(path=[str(tmp_path / "site")])
     }
     assert found == {
-        name: importlib.metadata.version(name) for name in ("vessa-client", "vessa-server")
+        name: importlib.metadata.version(name)
+        for name in ("vessa-client", "vessa-common", "vessa-server")
     }

@@ -4,46 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_trainer.unimatch import precision as of_students
+from vessa_common import precision
 from vessa_server.model import precision as of_vessa
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CONTEXTS: dict[ModuleType, Callable[..., torch.autocast]] = {
-    of_students: of_students.precision,
-    of_vessa: of_vessa.autocast,
-}
+Context = Callable[..., torch.autocast]
 
 
-def _forget(module: ModuleType) -> None:
-    module._cpu_flags.cache_clear()
-    module._warn_of_emulation.cache_clear()
+def _forget() -> None:
+    precision._cpu_flags.cache_clear()
+    precision._warn_of_emulation.cache_clear()
 
 
-@pytest.fixture(params=CONTEXTS, ids=lambda module: str(module.__name__).split(".", maxsplit=1)[0])
-def module(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    found: ModuleType = request.param
-    _forget(found)
-    yield found
-    _forget(found)
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    _forget()
+    yield
+    _forget()
+
+
+@pytest.fixture(params=[precision.autocast, of_vessa.autocast], ids=["students", "vessa"])
+def context(request: pytest.FixtureRequest) -> Context:
+    found: Context = request.param
+    return found
 
 
 @pytest.fixture
-def flags(
-    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], None]:
+def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Give the CPU these flags."""
 
     def give(words: str) -> None:
         file = tmp_path / "cpuinfo"
         file.write_text(f"processor : 0\nflags\t\t: fpu sse2 {words}\nprocessor : 1\nflags : x\n")
-        monkeypatch.setattr(module, "CPU_INFO", file)
+        monkeypatch.setattr(precision, "CPU_INFO", file)
 
     return give
 
@@ -58,29 +57,29 @@ def flags(
     ],
 )
 def test_auto_is_bf16_on_cpus_that_have_it(
-    module: ModuleType, flags: Callable[[str], None], words: str, native: bool
+    context: Context, flags: Callable[[str], None], words: str, native: bool
 ) -> None:
     flags(words)
-    assert module.bf16_is_native(CPU) == native
-    with CONTEXTS[module](CPU, "auto"):
+    assert precision.bf16_is_native(CPU) == native
+    with context(CPU, "auto"):
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == (
             torch.bfloat16 if native else torch.float32
         )
-    with CONTEXTS[module](CPU, "fp32"):
+    with context(CPU, "fp32"):
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_cpu_without_readable_flags_has_no_bf16(
-    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CPU_INFO", tmp_path / "nothing")
-    assert not module.bf16_is_native(CPU)
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "nothing")
+    assert not precision.bf16_is_native(CPU)
 
 
 @pytest.mark.parametrize("supported", [False, True])
 def test_a_gpu_that_emulates_bf16_has_none(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch, supported: bool
+    monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
@@ -88,26 +87,26 @@ def test_a_gpu_that_emulates_bf16_has_none(
         "is_bf16_supported",
         lambda including_emulation=True: supported or including_emulation,
     )
-    assert module.bf16_is_native(CUDA) == supported
+    assert precision.bf16_is_native(CUDA) == supported
 
 
 def test_emulated_bf16_is_computed_as_wished_with_one_warning(
-    module: ModuleType, flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    context: Context, flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     flags("avx2")
     for _ in range(3):
-        with CONTEXTS[module](CPU, "bf16"):
+        with context(CPU, "bf16"):
             assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.bfloat16
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "15 times" in caplog.text
 
 
 def test_native_bf16_and_auto_do_not_warn(
-    module: ModuleType, flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    context: Context, flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     for words, wanted in (("avx512_bf16", "bf16"), ("avx512_bf16", "auto")):
         flags(words)
-        with CONTEXTS[module](CPU, wanted):
+        with context(CPU, wanted):
             pass
     assert not caplog.records
 

@@ -28,12 +28,12 @@ from ssl_trainer.evaluation.predictor import (
     write_choice,
 )
 from ssl_trainer.unimatch import trainer
-from ssl_trainer.unimatch.processes import own_device
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
 from trainer_support import AFFINE, UNET, small_config, write_dataset
 from vessa_client import UInt8Array, files
+from vessa_common.processes import own_device
 
 
 def _pieces(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 from ssl_trainer.cli import app
 from ssl_trainer.config import ConfigError
 from ssl_trainer.config import load as load_config
-from ssl_trainer.data import cases, prepare
+from ssl_trainer.data import cases, frame, prepare
 from support import ROOT
+from vessa_client import files
 
 RECIPE = ROOT / "examples" / "abdomenct-1k.yaml"
 AFFINE = np.array([[-0.8, 0, 0, 150], [0, 0.8, 0, -120], [0, 0, 2.0, -300], [0, 0, 0, 1.0]])
@@ -79,11 +81,57 @@ def test_window_size_and_spacing_are_those_of_the_recipe(prepared: Path) -> None
     assert image.shape == (256, 192, 10)
     assert image.header.get_zooms() == pytest.approx((1.0, 1.0, 4.8))
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    assert image.get_data_dtype() == np.uint8
     pixels = np.asarray(image.dataobj)[::-1]  # the files are mirrored
-    assert pixels.dtype == np.uint8
-    assert pixels[0, 0, 0] == 0
-    assert pixels[60, 60, 0] == round(255 * 200 / 400)
-    assert pixels[84, 120, 5] == round(255 * 280 / 400)
+    for place, unit in {(0, 0, 0): -160, (60, 60, 0): 40, (84, 120, 5): 120}.items():
+        assert pixels[place] == pytest.approx(unit, abs=400 / 255)
+    assert load_config(prepared / "config.yaml").data.window == (-160, 240)
+    assert load_config(prepared / "config.yaml").data.axis == 2
+
+
+@pytest.mark.parametrize("window", [(-160, 240), (-1000, 3000), (0.1, 0.7)])
+def test_the_window_of_stored_volumes_gives_what_was_stored(
+    tmp_path: Path, window: tuple[float, float]
+) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    scaling = ((window[1] - window[0]) / 255, window[0])
+    files.write_volume(tmp_path / "a.nii.gz", grey, np.eye(4), scaling=scaling)
+    read = files.read(tmp_path / "a.nii.gz")
+    assert np.array_equal(frame.windowed(read.pixels, window), grey)
+
+
+def test_labels_are_taken_from_the_same_places(tmp_path: Path) -> None:
+    _write(tmp_path, 3, (64, 48, 12))
+    recipe = prepare.load(RECIPE)
+    prepare.prepare(recipe, tmp_path / "Image", tmp_path / "Mask", tmp_path / "plain")
+    order = np.array([[1, -1], [0, 1], [2, -1]], dtype=float)
+    for file in (tmp_path / "Mask").iterdir():
+        nib.save(nib.load(file).as_reoriented(order), file)
+    prepare.prepare(recipe, tmp_path / "Image", tmp_path / "Mask", tmp_path / "turned")
+    found = sorted((tmp_path / "plain").rglob("*_gt.nii.gz"))
+    assert found
+    for file in found:
+        other = tmp_path / "turned" / file.relative_to(tmp_path / "plain")
+        assert np.array_equal(nib.load(file).dataobj, nib.load(other).dataobj)
+    moved = AFFINE.copy()
+    moved[0, 3] += 20
+    file = next((tmp_path / "Mask").iterdir())
+    nib.save(nib.Nifti1Image(np.zeros((64, 48, 12), np.uint8), moved), file)
+    with pytest.raises(files.FileError, match=r"12 voxels of 0\.8 x 0\.8 x 2 mm from"):
+        prepare.prepare(recipe, tmp_path / "Image", tmp_path / "Mask", tmp_path / "moved")
+
+
+def test_volumes_of_another_recipe_are_not_mixed_in(tmp_path: Path) -> None:
+    _write(tmp_path, 3, (64, 64, 12))
+    recipe = prepare.load(RECIPE)
+    folders = (tmp_path / "Image", tmp_path / "Mask", tmp_path / "out")
+    prepare.prepare(recipe, *folders)
+    other = replace(recipe, prepare=replace(recipe.prepare, window=(-100, 300)))
+    with pytest.raises(ConfigError, match="another recipe"):
+        prepare.prepare(other, *folders)
+    (tmp_path / "out" / prepare.RECIPE_FILE).unlink()
+    with pytest.raises(ConfigError, match="another recipe"):
+        prepare.prepare(recipe, *folders)
 
 
 def test_labels_that_are_not_asked_for_become_background(tmp_path: Path) -> None:

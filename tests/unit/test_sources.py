@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vessa_server.training import layouts
-from vessa_server.training.config import ConfigError, SourceConfig, load
-from vessa_server.training.layouts import DataError
+from vessa_common import layouts
+from vessa_common.layouts import DataError
+from vessa_server.training import pack as packs
+from vessa_server.training.config import ConfigError, SourceConfig, TrainingConfig, load
+from vessa_server.training.planning import Planner, tasks
 from vessa_server.training.sources import read
 from vessa_server.training.tasks import ClassText
 
@@ -125,11 +127,50 @@ def _numbered(folder: Path, names: list[str]) -> None:
     ("count", "held"), [(23, {"09", "19"}), (5, {"04"}), (2, set())], ids=["many", "few", "two"]
 )
 def test_some_subjects_are_held_out_but_never_the_only_ones(
-    tmp_path: Path, count: int, held: set[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, held: set[str]
 ) -> None:
     _numbered(tmp_path / "p", [f"{index:02d}" for index in range(count)])
     _, items = read(SourceConfig(folder="p", classes=TEXTS), tmp_path)
     assert {i.subject for i in items if i.held_out} == held
+    assert ("p: 2 subjects, none of them held out" in caplog.text) == (not held)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_no_patient_is_on_both_sides_however_many_there_are(tmp_path: Path, repeats: int) -> None:
+    """Subjects of one to four images each: what is drawn for training, and for validation."""
+    rng = RNG(0)
+    for count in (1, 2, 3, 4, 9, 10, 11, 19, 20, 21):
+        folder = tmp_path / str(count)
+        files_of = {f"p{i:02d}": int(rng.integers(1, 5)) for i in range(count)}
+        _numbered(folder, [f"{p}_slice_{k}" for p, n in files_of.items() for k in range(n)])
+        source, items = read(SourceConfig(folder=folder.name, classes=TEXTS), tmp_path)
+        sides = {p: {i.held_out for i in items if i.subject == p} for p in files_of}
+        assert sum(len(side) for side in sides.values()) == count
+        held = [p for p, side in sides.items() if side == {True}]
+        assert len(held) == (0 if count < 3 else max(1, count // 10))
+        pack = packs.build([(source, items)], 32)
+        assert len(np.unique(pack.subject_R)) == count
+        config = TrainingConfig(steps=1, synthetic_share=0.0, repeats=repeats)
+        drawn = {}
+        for held_out in (False, True):
+            if tasks(pack, config, held_out=held_out):
+                planner = Planner(pack, config, held_out=held_out)
+                rows = np.concatenate([planner.plan(n).rows_N.numpy() for n in range(8)])
+                drawn[held_out] = set(pack.subject_R[rows])
+                assert set(pack.held_out_R[rows]) == {held_out}
+        assert not drawn.get(True, set()) & drawn.get(False, set())
+
+
+def test_a_pack_with_a_subject_on_both_sides_is_refused(tmp_path: Path) -> None:
+    _numbered(tmp_path / "p", ["a1_0", "a1_1", "a2_0"])
+    source, items = read(SourceConfig(folder="p", classes=TEXTS), tmp_path)
+    with pytest.raises(DataError, match="subject 0 is held out and trained on"):
+        packs.build([(source, [dataclasses.replace(items[0], held_out=True), *items[1:]])], 32)
+    pack = packs.build([(source, items)], 32)
+    pack.held_out_R[0] = True
+    packs.write(pack, tmp_path / "old.pack")
+    with pytest.raises(DataError, match="subject 0 is held out and trained on; pack again"):
+        packs.read(tmp_path / "old.pack")
 
 
 def test_slices_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
@@ -137,6 +178,9 @@ def test_slices_of_one_patient_stay_on_one_side(tmp_path: Path) -> None:
     config = SourceConfig(folder="p", classes=TEXTS, subject_pattern="([a-z])_")
     _, items = read(config, tmp_path)
     assert [i.subject for i in items if i.held_out] == ["j"] * 3
+    _numbered(tmp_path / "q", [f"p{case}_{s}" for case in range(10, 20) for s in range(3)])
+    _, items = read(SourceConfig(folder="q", classes=TEXTS), tmp_path)
+    assert [i.subject for i in items if i.held_out] == ["p19"] * 3
     wrong = SourceConfig(folder="p", classes=TEXTS, subject_pattern="[0-9]+")
     with pytest.raises(DataError, match=r"subject_pattern '\[0-9\]\+' does not match 'a_0'"):
         read(wrong, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -50,6 +52,10 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"data": {"root": "nowhere"}}, "no folder"),
         ({"data": {"size": 33}}, "multiple of 16"),
         ({"data": {"sise": 32}}, "sise"),
+        ({"data": {"window": [240, -160]}}, "lower one first"),
+        ({"data": {"window": [0, float("inf")]}}, "window"),
+        ({"data": {"axis": "upwards"}}, "data.axis.*sagittal, coronal, axial"),
+        ({"data": {"axis": 3}}, "axis: .*3, expected"),
         ({"data": {"patient_pattern": "x(y)"}}, "finds no patient"),
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "steps"),
@@ -251,3 +257,186 @@ def test_smooth_noise_is_smooth() -> None:
     assert field.shape == (2, 64, 64)
     assert float(field.std()) == pytest.approx(1, abs=1e-4)
     assert float((field[:, 1:] - field[:, :-1]).abs().max()) < 0.6
+
+
+def test_slicing_axes_have_names() -> None:
+    for index, name in enumerate(("sagittal", "coronal", "axial")):
+        for value in (index, name):
+            data = {"root": ".", "classes": ["a"], "axis": value}
+            found = configuration.parse({"data": data})
+            assert configuration.to_dict(found)["data"]["axis"] == index
+
+
+def _guessed_axes(root: Path) -> list[int]:
+    """Labelled p0 and p1 are axial by their header, labelled p2 and unlabelled p4 are not."""
+    for index, (name, labelled) in enumerate(
+        [("p0", True), ("p1", True), ("p2", True), ("p4", False)]
+    ):
+        write_case(root / "train", name, index, labelled=labelled)
+    for name in ("p2", "p2_gt", "p4"):
+        file = root / "train" / f"{name}.nii.gz"
+        pixels = np.asarray(nib.load(file).dataobj)
+        nib.save(nib.Nifti1Image(pixels, np.diag([9.0, 1, 1, 1])), file)
+    return [files.read(file).axis or 0 for file in files.find_images(root / "train")]
+
+
+def test_the_slicing_axis_is_that_of_most_labelled_volumes(tmp_path: Path) -> None:
+    guessed = _guessed_axes(tmp_path)
+    images = files.find_images(tmp_path / "train")
+    assert guessed == [2, 2, 0, 0] == [files.acquired_axis(image) for image in images]
+    assert cases.common_axis(images[:3]) == 2
+    assert cases.common_axis(images[2:]) == 0
+    assert cases.common_axis([tmp_path / "a.png"]) is None
+    config = small_config(tmp_path).data
+    split = cases.find(replace(config, labelled=(), axis=1))
+    assert {case.read().axis for case in split.labelled + split.unlabelled} == {1}
+
+
+@pytest.mark.parametrize("shape", [(30, 40, 7), (7, 30, 40), (12, 12, 12)])
+def test_the_axis_is_known_from_the_header_in_any_orientation(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([1.0, 1.3, 1.3, 1]))
+    for order in itertools.permutations(range(3)):
+        turned = image.as_reoriented(np.array([[axis, -1] for axis in order], dtype=float))
+        file = tmp_path / f"{''.join(map(str, order))}.nii.gz"
+        nib.save(turned, file)
+        assert files.acquired_axis(file) == files.read(file).axis
+
+
+def test_a_window_is_applied_to_all_that_student_and_vessa_see(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    config = replace(small_config(tmp_path).data, window=(50.0, 150.0))
+    case = cases.find(config).unlabelled[0]
+    image = case.read()
+    slices = cases.read_slices((case,), 2, labelled=False, sample=2)
+    for item, native in zip(slices, image.slices(), strict=True):
+        expected = np.clip((native.astype(float) - 50) / 100, 0, 1)
+        assert item.image.dtype == np.uint8
+        assert np.abs(item.image.astype(float) / 255 - expected).max() < 0.51 / 255
+        assert torch.allclose(item.unit(32)[0], torch.from_numpy(item.image).float() / 255)
+        assert torch.equal(item.unit(32), frame.unit(native, 32, config.window))
+        assert any(np.array_equal(v, s.image) for v in item.volume for s in slices)
+
+
+@pytest.mark.parametrize("limits", [None, (10.0, 80.0)])
+def test_voxels_without_a_number_are_black(limits: frame.Window | None) -> None:
+    image = np.linspace(0, 100, 64, dtype=np.float32).reshape(8, 8)
+    image[2, 3], image[4, 4] = np.nan, -np.inf
+    unit = frame.unit(image, 32, limits)[0]
+    assert unit[2, 3] == unit[4, 4] == 0
+    assert bool(torch.isfinite(unit).all())
+    assert unit.max() == 1
+
+
+def test_images_of_up_to_three_pixels_a_pixel_of_the_canvas_stay_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((216, 256), (384, 276), (95, 60), (33, 33)):
+        image = rng.integers(0, 900, shape).astype(np.int16)
+        size = -(-max(shape) // 3)
+        plain = frame.to_unit_range(image)
+        assert torch.equal(frame.unit(image, size, None), plain)
+        assert torch.equal(cases.Slice("", image, None, "").unit(size), plain)
+
+
+@given(st.integers(2, 6), st.integers(4, 30), st.integers(0, 99))
+def test_reducing_takes_the_mean_of_blocks(factor: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = rng.random((rows, factor, 32, factor)).astype(np.float32)
+    maps = torch.from_numpy(blocks.reshape(1, rows * factor, 32 * factor))
+    expected = torch.from_numpy(blocks.mean(axis=(1, 3)))
+    assert torch.allclose(frame.reduced(maps, 16)[0], expected, atol=1e-5)
+
+
+@settings(max_examples=40)
+@given(st.integers(96, 500), st.integers(40, 500))
+def test_what_is_reduced_stays_in_place(height: int, width: int) -> None:
+    size = 32
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    unit = torch.from_numpy((rows + 2 * columns).astype(np.float32))[None]
+    small = frame.reduced(unit, size)
+    assert max(small.shape) == 2 * size
+    assert float(small.mean()) == pytest.approx(float(unit.mean()), rel=1e-4)
+    whole, found = (
+        frame.resample(maps, frame.theta((height, width)), size, mode="bilinear")
+        for maps in (unit, small)
+    )
+    seen = ndimage.binary_erosion(whole[0].numpy() > 0, iterations=2)
+    assert np.abs((whole - found)[0].numpy())[seen].max(initial=0) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("times", "angle"), [((2, 4), 0.0), ((4, 5), 0.0), ((4, 7), 0.0), ((2, 4), 0.3), ((4, 8), 0.3)]
+)
+def test_slices_of_two_resolutions_are_the_same_to_a_student(
+    times: tuple[int, int], angle: float
+) -> None:
+    """The coarse one has the area means of the fine one, as `prepare` writes it."""
+    size = 32
+    fine = np.random.default_rng(0).random((times[1] * size, times[1] * size)).astype(np.float32)
+    step = np.repeat(np.repeat(fine, times[0], axis=0), times[0], axis=1)
+    side = times[0] * size
+    coarse = step.reshape(side, times[1], side, times[1]).mean(axis=(1, 3))
+    matrix = frame.theta(fine.shape, frame.WeakTransform(angle=angle))
+    one, other = (
+        frame.resample(frame.unit(image, size, (0.0, 1.0)), matrix, size, mode="bilinear")
+        for image in (coarse, fine)
+    )
+    assert float((one - other).abs().max()) < 2 / 255
+
+
+def test_the_student_sees_as_little_noise_of_a_large_slice_as_of_a_prepared_one() -> None:
+    rng, size = np.random.default_rng(0), 64
+    for times in (4, 5, 6):
+        noise = rng.normal(100, 20, (times * size, times * size)).astype(np.float32)
+        item = cases.Slice("", noise, None, "")
+        low, high = item.limits
+        prepared = noise.reshape(size, times, size, times).mean(axis=(1, 3))
+        ideal = (prepared - low) / (high - low)
+        assert batches.canonical(item, size).std() < 1.3 * ideal.std()
+
+
+@pytest.mark.parametrize(
+    "rich_one", [None, RichAugmentationConfig(structure_shift=0, gamma=0, bias=0, noise=0)]
+)
+def test_labels_of_a_reduced_slice_are_sampled_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rich_one: RichAugmentationConfig | None
+) -> None:
+    labels = np.zeros((203, 170), np.uint8)
+    labels[40:120, 30:90] = 1
+    item = cases.Slice("", 100.0 * labels, labels, "")
+    config = replace(small_config(tmp_path), labelled_augmentation=rich_one)
+
+    def batch(seed: int) -> batches.LabelledBatch:
+        return batches.labelled_batch([item], [0], config, np.random.default_rng(seed))
+
+    assert item.unit(config.data.size).shape[1:] == (64, 54)
+    reduced = [batch(seed) for seed in range(4)]
+    monkeypatch.setattr(frame, "MOST_PIXELS", 1000)
+    assert item.unit(config.data.size).shape[1:] == labels.shape
+    for seed, found in enumerate(reduced):
+        native = batch(seed)
+        assert torch.equal(found.labels_BHW, native.labels_BHW)
+        assert float((found.image_B1HW - native.image_B1HW).abs().mean()) < 0.02
+
+
+def test_mirrored_label_files_of_the_same_place_are_not_learned_mirrored(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    case = cases.find(small_config(tmp_path).data).labelled[0]
+    assert case.labels is not None
+    plain = cases.read_slices((case,), 2, labelled=True)
+    stored = nib.load(case.labels)
+    turned = stored.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]], dtype=float))
+    assert turned.shape != stored.shape
+    nib.save(turned, case.labels)
+    for one, other in zip(plain, cases.read_slices((case,), 2, labelled=True), strict=True):
+        assert one.labels is not None
+        assert other.labels is not None
+        assert np.array_equal(one.labels, other.labels)
+    nib.save(nib.Nifti1Image(np.asarray(stored.dataobj)[::-1], stored.affine @ SHIFT), case.labels)
+    with pytest.raises(files.FileError, match=r"voxels of .* expected the image's.*; resample"):
+        cases.read_slices((case,), 2, labelled=True)
+
+
+SHIFT = np.eye(4)
+SHIFT[0, 3] = 3

@@ -28,10 +28,10 @@ from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import strong_views
-from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.prompter import Prompter
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
 from trainer_support import UNET, small_config
+from vessa_common.precision import autocast
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
@@ -383,7 +383,7 @@ def test_predicting_what_vessa_is_told_does_not_change_gradients() -> None:
     gradients = []
     for beside in (False, True):
         student.zero_grad()
-        with precision(torch.device("cpu"), "bf16"):
+        with autocast(torch.device("cpu"), "bf16"):
             loss = student(images).float().square().sum()
             if beside:
                 prompter.begin(student, lambda: {0: images[0]}, 1).result()

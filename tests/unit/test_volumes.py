@@ -127,6 +127,13 @@ def test_a_turned_volume_is_answered_as_the_upright_one(
     result = engine.segment(_request(turned[0], turned))
     assert _iou(result.labels, np.rot90(corner, turns)) > 0.7
     assert result.classes[0].predicted_iou > 0.5
+    region = result.region
+    assert region is not None
+    assert region.quarter_turns == -turns % 4, "turned upright again"
+    rows = slice(region.top, region.top + region.height)
+    columns = slice(region.left, region.left + region.width)
+    assert np.rot90(corner, turns)[rows, columns].sum() > 0.9 * corner.sum()
+    assert (region.height < SIDE) == focus
 
 
 def test_a_students_mask_is_repaired_in_the_volumes_window(tmp_path: Path) -> None:

@@ -122,6 +122,20 @@ class TemplateUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Region:
+    """Where the server looked, in pixels of the image.
+
+    Turned counter-clockwise by ``quarter_turns``, 0..3, it lies as the templates do.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    quarter_turns: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentationResult:
     """The answer.
 
@@ -134,6 +148,8 @@ class SegmentationResult:
         template_features_cached: no template had to be encoded.
         slice_index: which slice of a volume it is.
         volume_sha256: reference under which the server holds the volume.
+        region: where the structures are in the image, or in all slices of its volume; None from
+            servers that do not say.
     """
 
     request_id: str
@@ -150,6 +166,7 @@ class SegmentationResult:
     probabilities: UInt8Array | None = None
     slice_index: int = 0
     volume_sha256: str = ""
+    region: Region | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

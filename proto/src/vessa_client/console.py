@@ -31,6 +31,11 @@ def print_error(message: str) -> None:
     errors.print(f"[bold red]Error[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
+def print_warning(message: str) -> None:
+    """The same of what may be wrong."""
+    errors.print(f"[bold yellow]Warning[/] {escape(message)}", highlight=False, soft_wrap=True)
+
+
 def explained(*kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Turn errors of these kinds into one line on standard error and exit code 1."""
 

@@ -22,6 +22,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = PICTURE_SUFFIXES + NIFTI_SUFFIXES
 LABEL_SUFFIX = "_gt"
+# Angle from which a volume's axes are said to be oblique.
+OBLIQUE_DEGREES = 0.05
 
 
 class FileError(ValueError):
@@ -81,17 +83,18 @@ class ImageFile:
             FileError: they lie elsewhere; says how both lie.
         """
         same_slices = self.slice(0).shape[:2] == labels.slice(0).shape[:2]
-        if not same_slices or self.depth != labels.depth:
-            raise FileError(
-                f"{labels.path}: {labels.pixels.shape} pixels, expected the image's, "
-                f"{self.pixels.shape}"
-            )
-        if self.nifti is None or labels.nifti is None:
+        same_grid = same_slices and self.depth == labels.depth
+        if same_grid and (self.nifti is None or labels.nifti is None):
             return
-        if not np.allclose(self.nifti.affine, labels.nifti.affine, rtol=1e-3, atol=1e-2):
+        if (
+            not same_grid
+            or self.nifti is None
+            or labels.nifti is None
+            or not np.allclose(self.nifti.affine, labels.nifti.affine, rtol=1e-3, atol=1e-2)
+        ):
             raise FileError(
-                f"{labels.path}: its affine puts the labels elsewhere than {self.path.name}: "
-                f"{_lies(labels.nifti)}, expected {_lies(self.nifti)}"
+                f"{labels.path}: {_lies(labels)}, expected the image's, {_lies(self)} "
+                f"({self.path.name}); resample the labels onto the image's grid"
             )
 
     def same_geometry(self, other: ImageFile) -> bool:
@@ -160,7 +163,9 @@ def find_label(image: Path) -> Path | None:
     return None
 
 
-def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageFile:
+def read(
+    path: Path, *, axis: int | None = None, labels: bool = False, channel: int | None = None
+) -> ImageFile:
     """Read an image or a label file.
 
     Args:
@@ -170,6 +175,8 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
             was acquired.
         labels: keep the values of a palette picture instead of its colours, and return
             integers.
+        channel: which volume of those along a fourth axis, if there is one; without, such a file
+            is refused.
 
     Raises:
         FileError: missing, damaged, or of another kind.
@@ -178,7 +185,7 @@ def read(path: Path, *, axis: int | None = None, labels: bool = False) -> ImageF
         raise FileError(f"{path}: no such file")
     try:
         if is_volume(path):
-            return _read_nifti(path, axis, labels)
+            return _read_nifti(path, axis, labels, channel)
         with Image.open(path) as picture:
             pixels = np.asarray(_plain(picture, labels=labels))
     except (
@@ -198,10 +205,17 @@ def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _read_nifti(path: Path, axis: int | None, labels: bool) -> ImageFile:
+def _read_nifti(path: Path, axis: int | None, labels: bool, channel: int | None) -> ImageFile:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise FileError(f"{path}: expected NIfTI")
+    if channel is not None and image.ndim == 4 and image.shape[3] > 1:
+        if channel >= image.shape[3]:
+            raise FileError(
+                f"{path}: {image.shape[3]} channels, expected more than the channel's number, "
+                f"{channel}"
+            )
+        image = image.slicer[..., channel]
     return from_nifti(path, image, axis=axis, labels=labels)
 
 
@@ -248,11 +262,42 @@ def _as_stored(volume_XYZ: UInt8Array, like: ImageFile) -> UInt8Array:
     return stored
 
 
-def _lies(image: nib.Nifti1Image) -> str:
-    """Orientation, spacing and origin, for people."""
-    spacing = " x ".join(f"{float(z):.3g}" for z in image.header.get_zooms()[:3])
-    origin = ", ".join(f"{float(v):.1f}" for v in image.affine[:3, 3])
-    return f"{spacing} mm from ({origin})"
+def _lies(image: ImageFile) -> str:
+    """Size, spacing, origin and oblique angle, for people."""
+    size = " x ".join(map(str, image.pixels.shape))
+    if image.nifti is None:
+        return f"{size} pixels"
+    affine = image.nifti.affine
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = " x ".join(f"{float(z):.3g}" for z in zooms)
+    origin = ", ".join(f"{float(v):.1f}" for v in affine[:3, 3])
+    cosine = (np.trace(affine[:3, :3] / np.maximum(zooms, 1e-9)) - 1) / 2
+    degrees = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    oblique = f", oblique by {degrees:.1f} degrees" if degrees > OBLIQUE_DEGREES else ""
+    return f"{size} voxels of {spacing} mm from ({origin}){oblique}"
+
+
+def acquired_axis(path: Path) -> int | None:
+    """Slicing axis that :func:`read` takes for a volume, by its header; None of a picture.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if not is_volume(path):
+        return None
+    try:
+        image = nib.load(path)
+    except (OSError, ImageFileError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise FileError(f"{path}: expected NIfTI")
+    shape = (*image.shape, 1, 1)[:3]
+    zooms = (*(float(z) for z in image.header.get_zooms()), 1.0, 1.0)[:3]
+    order = nib.orientations.io_orientation(image.affine)
+    if not np.isnan(order).any():
+        stored = np.argsort(order[:, 0])
+        shape, zooms = tuple(shape[i] for i in stored), tuple(zooms[i] for i in stored)
+    return slice_axis(shape, zooms)
 
 
 def slice_axis(shape: tuple[int, ...], zooms: tuple[float, ...]) -> int:
@@ -307,10 +352,20 @@ def to_nifti(labels: list[UInt8Array], like: ImageFile) -> nib.Nifti1Image:
     return nib.Nifti1Image(volume, stored.affine, header)
 
 
-def write_volume(path: Path, volume_XYZ: AnyArray, affine: AnyArray) -> None:
-    """Write a NIfTI volume with an affine of its own, in mm."""
+def write_volume(
+    path: Path, volume_XYZ: AnyArray, affine: AnyArray, *, scaling: tuple[float, float] = (1.0, 0.0)
+) -> None:
+    """Write a NIfTI volume with an affine of its own, in mm.
+
+    Args:
+        path: file to write.
+        volume_XYZ: voxels as they are stored.
+        affine: from voxels to mm.
+        scaling: slope and intercept by which a stored voxel is read.
+    """
     image = nib.Nifti1Image(volume_XYZ, affine)
     image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(*scaling)
     _atomically(path, lambda file: nib.save(image, file))
 
 

@@ -223,6 +223,20 @@ class StageTime(_message.Message):
     milliseconds: float
     def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ...) -> None: ...
 
+class Region(_message.Message):
+    __slots__ = ("top", "left", "height", "width", "quarter_turns")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    QUARTER_TURNS_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    left: int
+    height: int
+    width: int
+    quarter_turns: int
+    def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., quarter_turns: _Optional[int] = ...) -> None: ...
+
 class Error(_message.Message):
     __slots__ = ("code", "message", "field", "retry_after_seconds")
     CODE_FIELD_NUMBER: _ClassVar[int]
@@ -236,7 +250,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_seconds: _Optional[float] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("request_id", "label_map", "confidence", "classes", "templates", "stage_times", "model_digest", "bank_version", "cache", "image_ref", "probabilities", "error", "slice_index", "volume_ref")
+    __slots__ = ("request_id", "label_map", "confidence", "classes", "templates", "stage_times", "model_digest", "bank_version", "cache", "image_ref", "probabilities", "error", "slice_index", "volume_ref", "region")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +265,7 @@ class SegmentResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SLICE_INDEX_FIELD_NUMBER: _ClassVar[int]
     VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     label_map: LabelMap
     confidence: Tensor
@@ -265,7 +280,8 @@ class SegmentResponse(_message.Message):
     error: Error
     slice_index: int
     volume_ref: VolumeRef
-    def __init__(self, request_id: _Optional[str] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., confidence: _Optional[_Union[Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassResult, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[UsedTemplate, _Mapping]]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model_digest: _Optional[str] = ..., bank_version: _Optional[str] = ..., cache: _Optional[_Union[CacheReport, _Mapping]] = ..., image_ref: _Optional[_Union[ImageRef, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., slice_index: _Optional[int] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
+    region: Region
+    def __init__(self, request_id: _Optional[str] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., confidence: _Optional[_Union[Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassResult, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[UsedTemplate, _Mapping]]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model_digest: _Optional[str] = ..., bank_version: _Optional[str] = ..., cache: _Optional[_Union[CacheReport, _Mapping]] = ..., image_ref: _Optional[_Union[ImageRef, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., slice_index: _Optional[int] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class Template(_message.Message):
     __slots__ = ("template_id", "name", "height", "width", "class_names")

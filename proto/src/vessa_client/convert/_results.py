@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import wire
 from vessa_client._errors import InvalidRequestError
-from vessa_client._types import ClassResult, SegmentationResult, TemplateUse, UInt8Array
+from vessa_client._types import (
+    ClassResult,
+    Region,
+    SegmentationResult,
+    TemplateUse,
+    UInt8Array,
+)
 
 
 def result_to_message(result: SegmentationResult) -> pb.SegmentResponse:
@@ -44,6 +52,8 @@ def result_to_message(result: SegmentationResult) -> pb.SegmentResponse:
     )
     if result.volume_sha256:
         message.volume_ref.sha256 = result.volume_sha256
+    if result.region is not None:
+        message.region.CopyFrom(pb.Region(**asdict(result.region)))
     if result.probabilities is not None:
         message.probabilities.CopyFrom(wire.encode_tensor(result.probabilities))
     return message
@@ -83,6 +93,20 @@ def result_from_message(message: pb.SegmentResponse) -> SegmentationResult:
         probabilities=probabilities,
         slice_index=message.slice_index,
         volume_sha256=message.volume_ref.sha256,
+        region=_region(message),
+    )
+
+
+def _region(message: pb.SegmentResponse) -> Region | None:
+    if not message.HasField("region"):
+        return None
+    found = message.region
+    return Region(
+        top=found.top,
+        left=found.left,
+        height=found.height,
+        width=found.width,
+        quarter_turns=found.quarter_turns,
     )
 
 

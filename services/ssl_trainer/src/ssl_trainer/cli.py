@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vessa_client.console import HELP_OPTIONS, console, explained, progress_bar
+from vessa_client.console import (
+    HELP_OPTIONS,
+    console,
+    explained,
+    print_error,
+    print_warning,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from ssl_trainer.config import TrainConfig
@@ -89,9 +96,9 @@ def train(
     import torch
 
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch import processes
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
+    from vessa_common import processes
 
     if threads:
         torch.set_num_threads(threads)
@@ -190,23 +197,41 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
     plain: Plain = False,
 ) -> None:
-    """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry."""
+    """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry.
+
+    Files that cannot be read are named and left out, and the exit code is 1 then.
+    """
     from ssl_trainer.config import load
     from vessa_client import files
 
-    predictor = _predictor(run, load(run / "config.yaml"), plain)
+    config = load(run / "config.yaml")
+    predictor = _predictor(run, config, plain)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
+    bad = 0
     with progress_bar() as progress:
         task = progress.add_task("Predicting", total=len(images), note="")
         for path in images:
-            image = files.read(path)
-            labels = predictor(image)
-            target = files.output_path(out / path.parent.relative_to(folder), image, "_seg")
-            files.write_labels(target, labels, image)
+            try:
+                _predict_file(predictor, path, out / path.parent.relative_to(folder))
+            except files.FileError as error:
+                bad += 1
+                print_error(str(error))
             progress.advance(task)
-    console.print(f"Label maps: {len(images)} in {out}", highlight=False)
+    console.print(f"Label maps: {len(images) - bad} in {out}", highlight=False)
+    if bad:
+        raise ValueError(f"{bad} of {len(images)} images could not be read, see above")
+
+
+def _predict_file(predictor: Predictor, path: Path, out: Path) -> None:
+    from vessa_client import files
+
+    image = files.read(path, axis=predictor.axis, channel=predictor.channel)
+    doubt = predictor.mismatch(image)
+    if doubt is not None:
+        print_warning(doubt)
+    files.write_labels(files.output_path(out, image, "_seg"), predictor(image), image)
 
 
 @app.command()
@@ -220,8 +245,9 @@ def export(
     """Write the best student for use without this package, and check that it answers alike.
 
     Its input is a square canvas in [0, 1], (B, 1, size, size); its output the probabilities of
-    background and classes. Class names, size, percentiles of the window, degrees of the views that
-    `predict` adds up, and structures of which it keeps the largest piece are stored with it.
+    background and classes. Class names, size, how a slice becomes a canvas (`window` or
+    `percentiles`, `axis`, and in words), degrees of the views that `predict` adds up, and
+    structures of which it keeps the largest piece are stored with it.
     """
     from ssl_trainer import export as exporting
     from ssl_trainer.config import load

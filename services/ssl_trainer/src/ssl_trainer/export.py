@@ -62,7 +62,7 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
     facts = {
         "classes": list(classes),
         "size": size,
-        "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE],
+        **_preparation(predictor),
         "turns": list(predictor.turns),
         ONE_PIECE: [classes[value - 1] for value in predictor.one_piece],
     }
@@ -83,6 +83,24 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
         )
     partial.replace(file)
     return difference
+
+
+def _preparation(predictor: Predictor) -> dict[str, object]:
+    """How a slice becomes a canvas; in words, too, for whoever finds the file alone."""
+    window = predictor.window
+    known = "`window`" if window else "its `percentiles`"
+    return {
+        "window": None if window is None else list(window),
+        "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE] if window is None else None,
+        "axis": predictor.axis,
+        "input": (
+            "Bring a volume to right, anterior, superior, and take slices along `axis` (0, 1, 2; "
+            "null: the one along which it was acquired), with the first of the other two axes "
+            f"downwards. Clip a slice to {known} and map that to 0..1. Put it in the middle of a "
+            "square of zeros whose side is the slice's longer one. Resample that to `size` pixels: "
+            "where that is less than a third, to twice as many by area means first; then bilinear."
+        ),
+    }
 
 
 def _onnx(

@@ -171,9 +171,9 @@ def train(
     """
     import torch
 
+    from vessa_common.processes import joined
     from vessa_server.training import config as configuration
     from vessa_server.training import pack as packs
-    from vessa_server.training.processes import joined
     from vessa_server.training.run import make_pack
     from vessa_server.training.run import train as run
 

@@ -73,9 +73,9 @@ def labelled_batch(
         assert item.labels is not None
         truth = torch.from_numpy(item.labels).float()[None]
         if config.labelled_augmentation is not None:
-            image, mask = rich.vary(item.unit(), truth, size, config.labelled_augmentation, rng)
+            image, mask = rich.vary(item.unit(size), truth, size, config.labelled_augmentation, rng)
         else:
-            image, mask = _vary_weakly(item.unit(), truth, config, rng)
+            image, mask = _vary_weakly(item.unit(size), truth, config, rng)
         images.append(image)
         labels.append(mask[0].long())
     return LabelledBatch(torch.stack(images).float(), torch.stack(labels))
@@ -85,7 +85,7 @@ def _vary_weakly(
     image_1HW: Tensor, labels_1HW: Tensor, config: TrainConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     size = config.data.size
-    matrix = frame.theta(image_1HW.shape[1:], frame.WeakTransform.draw(rng, config.augmentation))
+    matrix = frame.theta(labels_1HW.shape[1:], frame.WeakTransform.draw(rng, config.augmentation))
     grid = frame.grid(matrix, size)
     view = frame.sample(image_1HW, grid, mode="bilinear")
     mask = frame.sample(labels_1HW, grid, mode="nearest")
@@ -97,14 +97,15 @@ def unlabelled_batch(
     slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
 ) -> UnlabelledBatch:
     """Weak views of unlabelled slices."""
+    size = config.data.size
     chosen = tuple(slices[index] for index in indices)
     thetas = [
         frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
         for item in chosen
     ]
-    grids = tuple(frame.grid(matrix, config.data.size) for matrix in thetas)
+    grids = tuple(frame.grid(matrix, size) for matrix in thetas)
     views = [
-        frame.sample(item.unit(), grid, mode="bilinear")
+        frame.sample(item.unit(size), grid, mode="bilinear")
         for item, grid in zip(chosen, grids, strict=True)
     ]
     return UnlabelledBatch(chosen, grids, torch.stack(views))
@@ -112,4 +113,4 @@ def unlabelled_batch(
 
 def canonical(item: Slice, size: int) -> Tensor:
     """The un-augmented slice on the canvas, (1, size, size)."""
-    return frame.resample(item.unit(), frame.theta(item.image.shape), size, mode="bilinear")
+    return frame.resample(item.unit(size), frame.theta(item.image.shape), size, mode="bilinear")

@@ -18,8 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.config import AugmentationConfig
+from vessa_client import AnyArray
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+# Black and white of a windowed image.
+BYTES = (0.0, 255.0)
+# Slices with more pixels than this along a pixel of the canvas are reduced to RESIDUAL of them:
+# bilinear sampling takes the mean of two, and skips the others (aliasing).
+MOST_PIXELS, RESIDUAL = 3, 2
+Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
 
@@ -68,21 +75,70 @@ def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
     return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
 
 
+def windowed(image: AnyArray, limits: Window | None) -> AnyArray:
+    """The image as student and VESSA see it: of 8 bits by a run's window, without one as it is.
+
+    Voxels without a number become black.
+    """
+    if limits is None:
+        known = np.isfinite(image)
+        if known.all():
+            return image
+        black = np.min(image, where=known, initial=0)
+        return np.asarray(np.where(known, image, black), image.dtype)
+    low, high = limits
+    unit = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
+    grey: AnyArray = np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+    return grey
+
+
+def unit(image: AnyArray, size: int, limits: Window | None) -> Tensor:
+    """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
+
+    Reduced where it is much larger than the canvas.
+    """
+    scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
+    return reduced(scaled, size) if is_large(image.shape, size) else scaled
+
+
+def is_large(shape: tuple[int, ...], size: int) -> bool:
+    """Whether a slice is :func:`reduced` before it is sampled onto a canvas of ``size``."""
+    return max(shape[:2]) > MOST_PIXELS * size
+
+
+def reduced(maps_CHW: Tensor, size: int) -> Tensor:
+    """Maps of a large slice with twice the pixels of a canvas of ``size`` along the longer side.
+
+    Area means, so that a slice of any resolution is the same to a student. Borders, and so
+    ``grid_sample`` coordinates, stay where they are.
+    """
+    height, width = maps_CHW.shape[1:]
+    scale = RESIDUAL * size / max(height, width)
+    rows, columns = (_shares(n, max(1, round(n * scale))) for n in (height, width))
+    return rows @ maps_CHW @ columns.T
+
+
+def _shares(before: int, after: int) -> Tensor:
+    """Part of each of ``after`` pixels that each of ``before`` covers, (after, before)."""
+    edges = np.linspace(0, before, after + 1)[:, None]
+    pixels = np.arange(before)[None]
+    overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return torch.from_numpy((overlap.clip(0) * after / before).astype(np.float32))
+
+
 def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """(H, W) float32; colour becomes its mean."""
     array = np.asarray(image, dtype=np.float32)
     return array.mean(axis=2) if array.ndim == 3 else array
 
 
-def window(image: npt.NDArray[np.generic]) -> tuple[float, float]:
+def window(image: npt.NDArray[np.generic]) -> Window:
     """Intensities that become black and white: robust percentiles."""
     low, high = np.percentile(grey(image), [LOW_PERCENTILE, HIGH_PERCENTILE])
     return float(low), float(high)
 
 
-def to_unit_range(
-    image: npt.NDArray[np.generic], limits: tuple[float, float] | None = None
-) -> Tensor:
+def to_unit_range(image: npt.NDArray[np.generic], limits: Window | None = None) -> Tensor:
     """(1, H, W) float32 in [0, 1]; ``limits`` is the image's :func:`window` where it is known."""
     low, high = limits or window(image)
     scaled = (grey(image) - np.float32(low)) / np.float32(max(high - low, 1e-6))

@@ -20,11 +20,14 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ssl_trainer.config import ConfigError, parse, to_dict
+from ssl_trainer.config import ConfigError, check_window, parse, to_dict
+from ssl_trainer.data.cases import common_axis
 from vessa_client import AnyArray, UInt8Array, files
 
 STRICT = ConfigDict(extra="forbid")
 CONFIG_FILE = "config.yaml"
+# How the volumes of a folder were made.
+RECIPE_FILE = "prepared.yaml"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -56,8 +59,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.structures or not all(0 < value < 256 for value in self.structures):
             raise ValueError(f"structures: {self.structures}, expected label values from 1 to 255")
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"window: {self.window}, expected the lower value first")
+        check_window(self.window)
         for name in ("labelled", "val", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a share, 0..1")
@@ -153,11 +155,12 @@ def prepare(
     """Write the prepared data set and its ``config.yaml``; returns that file.
 
     Volumes that are there already are kept, so a run that was cut off goes on. ``advance`` is
-    called after each volume with their number.
+    called after each volume with their number. Stored are 8 bits, which are read back in the
+    original unit: prepared and original volumes take the same way through the window.
 
     Raises:
-        ConfigError: the recipe does not fit the data.
-        FileError: a volume cannot be read.
+        ConfigError: the recipe does not fit the data, or is not that of the volumes in ``out``.
+        FileError: a volume cannot be read, or labels lie elsewhere than their image.
     """
     config = recipe.prepare
     parts = split(config, find(config, images, labels))
@@ -169,45 +172,63 @@ def prepare(
         "classes": [config.structures[value] for value in values],
         "labelled": sorted(p.name for p in parts["labelled"]),
         "patient_pattern": r"^(.+)\.nii\.gz$",
+        "window": list(config.window),
     }
+    data = parse(content).data
+    axis = common_axis(p.image for p in parts["labelled"]) if data.axis is None else data.axis
+    content["data"]["axis"] = axis
     training = to_dict(parse(content))
     training["data"]["root"] = "."
+    _keep_recipe(config, axis, out)
     total = sum(len(parts[name]) for name in ("train", "val", "test"))
     for name in ("train", "val", "test"):
         for patient in parts[name]:
             target = out / name / f"{patient.name}.nii.gz"
             if not target.is_file():  # written last, so its labels are there too
-                _prepare_volume(patient, target, config, values)
+                _prepare_volume(patient, target, config, values, axis)
             advance(total)
     file = out / CONFIG_FILE
     files.write_text(file, yaml.safe_dump(training, sort_keys=False))
     return file
 
 
+def _keep_recipe(config: PrepareConfig, axis: int | None, out: Path) -> None:
+    """Write what the volumes are made by beside them, or compare it with what is there."""
+    file = out / RECIPE_FILE
+    recipe = TypeAdapter(PrepareConfig).dump_python(config, mode="json")
+    text = yaml.safe_dump({"prepare": recipe, "axis": axis}, sort_keys=False)
+    if file.is_file() and file.read_text() == text:
+        return
+    if any((out / name).exists() for name in ("train", "val", "test")):
+        raise ConfigError(f"--out: {out} holds volumes of another recipe; give another folder")
+    files.write_text(file, text)
+
+
 def _prepare_volume(
-    patient: Patient, target: Path, config: PrepareConfig, values: Sequence[int]
+    patient: Patient,
+    target: Path,
+    config: PrepareConfig,
+    values: Sequence[int],
+    axis: int | None,
 ) -> None:
-    image = files.read(patient.image)
+    image = files.read(patient.image, axis=axis)
     assert image.nifti is not None
     assert image.axis is not None
     zooms = [float(z) for z in image.nifti.header.get_zooms()[:3]]
     shape = _shape(image.pixels.shape, zooms, image.axis, config)
     low, high = config.window
-    unit = np.clip((image.pixels.astype(np.float32) - low) / (high - low), 0, 1)
+    pixels = np.nan_to_num(image.pixels.astype(np.float32), nan=low)
+    unit = np.clip((pixels - low) / (high - low), 0, 1)
     affine = image.nifti.affine @ _voxels(image.pixels.shape, shape)
     if patient.labels is not None:
         stored = files.read(patient.labels, axis=image.axis, labels=True)
-        if stored.pixels.shape != image.pixels.shape:
-            raise files.FileError(
-                f"{patient.labels}: shape {stored.pixels.shape}, expected the image's, "
-                f"{image.pixels.shape}"
-            )
+        image.check_same_space(stored)
         lookup = np.zeros(256, dtype=np.uint8)
         lookup[list(values)] = np.arange(1, len(values) + 1)
         mask = _resample_labels(lookup[stored.pixels], shape, len(values))
         files.write_volume(target.with_name(f"{patient.name}_gt.nii.gz"), mask, affine)
     grey: UInt8Array = (255 * _resample(unit, shape)).round().astype(np.uint8)
-    files.write_volume(target, grey, affine)
+    files.write_volume(target, grey, affine, scaling=((high - low) / 255, low))
 
 
 def _shape(

@@ -29,8 +29,9 @@ def evaluate(
 ) -> list[CaseScores]:
     """Scores of each case that has labels."""
     scores = []
-    for image, truth in _annotated(cases, len(classes)):
-        scores.append(_score(image, predict(image), truth, len(classes), distances=distances))
+    for name, image, truth in _annotated(cases, len(classes)):
+        labels = predict(image)
+        scores.append(_score(name, image, labels, truth, len(classes), distances=distances))
         advance()
     return scores
 
@@ -48,12 +49,12 @@ def choose_one_piece(
     for a structure do not depend on the pieces of the others.
     """
     values, pairs = tuple(range(1, 1 + len(classes))), []
-    for image, truth in _annotated(cases, len(classes)):
+    for name, image, truth in _annotated(cases, len(classes)):
         labels = predict(image)
-        every = one = _score(image, labels, truth, len(classes))
+        every = one = _score(name, image, labels, truth, len(classes))
         largest = largest_pieces(np.stack(labels), values)
         if not np.array_equal(largest, np.stack(labels)):  # distances take long
-            one = _score(image, list(largest), truth, len(classes))
+            one = _score(name, image, list(largest), truth, len(classes))
         pairs.append((every, one))
         advance()
     if not pairs:
@@ -76,6 +77,7 @@ def _mixed(every: CaseScores, one: CaseScores, chosen: Sequence[bool]) -> CaseSc
 
 
 def _score(
+    name: str,
     image: files.ImageFile,
     labels: list[UInt8Array],
     truth: UInt8Array,
@@ -84,16 +86,19 @@ def _score(
     distances: bool = True,
 ) -> CaseScores:
     predicted, spacing = volumes.stack(labels, image), volumes.spacing(image)
-    return score(image.stem, predicted, truth, count, spacing, distances=distances)
+    return score(name, predicted, truth, count, spacing, distances=distances)
 
 
-def _annotated(cases: Sequence[Case], count: int) -> Iterator[tuple[files.ImageFile, UInt8Array]]:
-    """Images and true labels of the cases that have some, stacked as predictions are."""
+def _annotated(
+    cases: Sequence[Case], count: int
+) -> Iterator[tuple[str, files.ImageFile, UInt8Array]]:
+    """Names, images and true labels of cases that have some, stacked as predictions are."""
     for case in cases:
         image = case.read()
         truth = case.read_labels(image, count)
         if truth is not None:
-            yield image, volumes.stack([s.astype(np.uint8) for s in truth.slices()], image)
+            labels = [s.astype(np.uint8) for s in truth.slices()]
+            yield case.name, image, volumes.stack(labels, image)
 
 
 def header(first: str, scores: Sequence[CaseScores]) -> tuple[str, ...]:

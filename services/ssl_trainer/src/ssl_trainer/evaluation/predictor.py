@@ -14,7 +14,8 @@ import numpy as np
 from scipy import ndimage
 from torch import nn
 
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import DataConfig, TrainConfig
+from ssl_trainer.data import frame
 from ssl_trainer.evaluation import volumes
 from vessa_client import UInt8Array, files
 
@@ -24,6 +25,9 @@ ONE_PIECE = "one_piece"
 # Parts of the largest rotation in training by which a slice is turned, and the most degrees of it.
 TURNS = (0.0, 0.4, -0.4, 0.8, -0.8)
 MOST_DEGREES = 30.0
+# Largest values of pictures, and the least share of an image between black and white.
+PICTURE_SCALES = (1.0, 255.0)
+LEAST_GREY = 0.01
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,57 @@ class Predictor:
         size: side of its canvas, in pixels.
         turns: degrees by which a slice is turned, in views whose probabilities are added up.
         one_piece: values of the structures of which only the largest piece of a volume is kept.
+        window: intensities that become black and white; None for percentiles of each slice.
+        axis: along which volumes are sliced; None for the one along which each was acquired.
+        channel: which volume of a file with several is segmented; None where there is but one.
     """
 
     student: nn.Module
     size: int
     turns: tuple[float, ...] = (0.0,)
     one_piece: tuple[int, ...] = ()
+    window: frame.Window | None = None
+    axis: int | None = None
+    channel: int | None = None
+
+    @staticmethod
+    def of(student: nn.Module, data: DataConfig) -> Predictor:
+        """Of a student that was trained with such data, in one view of each slice."""
+        return Predictor(
+            student, data.size, window=data.window, axis=data.axis, channel=data.channel
+        )
 
     def __call__(self, image: files.ImageFile) -> list[UInt8Array]:
         """Label map of each slice, (H, W)."""
-        labels = volumes.predict_slices(self.student, image, self.size, self.turns)
+        labels = volumes.predict_slices(self.student, image, self.size, self.turns, self.window)
         return list(largest_pieces(np.stack(labels), self.one_piece))
 
     def plain(self) -> Predictor:
         """What the student finds in one view of each slice, with all pieces."""
-        return Predictor(self.student, self.size)
+        return replace(self, turns=(0.0,), one_piece=())
+
+    def mismatch(self, image: files.ImageFile) -> str | None:
+        """What makes it unlikely that an image has the unit of the window; None where nothing does.
+
+        Values of 0..1 or 0..255 are those of a picture; and something of it should be neither
+        black nor white.
+        """
+        if self.window is None:
+            return None
+        low, high = self.window
+        values = image.pixels[np.isfinite(image.pixels)].astype(np.float32)
+        if not values.size:
+            return f"{image.path}: no voxel is a number"
+        darkest, brightest = float(values.min()), float(values.max())
+        scales = [top for top in PICTURE_SCALES if darkest >= 0 and brightest <= top]
+        alike = any(low >= 0 and high <= top for top in scales)
+        grey = np.mean((values > low) & (values < high))
+        if (alike or not scales) and grey >= LEAST_GREY:
+            return None
+        return (
+            f"{image.path}: values from {darkest:g} to {brightest:g}, expected the unit of the "
+            f"run's data.window, {low:g} to {high:g}"
+        )
 
     def as_chosen(self, run: Path, config: TrainConfig) -> Predictor:
         """With the structures that :func:`write_choice` wrote into a run; without them as it is.

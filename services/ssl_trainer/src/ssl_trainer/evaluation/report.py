@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import DataConfig, TrainConfig
+from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import header, mean_sd
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
@@ -153,8 +154,9 @@ def _gallery_rows(cases: Sequence[Case], config: TrainConfig, predictor: Predict
             shows = labels if expected is None else expected
             if shows.any():
                 dice = _dice(labels, expected)
-                title = f"{image.stem} {index}"
-                rows.append(_Row(title, image.slice(index), labels, expected, dice))
+                title = f"{case.name} {index}"
+                shown = frame.windowed(image.slice(index), config.data.window)
+                rows.append(_Row(title, shown, labels, expected, dice))
     return rows
 
 
@@ -203,6 +205,12 @@ def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
     return lines
 
 
+def _intensities(data: DataConfig) -> str:
+    if data.window is None:
+        return f"percentiles {frame.LOW_PERCENTILE:g} and {frame.HIGH_PERCENTILE:g} of each slice"
+    return f"window {data.window[0]:g} to {data.window[1]:g}"
+
+
 def _markdown(
     run: Path,
     config: TrainConfig,
@@ -224,7 +232,9 @@ def _markdown(
         f"# Training {run.name}",
         "",
         f"- Patients: {', '.join(patients)}",
+        f"- {split.found}",
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
+        f"- Intensities: {_intensities(config.data)}",
         f"- Updates: {config.steps}, seed {config.seed}",
         f"- VESSA: {'at ' + server if server else 'not used'}",
         "- All settings: `config.yaml`; weights: `best.safetensors`; curves: `tensorboard/`",

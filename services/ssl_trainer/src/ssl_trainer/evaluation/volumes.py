@@ -22,14 +22,19 @@ UNIT_OF_SPACE = 7
 
 
 def predict_slices(
-    student: nn.Module, image: files.ImageFile, size: int, turns: Sequence[float] = (0.0,)
+    student: nn.Module,
+    image: files.ImageFile,
+    size: int,
+    turns: Sequence[float] = (0.0,),
+    window: frame.Window | None = None,
 ) -> list[UInt8Array]:
     """Label map of each slice, (H, W): of the sum of its probabilities in views.
 
-    ``turns`` are the degrees by which the views are turned.
+    ``turns`` are the degrees by which the views are turned, ``window`` the intensities that become
+    black and white; without it they are percentiles of each slice.
     """
     slices = list(image.slices())
-    units = [frame.to_unit_range(s) for s in slices]
+    units = [frame.unit(s, size, window) for s in slices]
     transforms = [frame.WeakTransform(angle=math.radians(turn)) for turn in turns]
     labels = []
     for start in range(0, len(slices), BATCH):

@@ -15,8 +15,8 @@ from ssl_trainer.data.cases import Case, read_slices
 from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import pooling
-from ssl_trainer.unimatch.precision import precision
 from vessa_client import files
+from vessa_common.precision import autocast
 
 # As many slices tell the better one of two in a moment, spread over all validation cases.
 MOST_SLICES = 24
@@ -65,7 +65,7 @@ class Judge:
         for start in range(0, len(self.slices), batch):
             items = self.slices[start : start + batch]
             canvases = torch.stack([batches.canonical(item, size) for item in items])
-            with precision(next(teacher.parameters()).device, self.config.precision):
+            with autocast(next(teacher.parameters()).device, self.config.precision):
                 maps_BCHW = predict_probabilities(teacher, canvases)
             answers = self.feedback.aside(items, maps_BCHW)
             for item, map_CHW, answer in zip(items, maps_BCHW, answers, strict=True):

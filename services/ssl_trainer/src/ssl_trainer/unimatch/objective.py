@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.config import Precision, TrainConfig, UnlabelledLoss
+from ssl_trainer.config import TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.models import Student, predict_probabilities
 from ssl_trainer.unimatch import losses, pooling, quality, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
-from ssl_trainer.unimatch.precision import precision
 from ssl_trainer.unimatch.views import CutMix, jitter
+from vessa_common.precision import Precision, autocast
 
 
 class Target(NamedTuple):
@@ -59,7 +59,7 @@ class StudentPasses(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of labelled slices and, where there are any, of strong views."""
         device = next(self.student.parameters()).device
-        with precision(device, self.wanted):
+        with autocast(device, self.wanted):
             labelled = self.student(labelled_B1HW.to(device))
             if views is None:
                 return labelled.float(), None
@@ -82,7 +82,7 @@ def strong_views(
 ) -> tuple[StrongViews, dict[str, float]]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log if it is."""
     size, count = config.data.size, len(batch.slices)
-    with precision(next(teacher.parameters()).device, config.precision):
+    with autocast(next(teacher.parameters()).device, config.precision):
         teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
     targets = _targets(batch, answers, teacher_BCHW, config, step, assistant_weight)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))

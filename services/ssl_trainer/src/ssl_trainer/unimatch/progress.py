@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
-from vessa_client.console import progress_bar
+from vessa_client.console import console, progress_bar
 
 
 def run_with_progress(trainer: UniMatchTrainer) -> None:
@@ -11,6 +11,7 @@ def run_with_progress(trainer: UniMatchTrainer) -> None:
     if not trainer.processes.first:
         trainer.run()
         return
+    console.print(trainer.split.found, highlight=False)
     with progress_bar() as progress:
         task = progress.add_task("Training", total=trainer.config.steps, note="")
 

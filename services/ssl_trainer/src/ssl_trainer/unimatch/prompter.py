@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch.precision import precision
+from vessa_common.precision import autocast
 
 # The canvases of some rows of a batch, (1, H, W).
 Canvases = Callable[[], dict[int, Tensor]]
@@ -30,7 +30,7 @@ class Prompter:
         device = next(model.parameters()).device
         # Entered once and never left: leaving it would throw away the casts of weights that both
         # passes of the student share, in whichever thread they run.
-        enter = precision(device, config.precision).__enter__
+        enter = autocast(device, config.precision).__enter__
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prompter", initializer=enter)
         self._last: Future[Tensor] | None = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -55,20 +54,19 @@ def _may_change(key: str, before: object, now: object) -> bool:
     return key in MAY_CHANGE
 
 
-def case_lists(split: Split, root: Path, labelled: int, unlabelled: int) -> dict[str, str]:
+def case_lists(split: Split, labelled: int, unlabelled: int) -> dict[str, str]:
     """A line on the cases of each kind that a run depends on, the same wherever they lie.
 
     Args:
         split: the cases.
-        root: folder of the data set.
         labelled: number of labelled slices.
         unlabelled: number of unlabelled slices.
     """
     validated = [case for case in split.val if case.labels is not None]
     return {
-        "labelled": f"{_files(split.labelled, root)}, {labelled} slices",
-        "unlabelled": f"{_files(split.unlabelled, root)}, {unlabelled} slices",
-        "validation": _files(validated, root),
+        "labelled": f"{_files(split.labelled)}, {labelled} slices",
+        "unlabelled": f"{_files(split.unlabelled)}, {unlabelled} slices",
+        "validation": _files(validated),
     }
 
 
@@ -84,8 +82,8 @@ def announce(planned: int, steps: int) -> None:
         )
 
 
-def _files(cases: Sequence[Case], root: Path) -> str:
-    names = "\n".join(case.image.relative_to(root).as_posix() for case in cases)
+def _files(cases: Sequence[Case]) -> str:
+    names = "\n".join(case.name for case in cases)
     return f"{len(cases)} files, names {hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 import yaml
 from torch import Tensor
@@ -27,18 +28,19 @@ from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.assistant.trust import Trust
-from ssl_trainer.config import TrainConfig, to_dict
+from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.predictor import Predictor, turns
 from ssl_trainer.unimatch import judge, resuming, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
-from ssl_trainer.unimatch.processes import BufferMean, Processes, own_device, postponed
 from ssl_trainer.unimatch.prompter import Prompter, known
 from ssl_trainer.unimatch.validation import shared_dice
+from vessa_common.processes import BufferMean, Processes, own_device, postponed
 
 LOG_EVERY = 10
+log = structlog.get_logger(__name__)
 OnStep = Callable[[int, dict[str, float]], None]
 
 
@@ -57,11 +59,14 @@ class UniMatchTrainer:
             FileError: an image or label file cannot be used.
         """
         self.processes = processes or Processes()
-        self.split = cases.find(config.data)
+        split = cases.find(config.data)
+        cases.check_unlabelled(split, config)
+        data = self._sliced(config.data, split)
+        self.split = split.read_as(data)
         patients = len({case.patient for case in self.split.labelled})
         validated = any(case.labels is not None for case in self.split.val)
         assistant = config.assistant.settled(patients, validated=validated)
-        config = replace(config, assistant=assistant, learning_rate=config.rate)
+        config = replace(config, assistant=assistant, data=data, learning_rate=config.rate)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -104,6 +109,18 @@ class UniMatchTrainer:
         # What VESSA was told of the student's view, by update, for the requests under way.
         self._told: dict[int, Future[Tensor] | None] = {}
         self.prompter = Prompter(self.teacher.model, config) if self.feedback else None
+
+    def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
+        """With channel and axis: all volumes of a run are read alike, however each was acquired."""
+        data = replace(data, channel=split.labelled[0].channel)
+        if data.axis is not None:
+            return data
+        axis = cases.common_axis(case.image for case in split.labelled)
+        if axis is None:
+            return data
+        if self.processes.first:
+            log.info("data.axis", axis=axis, name=AXES[axis], of="most labelled volumes")
+        return replace(data, axis=axis)
 
     def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs."""
@@ -197,7 +214,7 @@ class UniMatchTrainer:
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
         classes = self.config.data.classes
-        predictor = Predictor(self.teacher.model, self.config.data.size)
+        predictor = Predictor.of(self.teacher.model, self.config.data)
         dice_NC = shared_dice(predictor, self.split.val, classes, self.processes)
         validated = len(dice_NC) > 0
         dice = float(dice_NC.mean()) if validated else self.best
@@ -275,8 +292,7 @@ class UniMatchTrainer:
         return True
 
     def _cases(self) -> dict[str, str]:
-        counts = len(self.labelled), len(self.unlabelled)
-        return resuming.case_lists(self.split, self.config.data.root, *counts)
+        return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
 
     def _numbers(self, step: int) -> range:
         """Batches of this process in update ``step``: as if one process had them all."""
@@ -381,4 +397,5 @@ def load_best(folder: Path, config: TrainConfig) -> Predictor:
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return Predictor(student.to(own_device()).eval(), config.data.size, turns(config))
+    best = Predictor.of(student.to(own_device()).eval(), config.data)
+    return replace(best, turns=turns(config))

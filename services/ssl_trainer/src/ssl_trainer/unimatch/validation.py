@@ -13,7 +13,7 @@ import torch
 
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation.evaluate import Predict, evaluate
-from ssl_trainer.unimatch.processes import Processes
+from vessa_common.processes import Processes
 
 
 def shared_dice(

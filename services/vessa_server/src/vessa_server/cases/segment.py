@@ -95,6 +95,7 @@ def finish(
         template_features_cached=case.templates_cached,
         image_sha256=case.scan.sha256,
         probabilities=masks.probabilities_CHW,
+        region=draft.canvas.region,
     )
 
 

@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Precision = Literal["auto", "fp32", "bf16"]
+from vessa_common.precision import Precision, in_bf16
 
-# What Linux calls the instructions that multiply bf16 numbers.
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 HALF_PRECISION = (torch.bfloat16, torch.float16)
-CPU_INFO = Path("/proc/cpuinfo")
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-log = logging.getLogger(__name__)
-
 
 def autocast(device: torch.device, wanted: Precision) -> torch.autocast:
-    """A context in which the model computes as the configuration says.
-
-    ``auto`` is bf16 where the device has it and fp32 elsewhere.
-    """
-    native = wanted != "fp32" and bf16_is_native(device)
-    if wanted == "bf16" and not native:
-        _warn_of_emulation(device.type)
-    enabled = wanted == "bf16" or native
+    """A context in which the model computes as the configuration says; see :func:`in_bf16`."""
+    enabled = in_bf16(device, wanted)
     kind = _AttentionInFullPrecision if enabled and device.type == "cpu" else torch.autocast
     return kind(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether ``device`` itself multiplies bf16 numbers; others emulate them.
-
-    A CPU whose flags cannot be read counts as one that does not.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and not BF16_FLAGS.isdisjoint(_cpu_flags())
 
 
 def in_full_precision(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
@@ -105,23 +82,3 @@ class _WidenAttention(TorchFunctionMode):
 
 def _widened(value: object) -> object:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    try:
-        text = CPU_INFO.read_text()
-    except OSError:
-        return frozenset()
-    first = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return frozenset(first.split())
-
-
-@functools.cache
-def _warn_of_emulation(device_type: str) -> None:
-    """Once for each kind of device, not at every update."""
-    log.warning(
-        "precision: this %s has no bf16 instructions and emulates them, which takes about 15 times "
-        "as long as fp32; choose auto or fp32",
-        device_type.upper(),
-    )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from vessa_client import Region
 from vessa_server.model import intensity
 from vessa_server.model.config import VessaConfig
 
@@ -64,6 +65,18 @@ class Canvas:
     def window(self) -> Crop:
         """The part of the image that is on the canvas."""
         return self.crop or Crop(0, 0, self.height, self.width)
+
+    @property
+    def region(self) -> Region:
+        """The window as clients are told."""
+        window = self.window
+        return Region(
+            top=window.top,
+            left=window.left,
+            height=window.height,
+            width=window.width,
+            quarter_turns=self.turns,
+        )
 
     @property
     def _turned(self) -> tuple[int, int]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vessa_server.training.layouts import Layout
+from vessa_common import patients
+from vessa_common.layouts import Layout
+from vessa_common.precision import Precision
 from vessa_server.training.tasks import ClassText
 
 _COUNTS = (
@@ -55,12 +57,13 @@ class SourceConfig:
 
     Attributes:
         folder: below the folder of the data; for layout ``plain`` the one with the files.
-        layout: ``plain``, ``nnunet`` or ``msd``; see :mod:`.layouts`.
+        layout: ``plain``, ``nnunet`` or ``msd``; see :mod:`vessa_common.layouts`.
         classes: texts of labels 1, 2, ...; may be left out where ``dataset.json`` names them,
             whose label values are then taken in rising order.
         weight: share of the tasks, relative to the other sources.
-        subject_pattern: a regular expression for the start of a file's name, which says whom it
-            is of; its first group, where it has one. Subjects are held out whole.
+        subject_pattern: a regular expression for the start of a file's path in the folder, which
+            says whom it is of; its first group, where it has one. Without, names and folders tell,
+            see :mod:`vessa_common.patients`. Subjects are held out whole.
         slices_per_volume: along each axis, at most; evenly spread.
         axes: along which volumes are cut into slices.
         spacing: of the voxels along the three axes, where the files do not know it.
@@ -82,17 +85,19 @@ class SourceConfig:
     channel: int = 0
     binary: bool = False
     mirror: bool = True
-    subject_pattern: str = ".*"
+    subject_pattern: str | None = None
     slices_per_volume: int = 24
 
     def subject_of(self, name: str) -> str | None:
         """Whom a file of this name is of; None where the pattern does not match."""
+        if self.subject_pattern is None:
+            return patients.names([name])[0]
         found = re.match(self.subject_pattern, name)
         return found and found.group(found.re.groups and 1)
 
     def __post_init__(self) -> None:
         try:
-            re.compile(self.subject_pattern)
+            re.compile(self.subject_pattern or "")
         except re.error as error:
             raise ValueError(f"subject_pattern: {self.subject_pattern!r}: {error}") from error
         if self.slices_per_volume < 1:
@@ -210,7 +215,7 @@ class TrainingConfig:
     free_pose: float = 0.3
     structure_shift: float = 0.03
     compile: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     seed: int = 0
     checkpoint_minutes: float = 3.0
     log_every: int = 20

@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vessa_client import UInt8Array, files
+from vessa_common.layouts import DataError
 from vessa_server.model import checkpoint
 from vessa_server.model.preprocess import to_unit_range
-from vessa_server.training.layouts import DataError
 from vessa_server.training.tasks import MAX_CLASSES, ClassText, PackedSlice
 
 IntArray = npt.NDArray[np.int64]
@@ -127,7 +127,7 @@ def build(sources: list[tuple[PackedSource, list[PackedSlice]]], side: int) -> P
     """Put slices into tensors; those longer than ``side`` are made smaller.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or a subject is trained on and held out.
     """
     planes: list[UInt8Array] = []
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -150,12 +150,25 @@ def build(sources: list[tuple[PackedSource, list[PackedSlice]]], side: int) -> P
             columns["held_out_R"].append(item.held_out)
     if not labels:
         raise DataError("data: there are no annotated slices to train on")
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()
+    }
+    _check_sides(arrays)
     return Pack(
         tuple(source for source, _ in sources),
         torch.from_numpy(np.stack(planes)),
         torch.from_numpy(np.stack(labels)),
-        **{name: np.array(values, dtype=_COLUMNS[name]) for name, values in columns.items()},
+        **arrays,
     )
+
+
+def _check_sides(columns: dict[str, npt.NDArray[Any]]) -> None:
+    """Refuse a subject that is trained on and held out."""
+    held_out = columns["held_out_R"]
+    subjects = columns["subject_R"]
+    both = np.intersect1d(subjects[held_out], subjects[~held_out])
+    if both.size:
+        raise DataError(f"pack: subject {both[0]} is held out and trained on; pack again")
 
 
 def write(pack: Pack, file: Path, *, quality: int = 80) -> str:
@@ -222,6 +235,7 @@ def _unpacked(sources: tuple[PackedSource, ...], side: int, tensors: dict[str, T
         raise DataError(f"pack: {count} slices of side {side}, more than {MAX_SLICES}, {MAX_SIDE}")
     if not (columns["source_R"] >= 0).all() or not (columns["source_R"] < len(sources)).all():
         raise DataError(f"pack: slices of other sources than the {len(sources)} it names")
+    _check_sides(columns)
     images = _split(tensors["image_bytes"], tensors["image_length_R"])
     labels = _split(tensors["label_bytes"], tensors["label_length_R"])
     planes: list[UInt8Array] = []

@@ -13,6 +13,7 @@ import yaml
 
 from vessa_client import files
 from vessa_client.console import progress_bar
+from vessa_common.processes import Processes
 from vessa_server.model import checkpoint, prompts, tokenizer
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.presets import preset
@@ -21,7 +22,6 @@ from vessa_server.training import pack, planning, sources
 from vessa_server.training.config import Stage1Config, to_dict
 from vessa_server.training.episodes import EpisodeGenerator
 from vessa_server.training.pack import Pack
-from vessa_server.training.processes import Processes
 from vessa_server.training.trainer import Export, Stage1Trainer, Start, as_it_is
 
 

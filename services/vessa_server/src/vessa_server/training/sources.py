@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,15 @@ from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from vessa_client import AnyArray, UInt8Array, files
+from vessa_common import layouts, patients
+from vessa_common.layouts import DataError, Item
 from vessa_server.model.preprocess import HIGH_PERCENTILE, LOW_PERCENTILE
-from vessa_server.training import layouts
 from vessa_server.training.config import SourceConfig
-from vessa_server.training.layouts import DataError, Subject
 from vessa_server.training.pack import PackedSource
 from vessa_server.training.tasks import MAX_CLASSES, ClassText, PackedSlice
 
 HELD_OUT_EVERY = 10
-# With fewer subjects than this none can be spared.
+# Of fewer than these none can be spared.
 MIN_SUBJECTS_TO_HOLD_OUT = 3
 # Pixels that are this much longer than wide, or wider than long, are resampled to squares.
 ANISOTROPY = 1.1
@@ -32,37 +33,42 @@ MARGIN = 0.15
 # Difference of affines, as a share of a voxel, up to which two files are of the same place.
 SAME_PLACE = 0.05
 
+log = logging.getLogger(__name__)
+
 
 def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSlice]]:
     """Read a data set.
 
-    Every tenth subject is held out; of fewer than ten the last one, if there are three.
+    Some subjects are held out, see :func:`hold_out`.
 
     Raises:
         DataError: the folder is missing, has no labelled images, or is not as described.
     """
-    listing = layouts.find(config.layout, root / config.folder, config.channel)
+    folder = root / config.folder
+    listing = layouts.find(config.layout, folder, config.channel)
+    annotated = [item for item in listing.items if item.labels is not None]
+    if not annotated:
+        raise DataError(f"data: no labelled images of layout {config.layout!r} in {folder}")
     texts = tuple(config.classes) or tuple(ClassText(name=n) for n in listing.names.values())
     if not texts:
-        raise DataError(f"data: {root / config.folder}: classes are not named; set `classes`")
+        raise DataError(f"data: {folder}: classes are not named; set `classes`")
     if len(texts) > MAX_CLASSES:
-        raise DataError(
-            f"data: {root / config.folder}: {len(texts)} classes, expected at most {MAX_CLASSES}"
-        )
+        raise DataError(f"data: {folder}: {len(texts)} classes, expected at most {MAX_CLASSES}")
     values = list(listing.names) if listing.names else None
-    names = list(dict.fromkeys(_subject(s, config) for s in listing.subjects))
-    held_out = set(names[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
-    if not held_out and len(names) >= MIN_SUBJECTS_TO_HOLD_OUT:
-        held_out = {names[-1]}
-    slices = []
-    for subject in listing.subjects:
-        name = _subject(subject, config)
-        arrays = _Arrays(subject, config, values)
-        slices += list(_slices(arrays, config, name, held_out=name in held_out))
-    if not any(item.labels.any() for item in slices):
-        raise DataError(
-            f"data: {root / config.folder}: no image shows any of its {len(texts)} classes"
+    subjects = _subjects(annotated, config)
+    held_out = hold_out(subjects)
+    if not held_out:
+        log.warning(
+            "data: %s: %d subjects, none of them held out: it has no val/ curve",
+            config.folder,
+            len(set(subjects)),
         )
+    slices = []
+    for item, subject in zip(annotated, subjects, strict=True):
+        arrays = _Arrays(item, config, values)
+        slices += list(_slices(arrays, config, subject, held_out=subject in held_out))
+    if not any(item.labels.any() for item in slices):
+        raise DataError(f"data: {folder}: no image shows any of its {len(texts)} classes")
     source = PackedSource(
         name=config.folder.split("/", maxsplit=1)[0],
         texts=texts,
@@ -72,13 +78,30 @@ def read(config: SourceConfig, root: Path) -> tuple[PackedSource, list[PackedSli
     return source, slices
 
 
-def _subject(subject: Subject, config: SourceConfig) -> str:
-    found = config.subject_of(subject.name)
-    if found is None:
-        raise DataError(
-            f"data: {config.folder}: subject_pattern {config.subject_pattern!r} does not match "
-            f"{subject.name!r}"
-        )
+def hold_out(subjects: Sequence[str]) -> frozenset[str]:
+    """Subjects that are kept out of training, with all their images.
+
+    Every tenth in the order of the images; of three to nine the last; of fewer none.
+    """
+    different = list(dict.fromkeys(subjects))
+    if len(different) < MIN_SUBJECTS_TO_HOLD_OUT:
+        return frozenset()
+    return frozenset(different[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or different[-1:])
+
+
+def _subjects(items: Sequence[Item], config: SourceConfig) -> list[str]:
+    """Whom each image is of."""
+    if config.subject_pattern is None:
+        return patients.names([item.name for item in items])
+    found = []
+    for item in items:
+        subject = config.subject_of(item.name)
+        if subject is None:
+            raise DataError(
+                f"data: {config.folder}: subject_pattern {config.subject_pattern!r} does not match "
+                f"{item.name!r}"
+            )
+        found.append(subject)
     return found
 
 
@@ -110,28 +133,29 @@ def _slices(
 
 
 class _Arrays:
-    """Image as uint8 and labels as class indices of one subject."""
+    """Image as uint8 and labels as class indices of one annotated image."""
 
-    def __init__(self, subject: Subject, config: SourceConfig, values: list[int] | None) -> None:
-        scan = _pixels(subject.image, labels=False)
-        marked = _pixels(subject.labels, labels=True)
+    def __init__(self, item: Item, config: SourceConfig, values: list[int] | None) -> None:
+        assert item.labels is not None
+        scan = _pixels(item.image, labels=False)
+        marked = _pixels(item.labels, labels=True)
         self.spacing = config.spacing or scan.spacing
         image, labels = scan.values, marked.values
         if labels.ndim == 3 and image.ndim == 4:
             if config.channel >= image.shape[3]:
                 raise DataError(
-                    f"data: {subject.image} has {image.shape[3]} channels, `channel` is "
+                    f"data: {item.image} has {image.shape[3]} channels, `channel` is "
                     f"{config.channel}, expected less"
                 )
             image = image[..., config.channel]
         if labels.ndim not in (2, 3) or image.shape[: labels.ndim] != labels.shape:
             raise DataError(
-                f"data: {subject.image} is {image.shape}, its labels are {labels.shape}; expected "
+                f"data: {item.image} is {image.shape}, its labels are {labels.shape}; expected "
                 "labels of two or three axes, and of the image's shape"
             )
         scan.check_place_of(marked)
-        self.image = _to_bytes(image, config.window, subject.image)
-        self.labels = _to_indices(labels, config, values, subject.labels)
+        self.image = _to_bytes(image, config.window, item.image)
+        self.labels = _to_indices(labels, config, values, item.labels)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.utils import save_image
 
 from vessa_client.console import console
+from vessa_common.processes import Processes
 from vessa_server.model import checkpoint
 from vessa_server.model.precision import autocast
 from vessa_server.model.vessa import Vessa
 from vessa_server.training.config import ConfigError, TrainingConfig
 from vessa_server.training.episodes import Episode, EpisodeGenerator
 from vessa_server.training.objective import Objective, StepOutput, picture
-from vessa_server.training.processes import Processes
 from vessa_server.training.report import Report
 from vessa_server.training.schedule import Schedule
 

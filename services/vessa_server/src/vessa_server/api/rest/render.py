@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 import nibabel as nib
@@ -74,4 +75,5 @@ def as_json(result: SegmentationResult) -> dict[str, Any]:
             "template_features": "hit" if result.template_features_cached else "miss",
         },
         "image_ref": result.image_sha256,
+        "region": None if result.region is None else asdict(result.region),
     }

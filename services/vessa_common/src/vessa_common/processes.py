@@ -1,4 +1,4 @@
-"""Several processes that train one student, started by ``torchrun``; or one."""
+"""The processes of a run: one, or several started by ``torchrun``."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from ssl_trainer.config import Precision
+Precision = Literal["auto", "fp32", "bf16"]
 
 # What Linux calls the instructions that multiply bf16 numbers.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -17,15 +18,20 @@ CPU_INFO = Path("/proc/cpuinfo")
 log = logging.getLogger(__name__)
 
 
-def precision(device: torch.device, wanted: Precision) -> torch.autocast:
-    """A context in which networks compute as the configuration says.
+def autocast(device: torch.device, wanted: Precision) -> torch.autocast:
+    """A context in which networks compute as the configuration says; see :func:`in_bf16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device, wanted))
+
+
+def in_bf16(device: torch.device, wanted: Precision) -> bool:
+    """Whether networks compute in bf16; warns once where that is emulated.
 
     ``auto`` is bf16 where the device has it and fp32 elsewhere.
     """
     native = wanted != "fp32" and bf16_is_native(device)
     if wanted == "bf16" and not native:
         _warn_of_emulation(device.type)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bf16" or native)
+    return wanted == "bf16" or native
 
 
 def bf16_is_native(device: torch.device) -> bool:

@@ -1,0 +1,101 @@
+"""Images in HDF5 as SSL4MIS keeps them: ``image`` and ``label`` in one file, listed by split.
+
+``train.list``, ``val.list`` and ``test.list`` name files without their suffix:
+``data/patient001_frame01.h5`` (volumes of ACDC), ``data/slices/patient001_frame01_slice_1.h5``
+(its slices), ``NAME/mri_norm2.h5`` (left atria). Slices of volumes are along their short axis.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ssl_trainer.config import ConfigError
+from vessa_client import AnyArray, files
+from vessa_common.layouts import Item
+
+SUFFIX = ".h5"
+IMAGE, LABEL = "image", "label"
+_LISTS = {
+    "train": ("train.list", "train_slices.list"),
+    "val": ("val.list",),
+    "test": ("test.list",),
+}
+_PLACES = (
+    "data/{}.h5",
+    "data/slices/{}.h5",
+    "{}.h5",
+    "{}/mri_norm2.h5",
+    "2018LA_Seg_Training Set/{}/mri_norm2.h5",
+)
+
+
+def is_here(root: Path) -> bool:
+    """Whether a folder has lists of training cases."""
+    return any((root / name).is_file() for name in _LISTS["train"])
+
+
+def find(root: Path, split: Literal["train", "val", "test"]) -> list[Item]:
+    """The listed files of a split, by name; none where it has no list.
+
+    Raises:
+        ConfigError: a listed file is missing.
+    """
+    file = next((root / n for n in _LISTS[split] if (root / n).is_file()), None)
+    if file is None:
+        return []
+    items = []
+    for line in file.read_text().splitlines():
+        name = line.strip().removesuffix(SUFFIX)
+        if not name:
+            continue
+        places = [root / place.format(name) for place in _PLACES]
+        image = next((place for place in places if place.is_file()), None)
+        if image is None:
+            raise ConfigError(
+                f"data.root: {file} names {name!r}; no file {places[0]} or {places[1]}"
+            )
+        items.append(Item(name, image, image if _has_labels(image) else None))
+    return sorted(items, key=lambda item: item.name)
+
+
+def read(path: Path, key: str) -> files.ImageFile:
+    """``image`` or ``label`` of a file: a slice, or a volume with its slicing axis.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        FileError: damaged, or without such an array.
+    """
+    with _opened(path) as stream:
+        if key not in stream:
+            raise files.FileError(f"{path}: no array {key!r}, expected {IMAGE!r} and {LABEL!r}")
+        pixels: AnyArray = np.asarray(stream[key])
+    if pixels.ndim not in (2, 3):
+        raise files.FileError(f"{path}: {key} has shape {pixels.shape}, expected two or three axes")
+    if key == LABEL:
+        rounded = np.rint(pixels)
+        if not np.array_equal(rounded, pixels) or rounded.min() < 0 or rounded.max() > 255:
+            raise files.FileError(f"{path}: expected integer labels in 0..255")
+        pixels = rounded.astype(np.uint8)
+    axis = files.slice_axis(pixels.shape, (1.0, 1.0, 1.0)) if pixels.ndim == 3 else None
+    return files.ImageFile(path, pixels, axis, None)
+
+
+def _has_labels(path: Path) -> bool:
+    with _opened(path) as stream:
+        return LABEL in stream
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConfigError(
+            f"data.root: {path} is HDF5, which needs h5py: pip install 'ssl-trainer[h5]'"
+        ) from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise files.FileError(f"{path}: cannot be read ({error})") from error

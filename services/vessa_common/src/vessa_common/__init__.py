@@ -1,0 +1,1 @@
+"""What the VESSA server and the trainer do the same way: processes, precision, data sets."""
