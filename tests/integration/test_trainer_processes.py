@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, load, to_dict
 from ssl_trainer.evaluation.report import answered, read_log
-from ssl_trainer.unimatch.state import STATE_FILE, StateError
+from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, engine_of, running, torchrun
-from trainer_support import small_config, write_dataset
-from vessa_common.processes import Processes
+from trainer_support import small_config, write_case, write_dataset
+from vessa_common import processes
+from vessa_common.processes import Processes, joined
 
 # The second process dies in the fourth update of the first start.
 DYING = """
@@ -42,6 +46,76 @@ with processes.joined() as group:
 
     trainer._backward = die
     trainer.run()
+"""
+
+# Each process validates, and says what it found and which cases it predicted itself.
+VALIDATING = """
+import json, sys
+from pathlib import Path
+import torch
+from ssl_trainer import config
+from ssl_trainer.unimatch import validation
+from vessa_common import processes
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+
+torch.set_num_threads(1)
+file, out = Path(sys.argv[1]), Path(sys.argv[2])
+evaluate, own = validation.evaluate, []
+
+def noting(predict, cases, *rest, **options):
+    own.extend(case.image.name for case in cases)
+    return evaluate(predict, cases, *rest, **options)
+
+validation.evaluate = noting
+with processes.joined() as group:
+    trainer = UniMatchTrainer(config.load(file), out, group)
+    found = {"scores": trainer.validate(), "best": trainer.best, "cases": own}
+    (out / f"{group.rank}.json").write_text(json.dumps(found))
+"""
+# Each process notes in the store when it meets the other or begins a collective. Whatever the
+# first one does alone it does only once the other one's next step is known, and to meet.
+ALONE = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from ssl_trainer import config
+from ssl_trainer.unimatch import state, validation
+from vessa_common import processes
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+
+torch.set_num_threads(1)
+file, out = Path(sys.argv[1]), Path(sys.argv[2])
+steps, alone = [], []
+
+def noted(name, call):
+    def noting(*args, **options):
+        group.store.set(f"step_{group.rank}_{len(steps)}", name)
+        steps.append(name)
+        return call(*args, **options)
+    return noting
+
+def only_while_the_other_waits(name, call):
+    def working(*args, **options):
+        other = group.store.get(f"step_1_{len(steps)}").decode()
+        assert other == "meet", f"{other} is pending during {name}"
+        alone.append(name)
+        return call(*args, **options)
+    return working
+
+with processes.joined() as group:
+    group.store.set_timeout(timedelta(seconds=60))
+    for name in ("all_gather", "all_reduce", "broadcast"):
+        setattr(dist, name, noted(name, getattr(dist, name)))
+    processes.Processes.meet = noted("meet", processes.Processes.meet)
+    trainer = UniMatchTrainer(config.load(file), out, group)
+    if group.first:
+        places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
+        for place, name in (*places, (trainer.judge, "compare")):
+            setattr(place, name, only_while_the_other_waits(name, getattr(place, name)))
+    trainer.run()
+    (out / f"{group.rank}.txt").write_text(" ".join(alone))
 """
 
 
@@ -95,6 +169,67 @@ def test_one_of_two_processes_fills_the_bank(tmp_path: Path) -> None:
         name = load(tmp_path / "run" / "config.yaml").assistant.bank
         assert len(server.engine.banks.get(name).snapshot().templates) == 3
     assert answered(read_log(tmp_path / "run" / "log.jsonl")).share == 1
+
+
+def test_processes_share_validation_and_find_what_one_finds(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    for patient in (4, 5, 6, 7):
+        write_case(root / "val", f"p{patient}_frame01", patient, labelled=patient != 5)
+    config = small_config(root)
+    (tmp_path / "validating.py").write_text(VALIDATING)
+    (tmp_path / "two").mkdir()
+    file = _written(config, tmp_path / "two.yaml")
+    torchrun(tmp_path / "validating.py", file, tmp_path / "two")
+    alone = UniMatchTrainer(config, tmp_path / "one")
+    scores = alone.validate()
+    assert scores["val/dice"] > 0
+    found = [json.loads((tmp_path / "two" / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [f["scores"] for f in found] == [scores, scores]
+    assert [f["best"] for f in found] == [alone.best, alone.best]
+    assert [f["cases"] for f in found] == [
+        ["p3_frame01.nii.gz", "p6_frame01.nii.gz"],
+        ["p4_frame01.nii.gz", "p7_frame01.nii.gz"],
+    ]
+    best = [load_file(tmp_path / name / BEST_FILE) for name in ("one", "two")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def test_no_collective_is_pending_while_one_process_works_alone(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=8, server=server.grpc)
+    (tmp_path / "alone.py").write_text(ALONE)
+    (tmp_path / "run").mkdir()
+    torchrun(tmp_path / "alone.py", _written(config, tmp_path / "config.yaml"), tmp_path / "run")
+    worked = set((tmp_path / "run" / "0.txt").read_text().split())
+    assert worked == {"evaluate", "save_state", "save_student", "compare"}
+
+
+def test_without_validation_cases_two_processes_keep_the_last_teacher(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "val").iterdir():
+        file.unlink()
+    run = tmp_path / "run"
+    torchrun(*_train(_written(small_config(root, steps=2), tmp_path / "config.yaml"), run))
+    last, best = load_file(run / STATE_FILE), load_file(run / BEST_FILE)
+    assert all(torch.equal(best[name], last[f"teacher.{name}"]) for name in best)
+
+
+def test_nccl_begins_on_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is asked of torch, in which order: there is no NCCL without GPUs."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(("device", device)))
+    monkeypatch.setattr(processes, "rendezvous", lambda url: iter([(HashStore(), 1, 2)]))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **rest: asked.append(("group", backend))
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append(("end",)))
+    with joined() as group:
+        assert (group.rank, group.world, group.device) == (1, 2, torch.device("cuda", 1))
+    assert asked == [("device", torch.device("cuda", 1)), ("group", "nccl"), ("end",)]
 
 
 def test_another_number_of_processes_is_refused_where_requests_were_under_way(

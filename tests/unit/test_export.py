@@ -14,6 +14,7 @@ from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
+from support_devices import DEVICES, skip_without
 from trainer_support import DPT, UNET
 
 
@@ -24,14 +25,15 @@ def test_an_exported_student_answers_like_the_student(
 ) -> None:
     torch.manual_seed(0)
     student = models.build(config, 2)
+    side = 2 * config.side_unit
     for _ in range(3):  # batch statistics that are not those of the start
-        student(torch.rand(4, 1, 32, 32))
+        student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
     window = None if suffix == ".onnx" else (-160.0, 240.0)
-    predictor = Predictor(student, 32, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
+    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
-    image = torch.rand(5, 1, 32, 32)
+    image = torch.rand(5, 1, side, side)
     with torch.no_grad():
         expected = torch.softmax(student.eval()(image), dim=1)
     if suffix == ".onnx":
@@ -46,7 +48,7 @@ def test_an_exported_student_answers_like_the_student(
     assert ("`window`" if window else "`percentiles`") in facts.pop("input")
     assert facts == {
         "classes": ["disc", "bar"],
-        "size": 32,
+        "size": side,
         "window": None if window is None else list(window),
         "percentiles": [0.5, 99.5] if window is None else None,
         "axis": 2,
@@ -59,15 +61,31 @@ def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) ->
     class Moody(torch.nn.Module):
         """Answers by its number of calls, which a traced program does not know."""
 
-        calls = 0
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.gain = torch.nn.Parameter(torch.ones(1))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             self.calls += 1
-            return torch.cat([image, image * self.calls], dim=1)
+            return torch.cat([image, image * self.calls * self.gain], dim=1)
 
     with pytest.raises(ExportError, match="differ"):
         export(Predictor(Moody(), 16), tmp_path / "student.pt2", ("disc",))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_exported_runs_on_a_cpu_wherever_the_student_is(
+    tmp_path: Path, device: str
+) -> None:
+    skip_without(device)
+    torch.manual_seed(0)
+    student = models.build(UNET, 1).to(device).eval()
+    assert export(Predictor(student, 32), tmp_path / "student.pt2", ("disc",)) <= 1e-4
+    assert {p.device.type for p in student.parameters()} == {device}
+    program = torch.export.load(tmp_path / "student.pt2")
+    assert {t.device.type for t in program.state_dict.values()} == {"cpu"}
 
 
 def test_an_unknown_format_is_an_error_that_names_the_choice(tmp_path: Path) -> None:

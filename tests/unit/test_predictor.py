@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from ssl_trainer import models
 from ssl_trainer.cli import app
 from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig
 from ssl_trainer.data.cases import find
@@ -26,9 +27,13 @@ from ssl_trainer.evaluation.predictor import (
     turns,
     write_choice,
 )
+from ssl_trainer.unimatch import trainer
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
-from trainer_support import AFFINE, small_config, write_dataset
+from support_devices import exact_products
+from support_syncs import on_fake_cuda
+from trainer_support import AFFINE, UNET, small_config, write_dataset
 from vessa_client import UInt8Array, files
+from vessa_common.processes import own_device
 
 
 def _pieces(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:
@@ -146,6 +151,47 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     assert np.array_equal(found[()], largest_pieces(whole, (1, 2)))
     assert whole.any()
     assert not np.array_equal(whole, found["--plain",])
+
+
+def test_the_best_student_is_on_the_device_at_hand(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    run, config = tmp_path / "run", small_config(root)
+    UniMatchTrainer(config, run).run()
+    best = load_best(run, config)
+    at_hand = "cuda" if torch.cuda.is_available() else "cpu"
+    assert {t.device.type for t in best.student.state_dict().values()} == {at_hand}
+    image = files.read(root / "val" / "p3_frame01.nii.gz")
+    with exact_products():
+        found = np.stack(best(image))
+    on_cpu = replace(best, student=best.student.cpu())
+    assert np.mean(found == np.stack(on_cpu(image))) > 0.999
+
+
+def test_a_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device() == torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device() == torch.device("cpu")
+
+
+def test_commands_ask_the_student_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of ``meta`` have a device, as those of a GPU, and no values."""
+    run, config = tmp_path / "run", small_config(write_dataset(tmp_path / "data"), steps=1)
+    UniMatchTrainer(config, run).run()
+    monkeypatch.setattr(trainer, "own_device", lambda: torch.device("meta"))
+    best = load_best(run, config)
+    for predictor in (best, best.plain(), best.as_chosen(run, config)):
+        assert {p.device.type for p in predictor.student.parameters()} == {"meta"}
+
+
+def test_batches_go_to_the_students_device_and_come_back() -> None:
+    student = models.build(UNET, 2).eval()
+    with on_fake_cuda(student):
+        found = models.predict_probabilities(student, torch.rand(2, 1, 32, 32))
+    assert (found.device.type, found.shape) == ("cpu", (2, 3, 32, 32))
 
 
 class _UpperHalf(nn.Module):

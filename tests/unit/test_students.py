@@ -21,14 +21,26 @@ BOTH = pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"]
 def test_logits_have_the_images_size(config: StudentConfig) -> None:
     torch.manual_seed(0)
     student = models.build(config, 3).eval()
-    assert student(torch.rand(2, 1, 64, 48)).shape == (2, 4, 64, 48)
+    height, width = 4 * config.side_unit, 3 * config.side_unit
+    assert student(torch.rand(2, 1, height, width)).shape == (2, 4, height, width)
+
+
+@BOTH
+def test_every_parameter_that_is_trained_has_a_gradient(config: StudentConfig) -> None:
+    """Processes that train together would wait for the others."""
+    student = models.build(config, 2)
+    side = 2 * config.side_unit
+    student(torch.rand(2, 1, side, side)).square().mean().backward()
+    for name, parameter in student.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
 @BOTH
 def test_dropped_channels_do_not_reach_the_logits(config: StudentConfig) -> None:
     torch.manual_seed(0)
     student = models.build(config, 2).eval()
-    image = torch.rand(1, 1, 32, 32)
+    side = 2 * config.side_unit
+    image = torch.rand(1, 1, side, side)
     masks = [torch.ones(1, c) for c in student.encoder_channels]
     with torch.no_grad():
         assert torch.equal(student(image, masks), student(image))
@@ -37,7 +49,7 @@ def test_dropped_channels_do_not_reach_the_logits(config: StudentConfig) -> None
         masks[-1][0, 3] = 0
         changed = [f.clone() for f in features]
         changed[-1][0, 3] = 0
-        assert torch.equal(student.decode(changed, (32, 32)), student(image, masks))
+        assert torch.equal(student.decode(changed, (side, side)), student(image, masks))
         assert not torch.equal(student(image, masks), student(image))
 
 
@@ -88,8 +100,36 @@ def test_a_folder_without_weights_is_an_error_that_names_the_key(tmp_path: Path)
         models.build(DptStudentConfig(kind="dinov2-dpt", pretrained=tmp_path), 2)
 
 
+def test_published_weights_of_other_patches_are_refused_with_the_fix(tmp_path: Path) -> None:
+    shape = Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    Dinov2Model(shape).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"student\.patch_size: 14.*set it to 16"):
+        models.build(DptStudentConfig(kind="dinov2-dpt", pretrained=tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("student", "size", "nearest"),
+    [
+        ({"kind": "dinov2-dpt"}, 128, "multiple of 14 for dinov2-dpt; nearest: 126 or 140"),
+        ({"kind": "dinov2-dpt"}, 5, "nearest: 14$"),
+        ({"kind": "dinov2-dpt", "patch_size": 16}, 126, "nearest: 112 or 128"),
+        ({"kind": "unet"}, 126, "multiple of 16 for unet; nearest: 112 or 128"),
+        ({}, 0, "nearest: 16$"),
+        ({}, -16, "nearest: 16$"),
+    ],
+)
+def test_a_size_that_does_not_fit_the_student_is_refused_with_the_nearest(
+    student: dict[str, object], size: int, nearest: str
+) -> None:
+    content = {"data": {"root": ".", "classes": ["disc"], "size": size}, "student": student}
+    with pytest.raises(ConfigError, match=f"data.size: {size}, .*{nearest}"):
+        parse(content)
+
+
 def test_the_kind_chooses_the_student_and_may_be_left_out() -> None:
-    data = {"root": ".", "classes": ["disc"]}
+    data = {"root": ".", "classes": ["disc"], "size": 112}
     small = {"channels": [4, 4, 8, 8, 8, 4]}
     assert parse({"data": data, "student": small}).student == UNET
     found = parse({"data": data, "student": {"kind": "dinov2-dpt", "num_layers": 4}}).student

@@ -1,4 +1,4 @@
-"""The trainer's data: configuration, splits, frames, samplers, metrics."""
+"""The trainer's data: configuration, splits, frames, samplers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from scipy import ndimage
 from ssl_trainer import config as configuration
 from ssl_trainer.config import AugmentationConfig, ConfigError, RichAugmentationConfig
 from ssl_trainer.data import batches, cases, frame, rich
-from ssl_trainer.evaluation import metrics
 from support import ROOT
 from trainer_support import small_config, write_case, write_dataset
-from vessa_client import UInt8Array, files
+from vessa_client import files
 
 
 def test_labelled_and_unlabelled_share_no_patient(tmp_path: Path) -> None:
@@ -176,38 +175,6 @@ def test_every_slice_comes_once_in_an_epoch(count: int, batch: int, seed: int) -
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
     again = batches.SliceSampler(count, batch, seed)
     assert again.indices(1) == sampler.indices(1)
-
-
-def _surface(mask: UInt8Array) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-    eroded = ndimage.binary_erosion(mask, border_value=0)
-    return np.argwhere((mask > 0) & ~eroded)
-
-
-def test_scores_are_those_of_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    spacing = (1.5, 1.0, 4.0)
-    truth, predicted = np.zeros((12, 14, 6), np.uint8), np.zeros((12, 14, 6), np.uint8)
-    truth[2:8, 3:9, 1:4] = 1
-    predicted[3:9, 3:10, 1:5] = 1
-    predicted[rng.integers(0, 12, 5), rng.integers(0, 14, 5), 0] = 1
-    found = metrics.score("x", predicted, truth, 1, spacing)
-    a, b = predicted == 1, truth == 1
-    assert found.dice[0] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-6)
-    points = [_surface(v) * np.array(spacing) for v in (a, b)]
-    pairwise = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
-    one, other = pairwise.min(axis=1), pairwise.min(axis=0)
-    hd95 = max(np.percentile(one, 95), np.percentile(other, 95))
-    assert found.hd95[0] == pytest.approx(hd95, rel=1e-3)
-    assert found.asd[0] == pytest.approx(np.concatenate([one, other]).mean(), rel=1e-3)
-
-
-def test_missing_structures_are_scored_and_not_forgotten() -> None:
-    empty, full = np.zeros((4, 4, 4), np.uint8), np.ones((4, 4, 4), np.uint8)
-    both = metrics.score("x", empty, empty, 1, (1, 1, 1))
-    assert (both.dice[0], both.hd95[0], both.asd[0]) == (1, 0, 0)
-    lost = metrics.score("x", empty, full, 1, (1, 1, 1))
-    assert lost.dice[0] == 0
-    assert lost.hd95[0] == lost.asd[0] == pytest.approx(np.sqrt(48))
 
 
 def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:

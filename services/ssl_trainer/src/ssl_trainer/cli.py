@@ -212,7 +212,7 @@ def evaluate(
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
     plain: Plain = False,
 ) -> None:
-    """Score the best student in 3D: Dice, HD95, ASD; writes scores_SPLIT.json into the run."""
+    """Score the best student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json."""
     import dataclasses
 
     import torch

@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -75,7 +75,8 @@ class DataConfig:
             :mod:`vessa_common.patients`.
         channel: which image or modality of a case with several; null for the first where a data set
             says that it has several, and else for files with one only.
-        size: side of the square that the student sees, in pixels.
+        size: side of the square that the student sees, in pixels; a multiple of 16 for a U-Net,
+            of the patches' side for DINOv2.
         window: intensities that become black and white, in Hounsfield units for CT; null for
             percentiles of each slice, where intensities have no unit (MRI, pictures).
         axis: along which volumes are sliced: ``sagittal``, ``coronal``, ``axial`` or 0, 1, 2; null
@@ -100,8 +101,6 @@ class DataConfig:
             check_window(self.window)
         if not self.classes:
             raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
-        if self.size % 16:
-            raise ValueError(f"size: {self.size}, expected a multiple of 16")
         if self.channel is not None and self.channel < 0:
             raise ValueError(f"channel: {self.channel}, expected 0 or more")
         try:
@@ -170,8 +169,15 @@ class RichAugmentationConfig:
 class UNetConfig:
     """U-Net: channels of the five levels and of the last one."""
 
+    default_rate: ClassVar[float] = 1e-3
+
     kind: Literal["unet"] = "unet"
     channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
+
+    @property
+    def side_unit(self) -> int:
+        """What the side of an image must be a multiple of: it is halved four times."""
+        return 16
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -180,12 +186,18 @@ class DptStudentConfig:
 
     Attributes:
         pretrained: folder with a published DINOv2 (``config.json``, ``model.safetensors``), whose
-            sizes then count; random weights of the sizes below without.
+            sizes then count; random weights of the sizes below without, which need a higher
+            learning rate.
+        patch_size: in pixels; the same as in ``pretrained``.
+        head_multiplier: learning rate of the decoder, which is new, as a multiple of DINOv2's.
         neck_channels, fusion_channels: of DPT's decoder.
     """
 
+    default_rate: ClassVar[float] = 5e-6
+
     kind: Literal["dinov2-dpt"]
     pretrained: Path | None = None
+    head_multiplier: float = 40.0
     hidden_size: int = 384
     num_layers: int = 12
     num_heads: int = 6
@@ -197,6 +209,14 @@ class DptStudentConfig:
     def __post_init__(self) -> None:
         if self.num_layers % 4:
             raise ValueError(f"num_layers: {self.num_layers}, expected a multiple of 4")
+        for name in ("patch_size", "head_multiplier"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+
+    @property
+    def side_unit(self) -> int:
+        """What the side of an image must be a multiple of: it is cut into patches."""
+        return self.patch_size
 
 
 def _kind(student: object) -> object:
@@ -339,7 +359,9 @@ class TrainConfig:
 
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
     null, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
-    batches in each process.
+    batches in each process. ``learning_rate`` is that of the U-Net, or of DINOv2, whose decoder has
+    ``student.head_multiplier`` times as much; null is 1e-3 for the U-Net and, as in UniMatch V2,
+    5e-6 for DINOv2. It falls as a polynomial.
     ``precision`` of the networks while they train: ``fp32``, ``bf16``, or ``auto`` for bf16 where
     it is fast: on GPUs that have it, and on CPUs with AVX-512 BF16 or AMX.
     """
@@ -358,7 +380,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Precision = "auto"
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
     poly_power: float = 0.9
     validate_every: int = 250
@@ -370,6 +392,22 @@ class TrainConfig:
         for name in ("steps", *batches, "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        _check_size(self.data.size, self.student.side_unit, self.student.kind)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the U-Net, or of DINOv2, at first."""
+        return self.student.default_rate if self.learning_rate is None else self.learning_rate
+
+
+def _check_size(size: int, unit: int, kind: str) -> None:
+    """Another size would be scaled or padded, out of sight."""
+    if size % unit or size <= 0:
+        below, above = max(unit, size // unit * unit), max(unit, -(-size // unit) * unit)
+        nearest = f"{below} or {above}" if below < above else f"{above}"
+        raise ValueError(
+            f"data.size: {size}, expected a multiple of {unit} for {kind}; nearest: {nearest}"
+        )
 
 
 def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:

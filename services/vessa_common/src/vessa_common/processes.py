@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -14,24 +16,47 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+# How often a process looks whether the others have come.
+MEETING_SECONDS = 0.02
+
 
 @dataclass(frozen=True)
 class Processes:
-    """Rank of this process, number of all, and the device that this one computes on."""
+    """Rank of this process, number of all, and the device that this one computes on.
+
+    ``store`` is what several ones leave each other word in.
+    """
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    store: PrefixStore | None = field(default=None, compare=False)
+    _meetings: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
-        """Whether this process validates, writes files and talks."""
+        """Whether this process writes files and talks."""
         return self.rank == 0
+
+    def meet(self) -> None:
+        """Wait for the others, for as long as they take.
+
+        To be called by all after what takes one process longer than another, and before the next
+        collective: NCCL ends a process that waits in one for ten minutes.
+        """
+        if self.store is None:
+            return
+        number = next(self._meetings)
+        if self.store.add(f"meeting_{number}", 1) == self.world:
+            self.store.set(f"met_{number}", "all")
+        while not self.store.check([f"met_{number}"]):
+            time.sleep(MEETING_SECONDS)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Let backward passes average gradients over the processes."""
         if self.world == 1:
             return module
+        self.meet()  # before this each has read the data
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def mean(self, value: Tensor) -> Tensor:
@@ -59,6 +84,13 @@ class Processes:
         return torch.cat(parts).to(value.device)
 
 
+def own_device() -> torch.device:
+    """The GPU of this process, as ``torchrun`` numbers them, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def postponed(module: nn.Module) -> AbstractContextManager[None]:
     """Backward passes inside add up gradients here and do not average them yet."""
     if isinstance(module, DistributedDataParallel):
@@ -70,10 +102,9 @@ def postponed(module: nn.Module) -> AbstractContextManager[None]:
 def joined() -> Iterator[Processes]:
     """Join the group that ``torchrun`` describes: NCCL with GPUs, gloo without."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = own_device()
     if device.type == "cuda":
-        # Parts that ask for "cuda" alone mean this one.
+        # Else NCCL, and parts that ask for "cuda" alone, would mean the first one.
         torch.cuda.set_device(device)
     if world == 1:
         yield Processes(device=device)
@@ -81,14 +112,15 @@ def joined() -> Iterator[Processes]:
     store, rank, world = next(rendezvous("env://"))
     # After a restart the store still has the addresses of processes that died.
     start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    own = PrefixStore(start, store)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore(start, store),
+        store=own,
         rank=rank,
         world_size=world,
     )
     try:
-        yield Processes(rank=rank, world=world, device=device)
+        yield Processes(rank=rank, world=world, device=device, store=own)
     finally:
         dist.destroy_process_group()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from rich.table import Table
 
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation import volumes
-from ssl_trainer.evaluation.metrics import METRICS, CaseScores, score
+from ssl_trainer.evaluation.metrics import METRICS, CaseScores, distance_unit, score
 from ssl_trainer.evaluation.predictor import largest_pieces
 from vessa_client import UInt8Array, files
 
@@ -72,7 +73,7 @@ def _mixed(every: CaseScores, one: CaseScores, chosen: Sequence[bool]) -> CaseSc
         pairs = zip(getattr(every, metric), getattr(one, metric), strict=True)
         return tuple(pair[choice] for pair, choice in zip(pairs, chosen, strict=True))
 
-    return CaseScores(name=every.name, dice=pick("dice"), hd95=pick("hd95"), asd=pick("asd"))
+    return replace(every, dice=pick("dice"), hd95=pick("hd95"), asd=pick("asd"))
 
 
 def _score(
@@ -100,9 +101,15 @@ def _annotated(
             yield case.name, image, volumes.stack(labels, image)
 
 
+def header(first: str, scores: Sequence[CaseScores]) -> tuple[str, ...]:
+    """Titles of the columns of a table of scores, with the unit of distances."""
+    unit = distance_unit(scores)
+    return first, "Dice", f"HD95 ({unit})", f"ASD ({unit})"
+
+
 def table(scores: Sequence[CaseScores], classes: Sequence[str], title: str) -> Table:
     """Mean ± standard deviation over cases, for each structure."""
-    out = Table("Structure", "Dice", "HD95", "ASD", title=title)
+    out = Table(*header("Structure", scores), title=title)
     for index, name in enumerate(classes):
         cells = [mean_sd([getattr(s, m)[index] for s in scores], n) for m, n in METRICS.items()]
         out.add_row(name, *cells)

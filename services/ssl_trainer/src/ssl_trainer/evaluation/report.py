@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
-from ssl_trainer.evaluation.evaluate import mean_sd
+from ssl_trainer.evaluation.evaluate import header, mean_sd
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
 from vessa_client import AnyArray, UInt8Array, files, pictures
@@ -301,9 +301,9 @@ def _markdown(
             "",
             "The student was chosen on these cases, so their scores are a little too kind.",
             *_prediction(config, predictor),
-            "Distances are in the unit of the voxel spacing, in pixels where there is none.",
+            "Distances are in mm where the files know the size of a voxel, else in pixels.",
             "",
-            "| | Dice | HD95 | ASD |",
+            f"| {' | '.join(header('', scores))} |",
             "|---|---|---|---|",
         ]
         for index, name in enumerate(config.data.classes):

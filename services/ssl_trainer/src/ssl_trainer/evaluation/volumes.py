@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 from ssl_trainer.data import frame
+from ssl_trainer.evaluation.metrics import Spacing
 from ssl_trainer.models import predict_probabilities
 from vessa_client import UInt8Array, files
 
 # Slices that are predicted at once.
 BATCH = 16
+# NIfTI's codes of metre, millimetre and micrometre, in the lowest bits of ``xyzt_units``.
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
+UNIT_OF_SPACE = 7
 
 
 def predict_slices(
@@ -54,8 +58,21 @@ def stack(labels: list[UInt8Array], image: files.ImageFile) -> UInt8Array:
     return np.stack(labels, axis=0 if image.axis is None else image.axis)
 
 
-def spacing(image: files.ImageFile) -> tuple[float, ...]:
-    """Voxel size along the axes of :func:`stack`."""
+def spacing(image: files.ImageFile) -> Spacing:
+    """Voxel size along the axes of :func:`stack`, in mm where the file knows it, else in pixels.
+
+    A NIfTI header without a unit is taken to be in mm, as is the custom, unless all its sizes are
+    1, which is what is written where nobody knows them.
+    """
+    pixels = Spacing(sizes=(1.0, 1.0, 1.0), unit="pixels")
     if image.nifti is None:
-        return (1.0, 1.0, 1.0)
-    return tuple(float(z) for z in image.nifti.header.get_zooms()[:3])
+        return pixels
+    header = image.nifti.header
+    zooms = [float(zoom) for zoom in header.get_zooms()[:3]]
+    # An axis of one voxel may have any size.
+    used = [zoom for zoom, length in zip(zooms, image.pixels.shape, strict=True) if length > 1]
+    stated = MILLIMETRES.get(int(header["xyzt_units"]) & UNIT_OF_SPACE)
+    if not all(math.isfinite(z) and z > 0 for z in used) or (stated is None and set(used) <= {1.0}):
+        return pixels
+    scale = 1.0 if stated is None else stated
+    return Spacing(sizes=tuple(zoom * scale for zoom in zooms), unit="mm")

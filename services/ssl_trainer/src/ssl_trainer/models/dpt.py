@@ -30,12 +30,17 @@ class DptStudent(Student):
         """Build it, with published DINOv2 weights where ``config.pretrained`` names a folder.
 
         Raises:
-            ConfigError: the folder holds no DINOv2 in safetensors.
+            ConfigError: the folder holds no DINOv2 in safetensors, or one of other patches.
         """
         super().__init__()
         self.backbone: Any = _backbone(config)
         shape: Any = self.backbone.config
         self.patch_size = int(shape.patch_size)
+        if self.patch_size != config.patch_size:
+            raise ConfigError(
+                f"student.patch_size: {config.patch_size}, but {config.pretrained} has patches of "
+                f"{self.patch_size} pixels; set it to {self.patch_size}"
+            )
         decoder = DPTConfig(
             backbone_config=shape,
             neck_hidden_sizes=config.neck_channels,
@@ -45,6 +50,10 @@ class DptStudent(Student):
         decoder.num_labels = num_classes + 1
         self.neck = DPTNeck(decoder)
         self.head = DPTSemanticSegmentationHead(decoder)
+        # What no forward pass uses; data-parallel training would wait for its gradients.
+        embeddings: Any = self.backbone.embeddings
+        embeddings.mask_token.requires_grad_(False)
+        self.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -54,23 +63,16 @@ class DptStudent(Student):
         return (int(self.backbone.config.hidden_size),) * len(self.backbone.out_features)
 
     def encode(self, image_B1HW: Tensor) -> list[Tensor]:
-        """Tokens of four blocks, (B, C, T) each."""
-        size = [self.patch_size * n for n in self._grid(image_B1HW.shape[2:])]
-        scaled = F.interpolate(image_B1HW, size=size, mode="bilinear", align_corners=False)
-        out = self.backbone((scaled.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        """Tokens of four blocks, (B, C, T) each, of images of whole patches."""
+        out = self.backbone((image_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std)
         return [tokens.transpose(1, 2) for tokens in out.feature_maps]
 
     def decode(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """See :class:`Student`."""
-        rows, columns = self._grid(size)
+        rows, columns = (side // self.patch_size for side in size)
         tokens = [feature.transpose(1, 2) for feature in features]
         logits = self.head(self.neck(tokens, rows, columns))
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-    def _grid(self, size: Sequence[int]) -> tuple[int, int]:
-        """Patches along height and width of an image of ``size``, scaled to whole patches."""
-        rows, columns = (max(1, round(side / self.patch_size)) for side in size)
-        return rows, columns
 
 
 def _backbone(config: DptStudentConfig) -> Dinov2Backbone:

@@ -1,18 +1,47 @@
-"""What moves the student."""
+"""What moves the student, and how fast."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import DptStudentConfig, TrainConfig
 
 MOMENTUM = 0.9
 
 
 def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW as UniMatch V2, or SGD with momentum as UniMatch V1 on medical images."""
-    rate, decay = config.learning_rate, config.weight_decay
+    groups, decay = layer_groups(student, config), config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(student.parameters(), lr=rate, weight_decay=decay)
-    return torch.optim.SGD(student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay)
+        return torch.optim.AdamW(groups, weight_decay=decay)
+    return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay)
+
+
+def layer_groups(student: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters by learning rate: those of DINOv2, then those of its decoder; or all.
+
+    ``initial_lr`` is the rate from which the schedule starts.
+    """
+    if not isinstance(config.student, DptStudentConfig):
+        return [_group(student.parameters(), config.rate)]
+    backbone, head = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in student.named_parameters():
+        (backbone if name.startswith("backbone.") else head).append(parameter)
+    return [
+        _group(backbone, config.rate),
+        _group(head, config.rate * config.student.head_multiplier),
+    ]
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` of its first one."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["initial_lr"]
+
+
+def _group(parameters: Iterable[nn.Parameter], rate: float) -> dict[str, Any]:
+    return {"params": list(parameters), "lr": rate, "initial_lr": rate}

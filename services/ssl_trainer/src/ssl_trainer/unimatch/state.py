@@ -1,14 +1,14 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds student, teacher, optimiser, step, best score, and the student's probabilities that went
-with the requests that were under way, so that a resumed run asks VESSA the same again.
+It holds student, teacher, optimiser, step, best score, what of configuration and data must not
+change, and the student's probabilities that went with the requests that were under way, so that a
+resumed run asks VESSA the same again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
+from ssl_trainer.unimatch import resuming
 
 STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
-# Keys of ``assistant`` that change nothing in the answers of a server.
-REACHING = ("server", "root_certificates", "wait_seconds", "required")
 
 
 class StateError(ValueError):
@@ -39,11 +38,13 @@ class Progress:
         best: the best validation Dice, -1 before the first.
         trust: in VESSA.
         window: answers that VESSA was asked for, and gave, since the log's last line.
+        planned: steps of the whole run.
     """
 
     step: int
     best: float
     trust: Trust
+    planned: int
     window: tuple[int, int] = (0, 0)
 
 
@@ -55,8 +56,12 @@ def save_state(
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
     told: dict[int, Tensor],
+    cases: dict[str, str],
 ) -> None:
-    """Write the state of a run; ``told`` is what VESSA was told, by update."""
+    """Write the state of a run.
+
+    ``told`` is what VESSA was told, by update; ``cases`` are lines of :func:`resuming.case_lists`.
+    """
     tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -68,6 +73,7 @@ def save_state(
         "trust": json.dumps(asdict(progress.trust)),
         "window": json.dumps(progress.window),
         "config": json.dumps(to_dict(config)),
+        "cases": json.dumps(cases),
     }
     _write(folder / STATE_FILE, tensors, metadata)
 
@@ -78,23 +84,20 @@ def load_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
+    cases: dict[str, str],
 ) -> tuple[Progress, dict[int, Tensor]] | None:
     """Load the state of a run; None where there is none.
 
     Raises:
-        StateError: damaged, or of another configuration.
+        StateError: damaged, or of another configuration or other data.
     """
     file = folder / STATE_FILE
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
-    before, now = _identity(json.loads(metadata["config"])), _identity(to_dict(config))
-    if before != now:
-        changed = sorted({name for name, _ in before.items() ^ now.items()})
-        raise StateError(
-            f"{file}: belongs to another configuration ({', '.join(changed)}); give another "
-            "--out, or remove it"
-        )
+    before = json.loads(metadata["config"])
+    _check_same(file, before, to_dict(config))
+    _check_same_cases(file, json.loads(metadata.get("cases", "{}")), cases, config.data.root)
     _fill(student, _part(tensors, "student."), file)
     _fill(teacher, _part(tensors, "teacher."), file)
     state = optimizer.state_dict()
@@ -106,24 +109,33 @@ def load_state(
     optimizer.load_state_dict(state)
     trust = Trust(**json.loads(metadata["trust"]))
     requested, received = json.loads(metadata["window"])
-    window = (requested, received)
-    progress = Progress(int(metadata["step"]), float(metadata["best"]), trust, window)
+    progress = Progress(
+        int(metadata["step"]),
+        float(metadata["best"]),
+        trust,
+        before["steps"],
+        (requested, received),
+    )
     return progress, {int(step): maps for step, maps in _part(tensors, "told.").items()}
 
 
-def _identity(config: dict[str, Any]) -> dict[str, str]:
-    """What a run must share with its beginning, by key: all but how its server is reached."""
-    own = {name: value for name, value in config["assistant"].items() if name not in REACHING}
-    assistant = {**own, "server": bool(config["assistant"]["server"])}
-    return dict(_flat({**config, "assistant": assistant}))
+def _check_same(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = resuming.changes(before, now)
+    if changed:
+        raise StateError(
+            f"{file}: is of a run with another configuration; {'; '.join(changed)}. Set "
+            f"{'it' if len(changed) == 1 else 'them'} back, or give another --out"
+        )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value)
+def _check_same_cases(file: Path, before: dict[str, str], now: dict[str, str], root: Path) -> None:
+    for kind, found in now.items():
+        if before.get(kind) != found:
+            raise StateError(
+                f"{file}: is of a run with other {kind} cases; {found} in data.root, {root}, now, "
+                f"{before.get(kind, 'not noted')} when it began. Give the same files, or another "
+                "--out"
+            )
 
 
 def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:

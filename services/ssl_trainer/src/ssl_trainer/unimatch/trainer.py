@@ -32,15 +32,14 @@ from ssl_trainer.assistant.feedback import Feedback
 from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
-from ssl_trainer.evaluation.evaluate import evaluate
-from ssl_trainer.evaluation.metrics import mean_dice
 from ssl_trainer.evaluation.predictor import Predictor, turns
-from ssl_trainer.unimatch import answered, judge, schedule, state
+from ssl_trainer.unimatch import answered, judge, resuming, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
-from ssl_trainer.unimatch.optimizer import build_optimizer
+from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
 from ssl_trainer.unimatch.prompter import Prompter, known
-from vessa_common.processes import BufferMean, Processes, postponed
+from ssl_trainer.unimatch.validation import shared_dice
+from vessa_common.processes import BufferMean, Processes, own_device, postponed
 
 LOG_EVERY = 10
 log = structlog.get_logger(__name__)
@@ -50,8 +49,8 @@ OnStep = Callable[[int, dict[str, float]], None]
 class UniMatchTrainer:
     """Trains a student and its teacher; with VESSA where the configuration names a server.
 
-    An update sees ``accumulate`` batches in each process; the first process validates, logs what
-    it saw itself, and writes the files.
+    An update sees ``accumulate`` batches in each process; all validate, and the first one logs
+    what it saw itself, compares VESSA's labels with the teacher's, and writes the files.
     """
 
     def __init__(self, config: TrainConfig, out: Path, processes: Processes | None = None) -> None:
@@ -69,7 +68,7 @@ class UniMatchTrainer:
         patients = len({case.patient for case in self.split.labelled})
         validated = any(case.labels is not None for case in self.split.val)
         assistant = config.assistant.settled(patients, validated=validated)
-        config = replace(config, assistant=assistant, data=data)
+        config = replace(config, assistant=assistant, data=data, learning_rate=config.rate)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -136,6 +135,7 @@ class UniMatchTrainer:
         self.resume()
         self._check_server()
         writer = self._writer() if self.processes.first else None
+        self.processes.meet()
         try:
             for step, told in self._told.items():
                 self._ask(step, told)
@@ -156,10 +156,7 @@ class UniMatchTrainer:
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so."""
         step, config = self.step, self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule.poly(
-                step, config.steps, config.poly_power
-            )
+        scale_rates(self.optimizer, schedule.poly(step, config.steps, config.poly_power))
         numbers = self._numbers(step)
         started = time.perf_counter()
         answers = self._answers(numbers)
@@ -226,21 +223,20 @@ class UniMatchTrainer:
 
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
-        if not self.processes.first:
-            return {}
         classes = self.config.data.classes
         predictor = Predictor.of(self.teacher.model, self.config.data)
-        scores = evaluate(predictor, self.split.val, classes, distances=False)
-        if not scores:  # no validation cases: the last teacher is the best one known
+        dice_NC = shared_dice(predictor, self.split.val, classes, self.processes)
+        validated = len(dice_NC) > 0
+        dice = float(dice_NC.mean()) if validated else self.best
+        # Without validation cases the last teacher is the best one known.
+        if self.processes.first and (dice > self.best or not validated):
             state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
+        self.best = max(self.best, dice)
+        self.processes.meet()
+        if not validated:
             return {}
-        dice = mean_dice(scores)
-        if dice > self.best:
-            self.best = dice
-            state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
-        by_class = np.mean([s.dice for s in scores], axis=0)
-        named = {f"val/dice/{n}": float(v) for n, v in zip(classes, by_class, strict=True)}
-        return {"val/dice": dice, **named}
+        by_class = zip(classes, dice_NC.mean(axis=0).tolist(), strict=True)
+        return {"val/dice": dice} | {f"val/dice/{name}": value for name, value in by_class}
 
     def _compare(self) -> dict[str, float]:
         """Compare VESSA's labels with the teacher's, as long as VESSA's weight has not fallen."""
@@ -255,6 +251,7 @@ class UniMatchTrainer:
             found = self.judge.compare(self.teacher.model)
         if found is not None:
             self.trust = self.trust.after(self.step, teacher=found[0], vessa=found[1])
+        self.processes.meet()
         falls_from = self.processes.agree(self.trust.falls_from or 0)
         self.trust = replace(self.trust, falls_from=falls_from or None)
         if found is None:
@@ -273,19 +270,20 @@ class UniMatchTrainer:
         if self.feedback is not None:
             window = answered.window(self.feedback.assistant, self.processes)
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.trust, window)
+            progress = state.Progress(self.step, self.best, self.trust, self.config.steps, window)
             modules = (self.student, self.teacher.model, self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, told)
+            state.save_state(self.out, progress, self.config, *modules, told, self._cases())
+        self.processes.meet()
 
     def resume(self) -> bool:
         """Load the training state, where there is one.
 
         Raises:
-            StateError: damaged, or of another configuration or number of processes.
+            StateError: damaged, or of another configuration, other data or another number of
+                processes.
         """
-        loaded = state.load_state(
-            self.out, self.config, self.student, self.teacher.model, self.optimizer
-        )
+        modules = (self.student, self.teacher.model, self.optimizer)
+        loaded = state.load_state(self.out, self.config, *modules, self._cases())
         if loaded is None:
             return False
         progress, told = loaded
@@ -294,7 +292,11 @@ class UniMatchTrainer:
             self.feedback.assistant.counts = progress.window
         own = self.config.accumulate * self.config.unlabelled_batch
         expected = own * self.processes.world
-        self._told = dict.fromkeys(self._under_way(self.step))
+        # Where it was to end before, VESSA was asked about nothing beyond.
+        asked = range(self.step, min(self._under_way(self.step).stop, progress.planned))
+        self._told = dict.fromkeys(asked)
+        if self.processes.first:
+            resuming.announce(progress.planned, self.config.steps)
         for step, maps in told.items():
             if len(maps) != expected:
                 raise state.StateError(
@@ -303,6 +305,9 @@ class UniMatchTrainer:
                 )
             self._told[step] = known(maps[self.processes.rank * own :][:own])
         return True
+
+    def _cases(self) -> dict[str, str]:
+        return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
 
     def _numbers(self, step: int) -> range:
         """Batches of this process in update ``step``: as if one process had them all."""
@@ -418,9 +423,12 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
 def load_best(folder: Path, config: TrainConfig) -> Predictor:
     """The best student of a run, with several views of each slice and all pieces that it finds.
 
+    On a GPU where there is one.
+
     Raises:
         StateError: missing or damaged.
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    return replace(Predictor.of(student.eval(), config.data), turns=turns(config))
+    best = Predictor.of(student.to(own_device()).eval(), config.data)
+    return replace(best, turns=turns(config))

@@ -1,0 +1,182 @@
+"""What may change when a run goes on, and what not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ssl_trainer.assistant.feedback import Told
+from ssl_trainer.config import TrainConfig, parse, to_dict
+from ssl_trainer.unimatch.state import STATE_FILE, StateError
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from support import RunningServer, engine_of, running
+from trainer_support import same, small_config, write_case, write_dataset
+from vessa_server.model.vessa import Vessa
+
+
+def _stopped(config: TrainConfig, out: Path, after: int = 3) -> None:
+    def stop(step: int, scalars: dict[str, float]) -> None:
+        if step == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        UniMatchTrainer(config, out).run(stop)
+
+
+def _changed(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """With other values at keys with two underscores for dots."""
+    content = to_dict(config)
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = content
+        for name in parents:
+            node = node[name]
+        node[last] = value
+    return parse(content)
+
+
+def test_a_run_goes_on_elsewhere_bit_for_bit(tmp_path: Path) -> None:
+    """Data and run were moved, and what does not concern the batches is set otherwise."""
+    config = small_config(write_dataset(tmp_path / "data"))
+    UniMatchTrainer(config, tmp_path / "whole").run()
+    _stopped(config, tmp_path / "run")
+    moved = tmp_path / "other" / "place"
+    shutil.move(tmp_path / "data", moved)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    content = _changed(
+        config,
+        data__root=str(moved),
+        data__watch_quality=True,
+        assistant__timeout_seconds=1.0,
+        assistant__retry_seconds=1.0,
+        validate_every=2,
+        checkpoint_every=1,
+    )
+    UniMatchTrainer(content, tmp_path / "elsewhere").run()
+    assert same(tmp_path / "whole", tmp_path / "elsewhere")
+
+
+def test_the_server_may_have_another_address(
+    tmp_path: Path, model: Vessa, server: RunningServer
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
+    UniMatchTrainer(config, tmp_path / "whole").run()
+    _stopped(config, tmp_path / "run")
+    with running(engine_of(tmp_path / "engine", model=model)) as other:
+        assert other.grpc != server.grpc
+        UniMatchTrainer(_changed(config, assistant__server=other.grpc), tmp_path / "run").run()
+    assert same(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 0.01}, "learning_rate: 0.01 now, 0.001 when it began"),
+        ({"seed": 1}, "seed: 1 now, 0 when it began"),
+        ({"labelled_batch": 1}, "labelled_batch: 1 now, 2 when it began"),
+        ({"accumulate": 2}, "accumulate: 2 now, 1 when it began"),
+        ({"data__size": 48}, "data.size: 48 now, 32 when it began"),
+        ({"data__classes": ["disc", "rod"]}, 'data.classes: ["disc", "rod"] now, ["disc", "bar"]'),
+        ({"data__labelled": []}, 'data.labelled: [] now, ["p0"] when it began'),
+        ({"assistant__server": "a:1"}, 'assistant.server: "a:1" now, null when it began'),
+        ({"steps": 5}, "steps: 5 now, 6 when it began"),
+        ({"labelled_augmentation": None}, 'labelled_augmentation: null now, {"geometry": {'),
+        ({"student": {"channels": [8] * 6}}, "student.channels: [8, 8, 8, 8, 8, 8] now, [4, 4, 8,"),
+    ],
+)
+def test_what_must_not_change_is_named_with_both_values(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    trainer = UniMatchTrainer(_changed(config, **changes), tmp_path / "run")
+    with pytest.raises(StateError) as error:
+        trainer.resume()
+    assert words in str(error.value)
+    assert "another --out" in str(error.value)
+    assert str(tmp_path / "run" / STATE_FILE) in str(error.value)
+
+
+def test_all_that_changed_is_named_at_once(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    changed = _changed(config, seed=7, unimatch__weight=0.5, validate_every=1)
+    with pytest.raises(StateError, match="another configuration") as error:
+        UniMatchTrainer(changed, tmp_path / "run").resume()
+    assert "seed: 7 now" in str(error.value)
+    assert "unimatch.weight: 0.5 now, 1.0 when it began" in str(error.value)
+    assert "validate_every" not in str(error.value)
+
+
+def _rename(root: Path) -> None:
+    (root / "train" / "p2_frame01.nii.gz").rename(root / "train" / "p2_frame02.nii.gz")
+
+
+def _one_slice_more(root: Path) -> None:
+    write_case(root / "train", "p0_frame01", 0, labelled=True, depth=4)
+
+
+def _one_more_to_validate(root: Path) -> None:
+    write_case(root / "val", "p4_frame01", 4, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_rename, r"unlabelled cases; 2 files, names \w+, 6 slices in data.root, .*data, now, 2"),
+        (_one_slice_more, r"labelled cases; 1 files, names \w+, 4 slices .* 3 slices when it"),
+        (_one_more_to_validate, "validation cases; 2 files, .* 1 files, .* when it began"),
+    ],
+)
+def test_other_cases_are_refused_in_words(
+    tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    change(tmp_path / "data")
+    with pytest.raises(StateError, match=words):
+        UniMatchTrainer(config, tmp_path / "run").resume()
+
+
+def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    file = tmp_path / "run" / STATE_FILE
+    with safe_open(file, framework="pt") as stream:
+        metadata = {k: v for k, v in stream.metadata().items() if k != "cases"}
+    save_file(load_file(file), file, metadata)
+    with pytest.raises(StateError, match="not noted when it began"):
+        UniMatchTrainer(config, tmp_path / "run").resume()
+
+
+def test_a_run_may_become_longer_and_says_so_once(
+    tmp_path: Path,
+    server: RunningServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=4, server=server.grpc)
+    UniMatchTrainer(config, tmp_path / "run").run()
+    longer = UniMatchTrainer(_changed(config, steps=8), tmp_path / "run")
+    assert longer.feedback is not None
+    with_prompts: dict[int, bool] = {}
+    ask = longer.feedback.ask
+
+    def note(number: int, told: Told | None) -> None:
+        with_prompts[number] = told is not None
+        ask(number, told)
+
+    monkeypatch.setattr(longer.feedback, "ask", note)
+    rates: dict[int, float] = {}
+    longer.run(lambda step, _: rates.update({step: longer.optimizer.param_groups[0]["lr"]}))
+    assert capsys.readouterr().out.count("run.longer") == 1
+    assert rates == pytest.approx({s + 1: 1e-3 * (1 - s / 8) ** 0.9 for s in range(4, 8)})
+    assert with_prompts == dict.fromkeys(range(4, 8), True), "as in a run planned that long"
+    UniMatchTrainer(_changed(config, steps=8), tmp_path / "run").run()
+    assert "run.longer" not in capsys.readouterr().out
