@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ssl_trainer import config as configuration
 from ssl_trainer.cli import app
 from ssl_trainer.data import batches, cases, frame
-from ssl_trainer.evaluation.metrics import score
+from ssl_trainer.evaluation.metrics import Spacing, score
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
 from trainer_support import UNET, small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files
@@ -124,7 +124,8 @@ def test_original_and_prepared_volumes_are_the_same_to_a_student(abdomen: Path) 
         assert np.allclose(nib.load(written).affine, nib.load(abdomen / name / test.name).affine)
         maps[name] = _voxels(written)
     truth = _voxels(abdomen / "Mask" / test.name)
-    assert score("", maps["original"], truth, 1, (1, 1, 1)).dice[0] > 0.8
+    spacing = Spacing(sizes=(1.0, 1.0, 1.0), unit="pixels")
+    assert score("", maps["original"], truth, 1, spacing).dice[0] > 0.8
     coarse = maps["original"][::2, ::2]
     border = ndimage.binary_dilation(coarse, iterations=2) & ~ndimage.binary_erosion(coarse)
     assert np.array_equal(coarse[~border], maps["prepared"][~border])
