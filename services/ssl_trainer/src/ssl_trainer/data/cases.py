@@ -116,8 +116,13 @@ class Split:
         def changed(cases: tuple[Case, ...]) -> tuple[Case, ...]:
             return tuple(replace(c, axis=config.axis, window=config.window) for c in cases)
 
-        groups = (self.labelled, self.unlabelled, self.val, self.test)
-        return Split(*map(changed, groups), found=self.found)
+        return replace(
+            self,
+            labelled=changed(self.labelled),
+            unlabelled=changed(self.unlabelled),
+            val=changed(self.val),
+            test=changed(self.test),
+        )
 
 
 def find(config: DataConfig) -> Split:
