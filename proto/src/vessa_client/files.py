@@ -380,6 +380,11 @@ def write_text(path: Path, text: str) -> None:
     _atomically(path, lambda file: file.write_text(text, newline=""))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file."""
+    _atomically(path, lambda file: file.write_bytes(data))
+
+
 def output_path(folder: Path, image: ImageFile, ending: str) -> Path:
     """``folder/stem + ending + suffix`` with the suffix that fits the image."""
     if image.nifti is None:

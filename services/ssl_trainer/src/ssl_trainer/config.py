@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -237,8 +237,6 @@ class UniMatchConfig:
 
     Attributes:
         weight: λ_u; with 0 and without a server, unlabelled images are left out.
-        ramp_up: fraction of the run in which λ_u rises to that. Without, a small student may fall
-            for the background, of which its teacher is sure first.
         loss: for the teacher's labels. UniMatch V2 has cross-entropy for photographs, its authors
             Dice for medical images.
         confidence_threshold: probability from which a pixel of the teacher counts.
@@ -248,7 +246,6 @@ class UniMatchConfig:
     """
 
     weight: float = 1.0
-    ramp_up: float = 0.0
     loss: UnlabelledLoss = "cross_entropy"
     confidence_threshold: float = 0.95
     ema_decay: float = 0.996
@@ -256,8 +253,6 @@ class UniMatchConfig:
     cutmix_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ramp_up <= 1:
-            raise ValueError(f"ramp_up: {self.ramp_up}, expected a fraction, 0..1")
         for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1)")
@@ -274,33 +269,20 @@ class AssistantConfig:
             used where it is given.
         wait_seconds: how long a run that starts waits for a server that does not answer yet.
         required: stop when the server goes away, instead of training on alone.
-        weight_start, weight_end: λ_v at the first step, and from ``decay_end`` on; between them
-            it falls as a cosine, and at 0 the server is left alone. With ``auto`` and validation
-            cases it stays until VESSA's labels of them are no better than the teacher's any more,
-            and falls to 0 then; without such cases it stays with one annotated patient, where the
-            teacher needs help all along, and falls to 0 with more.
+        weight: λ_v at first. It falls to 0 as a cosine over the run: a teacher becomes better than
+            who taught it.
+        regions: let VESSA say where in each volume the structures are and how it is turned, and
+            train on that part of it, upright.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
-        decay_end: fraction of the run at which λ_v has reached its end.
-        confidence_weighting: weight VESSA's labels by its confidence for each pixel and its
-            predicted IoU for each image; else all count fully.
-        teacher_share: share of the teacher's prediction in VESSA's labels, which grows to that from
-            0. Two that err in different places are better together, once the teacher is any good.
-        teacher_share_at: fraction of the run at which that share is reached.
-        overrule: whether the teacher's labels of an image count less the less of its structures
-            VESSA sees, as far as VESSA is sure of the image. A teacher confirms its mistakes where
-            a patient lies unlike the annotated ones.
-        feedback_start: fraction of the run from which student masks are sent as prompts.
-        feedback_from: whose masks those are, the student's or its moving average's.
-        every: VESSA is asked about every so many-th slice only. Neighbours in a volume look alike,
-            and each slice costs the server a first look.
+        teacher_share: share of the teacher's prediction in VESSA's labels, which rises to that from
+            0 in the first half of the run. Two that err in different places are better together,
+            once the teacher is any good.
+        feedback_start: fraction of the run from which the teacher's probabilities are sent as
+            prompts.
         volume_slices: most slices of a volume that VESSA looks at together to find where in it the
             structures are. 0 asks about every slice alone: where they are not found in the same
             place all over a volume.
-        spread_epochs: in this epoch VESSA is asked about all slices, before that about more and
-            more; in short runs sooner. A first look at a volume takes long, later ones with a
-            student's mask do not; with more epochs training waits less for it, and has fewer of
-            VESSA's labels early.
         ahead: updates by which VESSA is asked ahead. The first look at a volume takes as long as
             several updates: the more are under way, the less training waits. Prompts are as old.
         timeout_seconds: longest wait for the answers of a batch.
@@ -312,45 +294,28 @@ class AssistantConfig:
     root_certificates: Path | None = None
     wait_seconds: float = 20.0
     required: bool = False
-    weight_start: float = 1.0
-    weight_end: float | Literal["auto"] = "auto"
+    weight: float = 1.0
+    regions: bool = True
     loss: UnlabelledLoss = "both"
-    decay_end: float = 0.8
-    confidence_weighting: bool = True
     teacher_share: float = 0.5
-    teacher_share_at: float = 0.5
-    overrule: bool = True
     feedback_start: float = 0.1
-    feedback_from: Literal["student", "teacher"] = "teacher"
-    every: int = 1
     volume_slices: int = 6
-    spread_epochs: int = 5
     ahead: int = 16
     timeout_seconds: float = 60.0
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("every", "spread_epochs", "ahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if self.ahead < 1:
+            raise ValueError(f"ahead: {self.ahead}, expected at least 1")
+        if self.weight < 0:
+            raise ValueError(f"weight: {self.weight}, expected at least 0")
         if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        for name in ("decay_end", "feedback_start", "teacher_share", "teacher_share_at"):
+        for name in ("feedback_start", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
-
-    def settled(self, patients: int, *, validated: bool) -> AssistantConfig:
-        """With a number for ``weight_end``, unless validation cases are to tell.
-
-        Args:
-            patients: how many are annotated.
-            validated: whether there are validation cases.
-        """
-        if self.weight_end != "auto" or validated:
-            return self
-        return replace(self, weight_end=self.weight_start if patients == 1 else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

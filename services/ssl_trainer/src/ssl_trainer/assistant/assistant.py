@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import structlog
@@ -19,10 +20,13 @@ from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data.cases import Slice
-from vessa_client import SegmentationRequest, SegmentationResult, UInt8Array, VessaError
+from vessa_client import Region, SegmentationRequest, SegmentationResult, UInt8Array, VessaError
 
 # The student's probabilities of the classes in each slice, 255 for 1, (C, H, W).
 Students = Callable[[], Sequence[UInt8Array]]
+
+# Series about whose regions the server is asked in one call.
+SURVEYED_AT_ONCE = 8
 
 log = structlog.get_logger(__name__)
 
@@ -83,9 +87,40 @@ class Assistant:
         """
         self._asked[step] = self._worker.submit(self._fetch, slices, students)
 
-    def look(self, slices: Sequence[Slice]) -> None:
-        """Have the server look at slices, so that later answers come sooner; returns at once."""
-        self._worker.submit(self._fetch, slices, None)
+    def regions(
+        self, slices: Sequence[Slice], advance: Callable[[], object] = lambda: None
+    ) -> dict[str, Region]:
+        """Where VESSA sees the structures, by series; nothing of a series that it refuses.
+
+        Args:
+            slices: one of each series.
+            advance: called after each answer.
+
+        Raises:
+            AssistantError: the server does not answer.
+        """
+        found: dict[str, Region] = {}
+        for start in range(0, len(slices), SURVEYED_AT_ONCE):
+            some = slices[start : start + SURVEYED_AT_ONCE]
+            call = partial(self._survey, some)
+            for item, region in connection.reached(self.config, self.classes, call):
+                if region is not None:
+                    found[item.series] = region
+                advance()
+        return found
+
+    def _survey(self, slices: Sequence[Slice]) -> list[tuple[Slice, Region | None]]:
+        answers: list[tuple[Slice, Region | None]] = []
+        seconds = self.config.timeout_seconds * len(slices)
+        for answer in self._client.segment_stream(self._requests(slices, None), timeout=seconds):
+            if isinstance(answer, VessaError):
+                if not connection.of_one_slice(answer):
+                    raise answer
+                self._refuse(slices[int(answer.request_id)], answer)
+                answers.append((slices[int(answer.request_id)], None))
+            else:
+                answers.append((slices[int(answer.request_id)], answer.region))
+        return answers
 
     def collect(self, step: int) -> list[PseudoLabel | None]:
         """Answers for ``step``, in the order of its slices; None where there is none.

@@ -5,6 +5,7 @@ Axes: B batch, H W space.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,10 @@ from torch import Tensor
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import frame, rich
 from ssl_trainer.data.cases import Slice
+from vessa_common.processes import Processes
+
+# Region of interest of each series; of one that is not in it the whole slices are seen.
+Regions = Mapping[str, frame.Roi]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,10 @@ class UnlabelledBatch:
     slices: tuple[Slice, ...]
     grids: tuple[Tensor, ...]
     image_B1HW: Tensor
+
+    def inside(self) -> Tensor:
+        """Which pixels of the views show the slice, (B, H, W) bool; the others are padding."""
+        return torch.stack([grid.abs().amax(dim=-1) <= 1 for grid in self.grids])
 
     def warp(self, index: int, maps_CHW: Tensor, *, mode: str) -> Tensor:
         """Maps of slice ``index`` in its view, (C, size, size)."""
@@ -62,8 +71,18 @@ def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
+def numbers(step: int, config: TrainConfig, processes: Processes) -> range:
+    """Batches of this process in update ``step``: as if one process had them all."""
+    first = (step * processes.world + processes.rank) * config.accumulate
+    return range(first, first + config.accumulate)
+
+
 def labelled_batch(
-    slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
+    slices: list[Slice],
+    indices: list[int],
+    config: TrainConfig,
+    rng: np.random.Generator,
+    regions: Regions,
 ) -> LabelledBatch:
     """Augment labelled slices in place, shape and intensity."""
     size = config.data.size
@@ -71,22 +90,28 @@ def labelled_batch(
     for index in indices:
         item = slices[index]
         assert item.labels is not None
+        roi = regions.get(item.series)
+        unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
         truth = torch.from_numpy(item.labels).float()[None]
         if config.labelled_augmentation is not None:
-            image, mask = rich.vary(item.unit(size), truth, size, config.labelled_augmentation, rng)
+            image, mask = rich.vary(unit, truth, size, config.labelled_augmentation, rng, roi)
         else:
-            image, mask = _vary_weakly(item.unit(size), truth, config, rng)
+            image, mask = _vary_weakly(unit, truth, config, rng, roi)
         images.append(image)
         labels.append(mask[0].long())
     return LabelledBatch(torch.stack(images).float(), torch.stack(labels))
 
 
 def _vary_weakly(
-    image_1HW: Tensor, labels_1HW: Tensor, config: TrainConfig, rng: np.random.Generator
+    image_1HW: Tensor,
+    labels_1HW: Tensor,
+    config: TrainConfig,
+    rng: np.random.Generator,
+    roi: frame.Roi | None,
 ) -> tuple[Tensor, Tensor]:
     size = config.data.size
-    matrix = frame.theta(labels_1HW.shape[1:], frame.WeakTransform.draw(rng, config.augmentation))
-    grid = frame.grid(matrix, size)
+    transform = frame.WeakTransform.draw(rng, config.augmentation)
+    grid = frame.grid(frame.theta(labels_1HW.shape[1:], roi, transform), size)
     view = frame.sample(image_1HW, grid, mode="bilinear")
     mask = frame.sample(labels_1HW, grid, mode="nearest")
     gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
@@ -94,23 +119,27 @@ def _vary_weakly(
 
 
 def unlabelled_batch(
-    slices: list[Slice], indices: list[int], config: TrainConfig, rng: np.random.Generator
+    slices: list[Slice],
+    indices: list[int],
+    config: TrainConfig,
+    rng: np.random.Generator,
+    regions: Regions,
 ) -> UnlabelledBatch:
     """Weak views of unlabelled slices."""
     size = config.data.size
     chosen = tuple(slices[index] for index in indices)
-    thetas = [
-        frame.theta(item.image.shape, frame.WeakTransform.draw(rng, config.augmentation))
-        for item in chosen
-    ]
-    grids = tuple(frame.grid(matrix, size) for matrix in thetas)
-    views = [
-        frame.sample(item.unit(size), grid, mode="bilinear")
-        for item, grid in zip(chosen, grids, strict=True)
-    ]
-    return UnlabelledBatch(chosen, grids, torch.stack(views))
+    grids, views = [], []
+    for item in chosen:
+        roi = regions.get(item.series)
+        transform = frame.WeakTransform.draw(rng, config.augmentation)
+        grid = frame.grid(frame.theta(item.image.shape, roi, transform), size)
+        unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
+        grids.append(grid)
+        views.append(frame.sample(unit, grid, mode="bilinear"))
+    return UnlabelledBatch(chosen, tuple(grids), torch.stack(views))
 
 
-def canonical(item: Slice, size: int) -> Tensor:
+def canonical(item: Slice, size: int, roi: frame.Roi | None) -> Tensor:
     """The un-augmented slice on the canvas, (1, size, size)."""
-    return frame.resample(item.unit(size), frame.theta(item.image.shape), size, mode="bilinear")
+    unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
+    return frame.resample(unit, frame.theta(item.image.shape, roi), size, mode="bilinear")

@@ -58,21 +58,66 @@ class WeakTransform:
 IDENTITY = WeakTransform()
 
 
-def theta(shape: tuple[int, ...], transform: WeakTransform = IDENTITY) -> Theta:
+@dataclass(frozen=True)
+class Roi:
+    """Region of interest: a square of a slice, its centre and side in pixels.
+
+    Turned counter-clockwise by ``quarter_turns`` it lies as the annotated images do. It may reach
+    beyond the slice.
+    """
+
+    row: float
+    column: float
+    side: float
+    quarter_turns: int = 0
+
+    @staticmethod
+    def whole(shape: tuple[int, ...], quarter_turns: int = 0) -> Roi:
+        """The slice centred, its longer side filling the square."""
+        height, width = shape[:2]
+        return Roi(height / 2, width / 2, float(max(height, width)), quarter_turns)
+
+    @staticmethod
+    def around(shown_HW: npt.NDArray[np.bool_], margin: float, quarter_turns: int = 0) -> Roi:
+        """``margin`` times as large as what is shown, which is something."""
+        rows, columns = (np.flatnonzero(shown_HW.any(axis=axis)) for axis in (1, 0))
+        tall, wide = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+        centre = float(rows[0] + tall / 2), float(columns[0] + wide / 2)
+        return Roi(*centre, margin * max(tall, wide), quarter_turns)
+
+    def contains(self, grid_HW2: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Which of the places of a :func:`grid` are in it, (H, W) bool."""
+        height, width = shape[:2]
+        columns, rows = (grid_HW2[..., i] + 1 for i in (0, 1))
+        beside = (columns * width / 2 - self.column).abs(), (rows * height / 2 - self.row).abs()
+        return torch.maximum(*beside) <= self.side / 2
+
+
+def theta(
+    shape: tuple[int, ...], roi: Roi | None = None, transform: WeakTransform = IDENTITY
+) -> Theta:
     """2x3 map from view to slice, in ``grid_sample`` coordinates.
 
-    Without a transform it is the canonical canvas: the slice centred, its longer side filling
-    the square.
+    Without a transform it is the canonical canvas: the region of interest, upright, fills it.
+
+    Args:
+        shape: of the slice.
+        roi: that of the slice; None for the whole slice.
+        transform: of the view.
     """
     height, width = shape[:2]
-    longer = max(height, width)
-    cos, sin = math.cos(transform.angle), math.sin(transform.angle)
-    rotation = np.array([[cos, -sin], [sin, cos]]) @ np.diag(
-        [-1.0 if transform.mirror_x else 1.0, -1.0 if transform.mirror_y else 1.0]
-    )
-    scale = np.diag([longer / width, longer / height]) / transform.zoom
-    shift = scale @ np.array([transform.shift_x, transform.shift_y])
-    return np.concatenate([scale @ rotation, shift[:, None]], axis=1)
+    roi = roi or Roi.whole(shape)
+    flip = np.diag([-1.0 if transform.mirror_x else 1.0, -1.0 if transform.mirror_y else 1.0])
+    centre = np.array([2 * roi.column / width - 1, 2 * roi.row / height - 1])
+    scale = np.diag([roi.side / width, roi.side / height]) / transform.zoom
+    scale = scale @ _rotation(roi.quarter_turns * math.pi / 2)
+    shift = centre + scale @ np.array([transform.shift_x, transform.shift_y])
+    return np.concatenate([scale @ _rotation(transform.angle) @ flip, shift[:, None]], axis=1)
+
+
+def _rotation(angle: float) -> Theta:
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
 
 
 def windowed(image: AnyArray, limits: Window | None) -> AnyArray:
@@ -92,10 +137,15 @@ def windowed(image: AnyArray, limits: Window | None) -> AnyArray:
     return grey
 
 
+def size_of_whole(shape: tuple[int, ...], size: int, roi: Roi | None) -> int:
+    """Side of the whole slice where its region of interest fills a canvas of ``size``."""
+    return size if roi is None else max(1, round(size * max(shape[:2]) / roi.side))
+
+
 def unit(image: AnyArray, size: int, limits: Window | None) -> Tensor:
     """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
 
-    Reduced where it is much larger than the canvas.
+    Reduced where it is much larger than the canvas that shows it as a whole.
     """
     scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
     return reduced(scaled, size) if is_large(image.shape, size) else scaled
@@ -162,11 +212,15 @@ def resample(maps_CHW: Tensor, matrix: Theta, size: int, *, mode: str) -> Tensor
 
 
 def restore(
-    maps_CHW: Tensor, shape: tuple[int, ...], transform: WeakTransform = IDENTITY
+    maps_CHW: Tensor,
+    shape: tuple[int, ...],
+    roi: Roi | None = None,
+    transform: WeakTransform = IDENTITY,
 ) -> Tensor:
     """Maps of a view back in the slice's frame, (C, H, W); 0 where the view does not show it."""
     height, width = shape[:2]
-    inverse = np.linalg.inv(np.concatenate([theta(shape, transform), [[0.0, 0.0, 1.0]]]))[:2]
+    square = np.concatenate([theta(shape, roi, transform), [[0.0, 0.0, 1.0]]])
+    inverse = np.linalg.inv(square)[:2]
     theta_123 = torch.from_numpy(inverse).float()[None]
     back = F.affine_grid(theta_123, [1, 1, height, width], align_corners=False)
     maps = F.grid_sample(

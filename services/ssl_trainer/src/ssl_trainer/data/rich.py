@@ -17,13 +17,15 @@ def vary(
     size: int,
     config: RichAugmentationConfig,
     rng: np.random.Generator,
+    roi: frame.Roi | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move, deform and recolour a slice in [0, 1], which may be reduced, and its labels.
 
     Returns:
         (1, size, size) in about [0, 1], and labels (1, size, size).
     """
-    matrix = frame.theta(labels_1HW.shape[1:], frame.WeakTransform.draw(rng, config.geometry))
+    transform = frame.WeakTransform.draw(rng, config.geometry)
+    matrix = frame.theta(labels_1HW.shape[1:], roi, transform)
     # Displacements are in the coordinates of the grid, whose side is 2.
     field = 2 * config.elastic * float(rng.uniform()) * smooth_noise(2, size, rng)
     grid = frame.grid(matrix, size) + field.permute(1, 2, 0)

@@ -17,6 +17,7 @@ from torch import nn
 from ssl_trainer.config import DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.evaluation import volumes
+from ssl_trainer.regions.locator import Locator
 from vessa_client import UInt8Array, files
 
 # Of a run: the names of the structures that come in one piece.
@@ -42,6 +43,7 @@ class Predictor:
         window: intensities that become black and white; None for percentiles of each slice.
         axis: along which volumes are sliced; None for the one along which each was acquired.
         channel: which volume of a file with several is segmented; None where there is but one.
+        locator: finds the region of interest that the student sees; without it that is all.
     """
 
     student: nn.Module
@@ -51,17 +53,25 @@ class Predictor:
     window: frame.Window | None = None
     axis: int | None = None
     channel: int | None = None
+    locator: Locator | None = None
 
     @staticmethod
-    def of(student: nn.Module, data: DataConfig) -> Predictor:
+    def of(student: nn.Module, data: DataConfig, locator: Locator | None = None) -> Predictor:
         """Of a student that was trained with such data, in one view of each slice."""
         return Predictor(
-            student, data.size, window=data.window, axis=data.axis, channel=data.channel
+            student,
+            data.size,
+            window=data.window,
+            axis=data.axis,
+            channel=data.channel,
+            locator=locator,
         )
 
     def __call__(self, image: files.ImageFile) -> list[UInt8Array]:
         """Label map of each slice, (H, W)."""
-        labels = volumes.predict_slices(self.student, image, self.size, self.turns, self.window)
+        labels = volumes.predict_slices(
+            self.student, image, self.size, self.turns, self.window, self.locator
+        )
         return list(largest_pieces(np.stack(labels), self.one_piece))
 
     def plain(self) -> Predictor:

@@ -12,7 +12,9 @@ from torch import nn
 from ssl_trainer.data import frame
 from ssl_trainer.evaluation.metrics import Spacing
 from ssl_trainer.models import predict_probabilities
-from vessa_client import UInt8Array, files
+from ssl_trainer.regions import find
+from ssl_trainer.regions.locator import SIZE, Locator
+from vessa_client import AnyArray, UInt8Array, files
 
 # Slices that are predicted at once.
 BATCH = 16
@@ -27,30 +29,47 @@ def predict_slices(
     size: int,
     turns: Sequence[float] = (0.0,),
     window: frame.Window | None = None,
+    locator: Locator | None = None,
 ) -> list[UInt8Array]:
     """Label map of each slice, (H, W): of the sum of its probabilities in views.
 
-    ``turns`` are the degrees by which the views are turned, ``window`` the intensities that become
-    black and white; without it they are percentiles of each slice.
+    Args:
+        student: in evaluation mode.
+        image: the volume, or picture.
+        size: side of the student's canvas.
+        turns: degrees by which the views are turned.
+        window: intensities that become black and white; without it they are percentiles of each
+            slice.
+        locator: finds the region of interest that the views show; without it they show whole
+            slices.
     """
     slices = list(image.slices())
-    units = [frame.unit(s, size, window) for s in slices]
+    roi = None if locator is None else _located(locator, slices, window)
+    units = [frame.unit(s, frame.size_of_whole(s.shape, size, roi), window) for s in slices]
     transforms = [frame.WeakTransform(angle=math.radians(turn)) for turn in turns]
     labels = []
     for start in range(0, len(slices), BATCH):
         shapes = [s.shape for s in slices[start : start + BATCH]]
         sums = [torch.zeros(())] * len(shapes)
         for transform in transforms:
+            matrices = [frame.theta(shape, roi, transform) for shape in shapes]
             views_B1HW = torch.stack(
                 [
-                    frame.resample(unit, frame.theta(shape, transform), size, mode="bilinear")
-                    for unit, shape in zip(units[start:], shapes, strict=False)
+                    frame.resample(unit, matrix, size, mode="bilinear")
+                    for unit, matrix in zip(units[start:], matrices, strict=False)
                 ]
             )
             for index, maps in enumerate(predict_probabilities(student, views_B1HW)):
-                sums[index] = sums[index] + frame.restore(maps, shapes[index], transform)
+                sums[index] = sums[index] + frame.restore(maps, shapes[index], roi, transform)
         labels += [total.max(dim=0).indices.to(torch.uint8).numpy() for total in sums]
     return labels
+
+
+def _located(
+    locator: Locator, slices: Sequence[AnyArray], window: frame.Window | None
+) -> frame.Roi:
+    some = files.spread(len(slices), find.SLICES)
+    return locator.locate([frame.unit(slices[index], SIZE, window) for index in some])
 
 
 def stack(labels: list[UInt8Array], image: files.ImageFile) -> UInt8Array:

@@ -77,14 +77,13 @@ def strong_views(
     step: int,
     rng: np.random.Generator,
     *,
-    assistant_weight: float,
     logged: bool,
 ) -> tuple[StrongViews, dict[str, float]]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log if it is."""
     size, count = config.data.size, len(batch.slices)
     with autocast(next(teacher.parameters()).device, config.precision):
         teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
-    targets = _targets(batch, answers, teacher_BCHW, config, step, assistant_weight)
+    targets = _targets(batch, answers, teacher_BCHW, config, step)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     dropout = config.unimatch.dropout_probability
     masks = complementary_masks(count, channels, dropout, generator)
@@ -106,8 +105,8 @@ def _scalars(
     answered = [answer is not None for answer in answers]
     scalars = {"teacher/confident": float(teacher.weight_BHW.mean())}
     if config.data.watch_quality:
-        told_BHW = None if vessa is None else vessa.labels_BHW
-        scalars |= quality.watch(batch, teacher.labels_BHW, told_BHW, answered)
+        vessa_BHW = None if vessa is None else vessa.labels_BHW
+        scalars |= quality.watch(batch, teacher.labels_BHW, vessa_BHW, answered)
     if vessa is not None:
         same_BHW = (vessa.labels_BHW == teacher.labels_BHW)[answered]
         scalars["assistant/agreement"] = float(same_BHW.float().mean())
@@ -119,7 +118,6 @@ def batch_loss(
     labelled: LabelledBatch,
     views: StrongViews | None,
     config: TrainConfig,
-    step: int,
     assistant_weight: float,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one batch, and its parts."""
@@ -131,7 +129,7 @@ def batch_loss(
     assert strong_logits is not None
     strong = torch.log_softmax(strong_logits, dim=1)
     consistency = _mixed(views.from_teacher, views, strong, config.unimatch.loss)
-    total = total + schedule.consistency_weight(step, config.steps, config.unimatch) * consistency
+    total = total + config.unimatch.weight * consistency
     scalars["loss/consistency"] = float(consistency.detach())
     if views.from_vessa is not None:
         assistance = _mixed(views.from_vessa, views, strong, config.assistant.loss)
@@ -156,60 +154,45 @@ def _targets(
     teacher_BCHW: Tensor,
     config: TrainConfig,
     step: int,
-    assistant_weight: float,
 ) -> tuple[Target, Target | None]:
-    """What teacher and VESSA say; the teacher counts less where VESSA makes it doubtful.
+    """Pseudo-labels of teacher and VESSA.
 
-    VESSA's labels, with the teacher's share in them, are weighted by confidence and predicted IoU,
-    or all that is in the slice counts fully.
+    The teacher's count where it is confident. VESSA's, with the teacher's share in them, are
+    weighted by confidence and predicted IoU. Padding counts nowhere.
     """
     confidence, labels = teacher_BCHW.max(dim=1)
-    sure = losses.confident(confidence, config.unimatch.confidence_threshold)
-    told = _told(batch, answers)
-    if told is None:
+    inside = batch.inside()
+    sure = losses.confident(confidence, config.unimatch.confidence_threshold) * inside
+    warped = _warped(batch, answers)
+    if warped is None:
         return Target(labels, sure), None
-    believed_B = pooling.believed(
-        labels,
-        told.labels_BHW,
-        told.iou_B,
-        teacher_BCHW.shape[1] - 1,
-        config.assistant,
-        assistant_weight,
-    )
-    sure = sure * believed_B[:, None, None]
-    share_B = schedule.teacher_share(step, config.steps, config.assistant) * believed_B
-    pooled = pooling.pooled(told.labels_BHW, told.confidence_BHW, teacher_BCHW, share_B)
-    inside_BHW = (told.confidence_BHW > 0).float()
-    weight_BHW = inside_BHW
-    if config.assistant.confidence_weighting:
-        weight_BHW = inside_BHW * losses.pixel_weight(pooled[1]) * told.iou_B[:, None, None]
+    share = schedule.teacher_share(step, config.steps, config.assistant)
+    pooled = pooling.pooled(warped.labels_BHW, warped.confidence_BHW, teacher_BCHW, share)
+    weight_BHW = losses.pixel_weight(pooled[1]) * warped.iou_B[:, None, None] * inside
     return Target(labels, sure), Target(pooled[0], weight_BHW)
 
 
-class _Told(NamedTuple):
-    """VESSA's answers in the views of a batch; all is 0 where there is none.
-
-    ``confidence_BHW`` is 0 outside of the slice, too, and nowhere in it.
-    """
+class _Warped(NamedTuple):
+    """VESSA's answers in the views of a batch; all is 0 where there is none."""
 
     labels_BHW: Tensor
     confidence_BHW: Tensor
     iou_B: Tensor
 
 
-def _told(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Told | None:
+def _warped(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Warped | None:
     """None without any answer."""
     if all(answer is None for answer in answers):
         return None
     shape = (len(answers), *batch.image_B1HW.shape[-2:])
-    told = _Told(
+    warped = _Warped(
         torch.zeros(shape, dtype=torch.long), torch.zeros(shape), torch.zeros(len(answers))
     )
     for index, answer in enumerate(answers):
         if answer is not None:
             labels, sure = torch.tensor(answer.labels).float(), torch.tensor(answer.confidence)
-            told.labels_BHW[index] = batch.warp(index, labels[None], mode="nearest")[0]
-            warped_HW = batch.warp(index, sure.float()[None] / 255, mode="bilinear")[0]
-            told.confidence_BHW[index] = warped_HW
-            told.iou_B[index] = answer.predicted_iou
-    return told
+            warped.labels_BHW[index] = batch.warp(index, labels[None], mode="nearest")[0]
+            confidence_HW = batch.warp(index, sure.float()[None] / 255, mode="bilinear")[0]
+            warped.confidence_BHW[index] = confidence_HW
+            warped.iou_B[index] = answer.predicted_iou
+    return warped

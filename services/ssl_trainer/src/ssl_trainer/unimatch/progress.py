@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from vessa_client.console import console, progress_bar
 
 
 def run_with_progress(trainer: UniMatchTrainer) -> None:
-    """Train to the last step; the bar shows loss, best validation Dice, ETA, and VESSA away."""
+    """Train to the last step; the bars show regions, then loss, best validation Dice and ETA."""
     if not trainer.processes.first:
         trainer.run()
         return
     console.print(trainer.split.found, highlight=False, soft_wrap=True)
     with progress_bar() as progress:
-        task = progress.add_task("Training", total=trainer.config.steps, note="")
+        training = progress.add_task(
+            "Training", total=trainer.config.steps, note="", start=False, visible=False
+        )
+
+        def stage(name: str, total: int) -> Callable[[], object]:
+            return partial(progress.advance, progress.add_task(name, total=total, note=""))
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
             note = f"loss {scalars['loss/total']:.3f}"
             if trainer.best >= 0:
                 note += f"  best val Dice {trainer.best:.3f}"
-            if trainer.feedback is not None and trainer.feedback.assistant.away:
+            if trainer.pipeline is not None and trainer.pipeline.assistant.away:
                 note += "  VESSA away"
-            progress.update(task, completed=step, note=note)
+            if not progress.tasks[training].started:
+                progress.start_task(training)
+            progress.update(training, completed=step, note=note, visible=True)
 
-        trainer.run(on_step)
+        trainer.run(on_step, stage)

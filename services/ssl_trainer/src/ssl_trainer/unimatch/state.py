@@ -1,15 +1,15 @@
 """Training state on disk: one safetensors file, written atomically.
 
 It holds student, teacher, optimiser, step, best score, what of configuration and data must not
-change, and the student's probabilities that went with the requests that were under way, so that a
-resumed run asks VESSA the same again.
+change, and the prompts of VESSA's requests that were under way, so that a resumed run asks the
+same again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ssl_trainer.assistant.trust import Trust
 from ssl_trainer.config import TrainConfig, to_dict
 from ssl_trainer.unimatch import resuming
 
@@ -36,14 +35,12 @@ class Progress:
     Attributes:
         step: steps done.
         best: the best validation Dice, -1 before the first.
-        trust: in VESSA.
         window: answers that VESSA was asked for, and gave, since the log's last line.
         planned: steps of the whole run.
     """
 
     step: int
     best: float
-    trust: Trust
     planned: int
     window: tuple[int, int] = (0, 0)
 
@@ -55,22 +52,22 @@ def save_state(
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
-    told: dict[int, Tensor],
+    prompts: dict[int, Tensor],
     cases: dict[str, str],
 ) -> None:
     """Write the state of a run.
 
-    ``told`` is what VESSA was told, by update; ``cases`` are lines of :func:`resuming.case_lists`.
+    ``prompts`` are those of VESSA's requests under way, by update; ``cases`` are lines of
+    :func:`resuming.case_lists`.
     """
     tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
     tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors |= {f"told.{step}": maps for step, maps in told.items()}
+    tensors |= {f"prompts.{step}": maps for step, maps in prompts.items()}
     metadata = {
         "step": str(progress.step),
         "best": repr(progress.best),
-        "trust": json.dumps(asdict(progress.trust)),
         "window": json.dumps(progress.window),
         "config": json.dumps(to_dict(config)),
         "cases": json.dumps(cases),
@@ -107,16 +104,14 @@ def load_state(
         restored.setdefault(int(index), {})[key] = value
     state["state"] = restored
     optimizer.load_state_dict(state)
-    trust = Trust(**json.loads(metadata["trust"]))
     requested, received = json.loads(metadata["window"])
     progress = Progress(
         int(metadata["step"]),
         float(metadata["best"]),
-        trust,
         before["steps"],
         (requested, received),
     )
-    return progress, {int(step): maps for step, maps in _part(tensors, "told.").items()}
+    return progress, {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
 
 
 def _check_same(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

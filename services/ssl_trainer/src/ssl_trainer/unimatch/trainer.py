@@ -11,10 +11,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +23,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_trainer import models
-from ssl_trainer.assistant import connection
+from ssl_trainer.assistant import answered, connection
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.assistant.connection import AssistantError
-from ssl_trainer.assistant.feedback import Feedback
-from ssl_trainer.assistant.trust import Trust
+from ssl_trainer.assistant.pipeline import Answers, Pipeline
 from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.evaluation.predictor import Predictor, turns
-from ssl_trainer.unimatch import answered, judge, resuming, schedule, state
+from ssl_trainer.regions import run as regions
+from ssl_trainer.regions.locator import Locator
+from ssl_trainer.unimatch import resuming, schedule, state
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
-from ssl_trainer.unimatch.prompter import Prompter, known
 from ssl_trainer.unimatch.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
 
@@ -50,7 +47,7 @@ class UniMatchTrainer:
     """Trains a student and its teacher; with VESSA where the configuration names a server.
 
     An update sees ``accumulate`` batches in each process; all validate, and the first one logs
-    what it saw itself, compares VESSA's labels with the teacher's, and writes the files.
+    what it saw itself, and writes the files.
     """
 
     def __init__(self, config: TrainConfig, out: Path, processes: Processes | None = None) -> None:
@@ -65,10 +62,7 @@ class UniMatchTrainer:
         cases.check_unlabelled(split, config)
         data = self._sliced(config.data, split)
         self.split = split.read_as(data)
-        patients = len({case.patient for case in self.split.labelled})
-        validated = any(case.labels is not None for case in self.split.val)
-        assistant = config.assistant.settled(patients, validated=validated)
-        config = replace(config, assistant=assistant, data=data, learning_rate=config.rate)
+        config = replace(config, data=data, learning_rate=config.rate)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -91,26 +85,20 @@ class UniMatchTrainer:
         self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
         self.passes = self.processes.wrap(StudentPasses(self.student, config.precision))
         self.optimizer = build_optimizer(self.student, config)
-        self.feedback = (
-            Feedback(
+        self.pipeline = (
+            Pipeline(
                 config,
                 self.unlabelled,
                 self.unlabelled_sampler,
-                config.steps * self.processes.world * config.accumulate,
+                self.processes,
+                self.teacher.model,
             )
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
-        # Without a number the weight of VESSA's labels depends on how good they are.
-        self.judge = (
-            judge.Judge(config, self.split.val, self.feedback)
-            if self.feedback and config.assistant.weight_end == "auto" and self.processes.first
-            else None
-        )
-        self.step, self.best, self.trust = 0, -1.0, Trust()
-        # What VESSA was told of the student's view, by update, for the requests under way.
-        self._told: dict[int, Future[Tensor] | None] = {}
-        self.prompter = Prompter(self.teacher.model, config) if self.feedback else None
+        self.regions: batches.Regions = {}
+        self.locator: Locator | None = None
+        self.step, self.best = 0, -1.0
 
     def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
         """With channel and axis: all volumes of a run are read alike, however each was acquired."""
@@ -124,21 +112,24 @@ class UniMatchTrainer:
             log.info("data.axis", axis=axis, name=AXES[axis], of="most labelled volumes")
         return replace(data, axis=axis)
 
-    def run(self, on_step: OnStep = lambda step, scalars: None) -> None:
+    def run(
+        self, on_step: OnStep = lambda step, scalars: None, stage: regions.Stage = regions.no_stage
+    ) -> None:
         """Train to the last step, resuming from ``out``; writes state, best student, logs.
+
+        Args:
+            on_step: called after each update with what is logged of it.
+            stage: told what is done before the first update.
 
         Raises:
             AssistantError: VESSA cannot help. The state is written before that, but for other
-                processes' sake, and where it is noticed in a comparison: then the last one counts.
+                processes' sake.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        self.resume()
-        self._check_server()
+        self.prepare(stage)
         writer = self._writer() if self.processes.first else None
         self.processes.meet()
         try:
-            for step, told in self._told.items():
-                self._ask(step, told)
             self._ask_ahead(self.step)
             while self.step < self.config.steps:
                 scalars = self.train_step()
@@ -146,46 +137,65 @@ class UniMatchTrainer:
                     self._log(writer, scalars)
                     on_step(self.step, scalars)
         finally:
-            if self.feedback is not None:
-                self.feedback.close()
-            if self.prompter is not None:
-                self.prompter.close()
+            if self.pipeline is not None:
+                self.pipeline.close()
             if writer is not None:
                 writer.close()
+
+    def prepare(self, stage: regions.Stage = regions.no_stage) -> None:
+        """Resume, and find the regions of interest, where the run has some."""
+        modules = (self.student, self.teacher.model, self.optimizer)
+        loaded = state.load_state(self.out, self.config, *modules, self._cases())
+        if loaded is not None:
+            self.step, self.best = loaded[0].step, loaded[0].best
+        if self.pipeline is None:
+            return
+        if self.step < self.config.steps:
+            connection.check(self.config.assistant, self.config.data.classes)
+        if self.config.assistant.regions:
+            self._find_regions(self.pipeline, stage)
+        if loaded is not None:
+            self._resume(self.pipeline, *loaded)
+
+    def _find_regions(self, pipeline: Pipeline, stage: regions.Stage) -> None:
+        if self.processes.first and not (self.out / regions.REGIONS_FILE).is_file():
+            assistant = pipeline.assistant
+            slices = self.labelled, self.unlabelled
+            regions.find_all(self.config, *slices, assistant, self.out, stage)
+        self.processes.meet()
+        self.regions = pipeline.regions = regions.load_regions(self.out)
+        self.locator = regions.load_locator(self.out, self.processes.device)
 
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so."""
         step, config = self.step, self.config
         scale_rates(self.optimizer, schedule.poly(step, config.steps, config.poly_power))
-        numbers = self._numbers(step)
         started = time.perf_counter()
-        answers = self._answers(numbers)
+        answers = self._answers(step)
         collected = time.perf_counter()
-        self._told.pop(step, None)
         self._ask_ahead(step + 1)
-        if self.judge is not None:
-            self.judge.look_ahead(step)
         asked = time.perf_counter()
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         buffers = BufferMean(self.student)
         scalars: dict[str, float] = {}
+        numbers = batches.numbers(step, config, self.processes)
         for number in numbers:
             with nullcontext() if number == numbers[-1] else postponed(self.passes):
-                scalars = self._backward(number, answers[number])
+                scalars = self._backward(number, answers.get(number, []))
             buffers.take()
         buffers.settle(self.processes)
         self.optimizer.step()
         self.teacher.update(self.student, step)
         self.step += 1
-        if self.feedback is not None:
+        if self.pipeline is not None:
             scalars |= _server_stages(answers)
             scalars |= {"seconds/wait": collected - started, "seconds/ask": asked - collected}
         scalars["seconds/update"] = time.perf_counter() - asked
         if self._validates(self.step):
-            scalars |= self.validate() | self._compare()
-        if self.feedback is not None and self._logged(self.step):
-            scalars |= answered.log_line(self.feedback.assistant, self.processes)
+            scalars |= self.validate()
+        if self.pipeline is not None and self._logged(self.step):
+            scalars |= answered.log_line(self.pipeline.assistant, self.processes)
         if self.step % config.checkpoint_every == 0 or self.step == config.steps:
             self.save()
         return scalars
@@ -195,13 +205,15 @@ class UniMatchTrainer:
         config = self.config
         rng = np.random.default_rng([config.seed, number, 2])
         labelled = batches.labelled_batch(
-            self.labelled, self.labelled_sampler.indices(number), config, rng
+            self.labelled, self.labelled_sampler.indices(number), config, rng, self.regions
         )
         views, scalars = None, dict[str, float]()
-        weight = self._assistant_weight(self.step)
+        weight = schedule.assistant_weight(self.step, config.steps, config.assistant)
         if self.unlabelled_sampler is not None:
             indices = self.unlabelled_sampler.indices(number)
-            unlabelled = batches.unlabelled_batch(self.unlabelled, indices, config, rng)
+            unlabelled = batches.unlabelled_batch(
+                self.unlabelled, indices, config, rng, self.regions
+            )
             channels = self.student.encoder_channels
             views, scalars = strong_views(
                 unlabelled,
@@ -211,10 +223,9 @@ class UniMatchTrainer:
                 config,
                 self.step,
                 rng,
-                assistant_weight=weight,
                 logged=self._logged(self.step + 1),
             )
-        loss, parts = batch_loss(self.passes, labelled, views, config, self.step, weight)
+        loss, parts = batch_loss(self.passes, labelled, views, config, weight)
         scalars |= parts | {"loss/total": float(loss.detach())}
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
@@ -224,7 +235,7 @@ class UniMatchTrainer:
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
         classes = self.config.data.classes
-        predictor = Predictor.of(self.teacher.model, self.config.data)
+        predictor = Predictor.of(self.teacher.model, self.config.data, self.locator)
         dice_NC = shared_dice(predictor, self.split.val, classes, self.processes)
         validated = len(dice_NC) > 0
         dice = float(dice_NC.mean()) if validated else self.best
@@ -238,153 +249,47 @@ class UniMatchTrainer:
         by_class = zip(classes, dice_NC.mean(axis=0).tolist(), strict=True)
         return {"val/dice": dice} | {f"val/dice/{name}": value for name, value in by_class}
 
-    def _compare(self) -> dict[str, float]:
-        """Compare VESSA's labels with the teacher's, as long as VESSA's weight has not fallen."""
-        config = self.config
-        if self.feedback is None or config.assistant.weight_end != "auto":
-            return {}
-        first = judge.FIRST * config.validate_every
-        if self.trust.falls_from is not None or not first <= self.step < config.steps:
-            return {}
-        started, found = time.perf_counter(), None
-        if self.judge is not None:
-            found = self.judge.compare(self.teacher.model)
-        if found is not None:
-            self.trust = self.trust.after(self.step, teacher=found[0], vessa=found[1])
-        self.processes.meet()
-        falls_from = self.processes.agree(self.trust.falls_from or 0)
-        self.trust = replace(self.trust, falls_from=falls_from or None)
-        if found is None:
-            return {}
-        names = ("val/labels/teacher", "val/labels/vessa", "seconds/compare")
-        return dict(zip(names, (*found, time.perf_counter() - started), strict=True))
-
     def save(self) -> None:
         """Write the training state."""
-        told = {
-            step: self.processes.gather(maps.result())
-            for step, maps in self._told.items()
-            if maps is not None
-        }
-        window = (0, 0)
-        if self.feedback is not None:
-            window = answered.window(self.feedback.assistant, self.processes)
+        prompts, window = dict[int, Tensor](), (0, 0)
+        if self.pipeline is not None:
+            prompts = self.pipeline.gathered()
+            window = answered.window(self.pipeline.assistant, self.processes)
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.trust, self.config.steps, window)
+            progress = state.Progress(self.step, self.best, self.config.steps, window)
             modules = (self.student, self.teacher.model, self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, told, self._cases())
+            state.save_state(self.out, progress, self.config, *modules, prompts, self._cases())
         self.processes.meet()
 
-    def resume(self) -> bool:
-        """Load the training state, where there is one.
-
-        Raises:
-            StateError: damaged, or of another configuration, other data or another number of
-                processes.
-        """
-        modules = (self.student, self.teacher.model, self.optimizer)
-        loaded = state.load_state(self.out, self.config, *modules, self._cases())
-        if loaded is None:
-            return False
-        progress, told = loaded
-        self.step, self.best, self.trust = progress.step, progress.best, progress.trust
-        if self.feedback is not None and self.processes.first:
-            self.feedback.assistant.counts = progress.window
-        own = self.config.accumulate * self.config.unlabelled_batch
-        expected = own * self.processes.world
-        # Where it was to end before, VESSA was asked about nothing beyond.
-        asked = range(self.step, min(self._under_way(self.step).stop, progress.planned))
-        self._told = dict.fromkeys(asked)
+    def _resume(
+        self, pipeline: Pipeline, progress: state.Progress, prompts: dict[int, Tensor]
+    ) -> None:
+        """Ask VESSA again about what was under way."""
         if self.processes.first:
+            pipeline.assistant.counts = progress.window
             resuming.announce(progress.planned, self.config.steps)
-        for step, maps in told.items():
-            if len(maps) != expected:
-                raise state.StateError(
-                    f"{self.out / state.STATE_FILE}: an update saw {len(maps)} unlabelled "
-                    f"slices, here {expected}; start as many processes as before"
-                )
-            self._told[step] = known(maps[self.processes.rank * own :][:own])
-        return True
+        try:
+            pipeline.restore(prompts, self.step, progress.planned)
+        except ValueError as error:
+            raise state.StateError(f"{self.out / state.STATE_FILE}: {error}") from error
 
     def _cases(self) -> dict[str, str]:
         return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
 
-    def _numbers(self, step: int) -> range:
-        """Batches of this process in update ``step``: as if one process had them all."""
-        accumulate = self.config.accumulate
-        first = (step * self.processes.world + self.processes.rank) * accumulate
-        return range(first, first + accumulate)
-
-    def _predict(self, step: int) -> Future[Tensor] | None:
-        """What VESSA is told about the slices of ``step``, where it is time for that."""
-        config, feedback = self.config, self._feedback_at(step)
-        if feedback is None or not schedule.feedback(step, config.steps, config.assistant):
-            return None
-        assert self.prompter is not None
-        model = {"student": self.student, "teacher": self.teacher.model}
-        batch, numbers = config.unlabelled_batch, self._numbers(step)
-
-        def canvases() -> dict[int, Tensor]:
-            return {
-                index * batch + row: canvas
-                for index, number in enumerate(numbers)
-                for row, canvas in feedback.canvases(number).items()
-            }
-
-        source = model[config.assistant.feedback_from]
-        return self.prompter.begin(source, canvases, config.accumulate * batch)
-
-    def _feedback_at(self, step: int) -> Feedback | None:
-        """VESSA, where its labels count in an update."""
-        return self.feedback if self._assistant_weight(step) else None
-
-    def _assistant_weight(self, step: int) -> float:
-        config, falls_from = self.config, self.trust.falls_from
-        return schedule.assistant_weight(step, config.steps, config.assistant, falls_from)
-
-    def _under_way(self, step: int) -> range:
-        """Updates about which VESSA has been asked when ``step`` begins."""
-        return range(step, min(step + self.config.assistant.ahead, self.config.steps))
-
     def _ask_ahead(self, step: int) -> None:
-        """Ask about the updates to come about which VESSA was not asked yet."""
-        for coming in self._under_way(step):
-            if coming not in self._told:
-                self._told[coming] = self._predict(coming)
-                self._ask(coming, self._told[coming])
+        if self.pipeline is not None and self.config.assistant.weight:
+            self.pipeline.ask_ahead(step)
 
-    def _ask(self, step: int, told: Future[Tensor] | None) -> None:
-        feedback = self._feedback_at(step)
-        if feedback is None:
-            return
-        batch = self.config.unlabelled_batch
-        for index, number in enumerate(self._numbers(step)):
-            rows = slice(index * batch, (index + 1) * batch)
-            feedback.ask(number, None if told is None else partial(_rows, told, rows))
-
-    def _check_server(self) -> None:
-        """See :func:`connection.check`, where VESSA is asked about an update to come."""
-        coming = range(self.step, self.config.steps)
-        if self.feedback is not None and any(self._assistant_weight(step) for step in coming):
-            connection.check(self.config.assistant, self.config.data.classes)
-
-    def _answers(self, numbers: range) -> dict[int, list[PseudoLabel | None]]:
+    def _answers(self, step: int) -> Answers:
         """Those for the batches of an update; where they are missed the run stops before it."""
-        counts = self.feedback.assistant.counts if self.feedback else (0, 0)
+        if self.pipeline is None or not self.config.assistant.weight:
+            return {}
         try:
-            return {number: self._collect(number) for number in numbers}
-        except AssistantError:
-            assert self.feedback is not None
-            self.feedback.assistant.counts = counts
+            return self.pipeline.collect(step)
+        except connection.AssistantError:
             if self.processes.world == 1:  # others may be elsewhere
                 self.save()
             raise
-
-    def _collect(self, number: int) -> list[PseudoLabel | None]:
-        feedback = self._feedback_at(self.step)
-        if feedback is None:
-            return [None] * self.config.unlabelled_batch
-        return feedback.collect(number)
 
     def _writer(self) -> SummaryWriter:
         text = yaml.safe_dump(to_dict(self.config))
@@ -407,10 +312,6 @@ class UniMatchTrainer:
                 stream.write(json.dumps({"step": self.step, **scalars}) + "\n")
 
 
-def _rows(told: Future[Tensor], rows: slice) -> Tensor:
-    return told.result()[rows]
-
-
 def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, float]:
     """Seconds of the server's stages for the batches of an update."""
     total: Counter[str] = Counter()
@@ -430,5 +331,6 @@ def load_best(folder: Path, config: TrainConfig) -> Predictor:
     """
     student = models.build(config.student, len(config.data.classes))
     state.load_student(folder / state.BEST_FILE, student)
-    best = Predictor.of(student.to(own_device()).eval(), config.data)
+    locator = regions.load_locator(folder, own_device())
+    best = Predictor.of(student.to(own_device()).eval(), config.data, locator)
     return replace(best, turns=turns(config))

@@ -1,0 +1,159 @@
+"""VESSA's pseudo-labels for the updates of a run: asked ahead, collected when they are needed.
+
+Axes: B batch, C classes with background, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer.assistant.prompter import Prompter, known
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data import batches, frame
+from ssl_trainer.data.batches import Regions, SliceSampler
+from ssl_trainer.data.cases import Slice
+from ssl_trainer.unimatch import schedule
+from vessa_client import UInt8Array
+from vessa_common.processes import Processes
+
+Answers = dict[int, list[PseudoLabel | None]]
+
+
+class Pipeline:
+    """Asks about updates ahead of the training, with the teacher's probabilities as prompts.
+
+    Attributes:
+        assistant: that is asked.
+        prompts: of the updates under way, 255 for 1, (B, C, H, W) uint8; None of those without.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        slices: list[Slice],
+        sampler: SliceSampler,
+        processes: Processes,
+        teacher: nn.Module,
+    ) -> None:
+        self.config, self.slices, self.sampler = config, slices, sampler
+        self.processes = processes
+        self.regions: Regions = {}
+        self.assistant = Assistant(config.assistant, config.data.classes)
+        self.prompts: dict[int, Future[Tensor] | None] = {}
+        self._prompter = Prompter(teacher, config)
+
+    @property
+    def _own(self) -> int:
+        """Slices of an update in this process."""
+        return self.config.accumulate * self.config.unlabelled_batch
+
+    def restore(self, prompts: Mapping[int, Tensor], step: int, planned: int) -> None:
+        """Ask again about what was under way at ``step``, with the same prompts.
+
+        Args:
+            prompts: of all processes, by update.
+            step: the update that comes next.
+            planned: updates of the whole run, as it was planned then: beyond nothing was asked.
+
+        Raises:
+            ValueError: there were more or fewer processes.
+        """
+        under_way = range(step, min(self._ahead(step).stop, planned))
+        expected = self._own * self.processes.world
+        for maps in prompts.values():
+            if len(maps) != expected:
+                raise ValueError(
+                    f"an update saw {len(maps)} unlabelled slices, here {expected}; start as many "
+                    "processes as before"
+                )
+        rows = slice(self.processes.rank * self._own, (self.processes.rank + 1) * self._own)
+        for number in under_way:
+            maps_or_none = prompts.get(number)
+            self._ask(number, None if maps_or_none is None else known(maps_or_none[rows]))
+
+    def ask_ahead(self, step: int) -> None:
+        """Ask about the updates from ``step`` on that are near, and were not asked about yet."""
+        for coming in self._ahead(step):
+            if coming not in self.prompts:
+                self._ask(coming, self._predict(coming))
+
+    def collect(self, step: int) -> Answers:
+        """Answers for the batches of an update, by number, in the order of their slices.
+
+        Raises:
+            AssistantError: the run needs what it does not get; nothing of the update is counted.
+        """
+        counts = self.assistant.counts
+        try:
+            answers = {
+                number: self.assistant.collect(number)
+                for number in batches.numbers(step, self.config, self.processes)
+            }
+        except ValueError:
+            self.assistant.counts = counts
+            raise
+        self.prompts.pop(step, None)
+        return answers
+
+    def gathered(self) -> dict[int, Tensor]:
+        """Prompts of the updates under way, of all processes."""
+        return {
+            step: self.processes.gather(maps.result())
+            for step, maps in self.prompts.items()
+            if maps is not None
+        }
+
+    def close(self) -> None:
+        """Finish what is under way, and drop the rest."""
+        self.assistant.close()
+        self._prompter.close()
+
+    def _ahead(self, step: int) -> range:
+        return range(step, min(step + self.config.assistant.ahead, self.config.steps))
+
+    def _predict(self, step: int) -> Future[Tensor] | None:
+        """Prompts for the slices of ``step``, where it is time for that."""
+        if not schedule.feedback(step, self.config.steps, self.config.assistant):
+            return None
+        items = [i for n in self._numbers(step) for i in self._items(n)]
+        size, regions = self.config.data.size, self.regions
+
+        def canvases() -> list[Tensor]:
+            return [batches.canonical(i, size, regions.get(i.series)) for i in items]
+
+        return self._prompter.begin(canvases)
+
+    def _ask(self, step: int, prompts: Future[Tensor] | None) -> None:
+        self.prompts[step] = prompts
+        batch = self.config.unlabelled_batch
+        for index, number in enumerate(self._numbers(step)):
+            rows = slice(index * batch, (index + 1) * batch)
+            masks = None if prompts is None else partial(self._masks, prompts, rows, number)
+            self.assistant.ask(number, self._items(number), masks)
+
+    def _masks(self, prompts: Future[Tensor], rows: slice, number: int) -> list[UInt8Array]:
+        """Probabilities are sent, not labels: where the teacher is unsure VESSA corrects more."""
+        maps_BCHW = prompts.result()[rows].float() / 255
+        return [
+            mask(maps_CHW, item.image.shape, self.regions.get(item.series))
+            for maps_CHW, item in zip(maps_BCHW, self._items(number), strict=True)
+        ]
+
+    def _numbers(self, step: int) -> range:
+        return batches.numbers(step, self.config, self.processes)
+
+    def _items(self, number: int) -> list[Slice]:
+        return [self.slices[index] for index in self.sampler.indices(number)]
+
+
+def mask(maps_CHW: Tensor, shape: tuple[int, ...], roi: frame.Roi | None) -> UInt8Array:
+    """Probabilities on a canvas to those of the classes in the native slice, 255 for 1."""
+    native = frame.restore(maps_CHW, shape, roi)[1:]
+    probabilities: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
+    return probabilities

@@ -1,0 +1,1 @@
+"""Where in each volume the structures are: VESSA teaches a small network that finds it."""

@@ -1,0 +1,65 @@
+"""Finds where in a whole slice the structures are, and how it is turned.
+
+Axes: B batch, C channels, Z slices, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_trainer.data import frame
+from ssl_trainer.data.frame import Roi
+from ssl_trainer.models import unet
+
+# Side of the canvas, which shows a whole slice: a place needs few pixels.
+SIZE = 64
+CHANNELS = (16, 16, 32, 64, 64, 16)
+# Share of the highest probability from which a pixel is inside.
+ENOUGH = 0.5
+
+
+class Locator(nn.Module):
+    """A small U-Net: inside or outside of the region of interest, and the quarter turns to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = unet.build_unet(CHANNELS, 1)
+        self.turn = nn.Linear(CHANNELS[4], 4)
+
+    def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of being inside, (B, 1, H, W), and of 0 to 3 quarter turns, (B, 4)."""
+        features = unet.encode(self.net, image_B1HW)
+        inside_B1HW = unet.decode(self.net, features)
+        # How it is turned is seen where it is.
+        coarse = features[4]
+        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), coarse.shape[2:])
+        pooled_BC = (coarse * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
+        return inside_B1HW, self.turn(pooled_BC)
+
+    @torch.no_grad()
+    def locate(self, slices: Sequence[Tensor]) -> Roi:
+        """The region that slices of one volume agree on, each (1, H, W) in [0, 1]."""
+        shape = slices[0].shape[1:]
+        heat_1HW, turns_4 = torch.zeros(1, *shape), torch.zeros(4)
+        device = self.turn.weight.device
+        for turns in range(4):  # what it sees in a turned slice counts as much
+            whole = Roi.whole(shape, turns)
+            matrix = frame.theta(shape, whole)
+            views = [frame.resample(item, matrix, SIZE, mode="bilinear") for item in slices]
+            inside, logits = self(torch.stack(views).to(device))
+            heat_1HW += frame.restore(torch.sigmoid(inside).mean(0).cpu(), shape, whole)
+            turns_4 += torch.log_softmax(logits.cpu(), dim=1).mean(0).roll(turns)
+        return _square(heat_1HW[0], int(turns_4.argmax()))
+
+
+def _square(heat_HW: Tensor, quarter_turns: int) -> Roi:
+    """A square where the heat is, with its centre and its area."""
+    shown_HW = heat_HW >= ENOUGH * heat_HW.max()
+    rows, columns = torch.nonzero(shown_HW, as_tuple=True)
+    weight = heat_HW[rows, columns]
+    row, column = ((weight * at).sum() / weight.sum() + 0.5 for at in (rows, columns))
+    return Roi(float(row), float(column), float(len(rows)) ** 0.5, quarter_turns)
