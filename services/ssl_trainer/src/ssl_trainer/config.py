@@ -271,8 +271,6 @@ class AssistantConfig:
         required: stop when the server goes away, instead of training on alone.
         weight: λ_v at first. It falls to 0 as a cosine over the run: a teacher becomes better than
             who taught it.
-        regions: let VESSA say where in each volume the structures are and how it is turned, and
-            train on that part of it, upright.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
         teacher_share: share of the teacher's prediction in VESSA's labels, which rises to that from
@@ -295,7 +293,6 @@ class AssistantConfig:
     wait_seconds: float = 20.0
     required: bool = False
     weight: float = 1.0
-    regions: bool = True
     loss: UnlabelledLoss = "both"
     teacher_share: float = 0.5
     feedback_start: float = 0.1
@@ -327,6 +324,9 @@ class TrainConfig:
     batches in each process. ``learning_rate`` is that of the U-Net, or of DINOv2, whose decoder has
     ``student.head_multiplier`` times as much; null is 1e-3 for the U-Net and, as in UniMatch V2,
     5e-6 for DINOv2. It falls as a polynomial.
+    ``regions``: the student sees the part of each volume that shows the structures, upright. A small
+    network finds it, which learns from the labelled volumes, and from what VESSA, where there is
+    a server, says of the others. Without, it sees whole slices as they lie.
     ``precision`` of the networks while they train: ``fp32``, ``bf16``, or ``auto`` for bf16 where
     it is fast: on GPUs that have it, and on CPUs with AVX-512 BF16 or AMX.
     """
@@ -339,6 +339,7 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=UNetConfig)
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
+    regions: bool = True
     steps: int = 2500
     labelled_batch: int = 4
     unlabelled_batch: int = 4

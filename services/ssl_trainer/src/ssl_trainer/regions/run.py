@@ -35,27 +35,39 @@ def find_all(
     config: TrainConfig,
     labelled: Sequence[Slice],
     unlabelled: Sequence[Slice],
-    assistant: Assistant,
+    assistant: Assistant | None,
     out: Path,
     stage: Stage,
 ) -> None:
-    """Ask VESSA about each unlabelled series, train a locator, and write what it finds.
+    """Train a locator on labelled series, and on what VESSA says of the others; write its regions.
 
     Raises:
         AssistantError: the server does not answer.
     """
-    first = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
-    answers = assistant.regions(first, stage("Regions: VESSA looks at volumes", len(first)))
-    asked = {series: find.of_answer(region) for series, region in answers.items()}
+    asked = {} if assistant is None else _asked(assistant, unlabelled, stage)
     known = find.of_labels(labelled)
-    advance = stage("Regions: the locator learns them", training.STEPS)
+    advance = stage("Regions: the locator learns", training.STEPS)
     locator = training.train([*labelled, *unlabelled], asked | known, config.seed, advance)
-    found = find.by_locator(locator, unlabelled, stage("Regions: the locator looks", len(first)))
+    series = {item.series for item in unlabelled}
+    found = find.by_locator(locator, unlabelled, stage("Regions: the locator looks", len(series)))
     weights = save({name: value.contiguous() for name, value in locator.state_dict().items()})
     files.write_bytes(out / LOCATOR_FILE, weights)
     rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
     files.write_text(out / REGIONS_FILE, json.dumps(rows) + "\n")
-    log.info("regions.found", series=len(found), asked=len(asked), file=str(out / REGIONS_FILE))
+    log.info("regions.found", series=len(series), by_vessa=len(asked), labelled=len(known))
+
+
+def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> dict[str, Roi]:
+    """What VESSA says of each series."""
+    one_each = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
+    answers = assistant.regions(one_each, stage("Regions: VESSA looks", len(one_each)))
+    if not answers:
+        log.warning(
+            "regions.unknown",
+            effect="the server says of no volume where it looked (is it older than this trainer?); "
+            "the locator learns from the labelled ones only",
+        )
+    return {series: find.of_answer(region) for series, region in answers.items()}
 
 
 def load_regions(out: Path) -> dict[str, Roi]:

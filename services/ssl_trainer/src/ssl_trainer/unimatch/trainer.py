@@ -148,23 +148,23 @@ class UniMatchTrainer:
         loaded = state.load_state(self.out, self.config, *modules, self._cases())
         if loaded is not None:
             self.step, self.best = loaded[0].step, loaded[0].best
-        if self.pipeline is None:
-            return
-        if self.step < self.config.steps:
+        if self.pipeline is not None and self.step < self.config.steps:
             connection.check(self.config.assistant, self.config.data.classes)
-        if self.config.assistant.regions:
-            self._find_regions(self.pipeline, stage)
-        if loaded is not None:
+        if self.config.regions:
+            self._find_regions(stage)
+        if self.pipeline is not None and loaded is not None:
             self._resume(self.pipeline, *loaded)
 
-    def _find_regions(self, pipeline: Pipeline, stage: regions.Stage) -> None:
+    def _find_regions(self, stage: regions.Stage) -> None:
         if self.processes.first and not (self.out / regions.REGIONS_FILE).is_file():
-            assistant = pipeline.assistant
+            assistant = None if self.pipeline is None else self.pipeline.assistant
             slices = self.labelled, self.unlabelled
             regions.find_all(self.config, *slices, assistant, self.out, stage)
         self.processes.meet()
-        self.regions = pipeline.regions = regions.load_regions(self.out)
+        self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
+        if self.pipeline is not None:
+            self.pipeline.regions = self.regions
 
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so."""
