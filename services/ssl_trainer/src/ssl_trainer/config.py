@@ -324,9 +324,9 @@ class TrainConfig:
     batches in each process. ``learning_rate`` is that of the U-Net, or of DINOv2, whose decoder has
     ``student.head_multiplier`` times as much; null is 1e-3 for the U-Net and, as in UniMatch V2,
     5e-6 for DINOv2. It falls as a polynomial.
-    ``regions``: the student sees the part of each volume that shows the structures, upright. A small
-    network finds it, which learns from the labelled volumes, and from what VESSA, where there is
-    a server, says of the others. Without, it sees whole slices as they lie.
+    ``regions``: the student sees the part of each volume that shows the structures, upright. A
+    small network finds it, which learns from the labelled volumes, and from what VESSA, where there
+    is a server, says of the others. Without, it sees whole slices as they lie.
     ``precision`` of the networks while they train: ``fp32``, ``bf16``, or ``auto`` for bf16 where
     it is fast: on GPUs that have it, and on CPUs with AVX-512 BF16 or AMX.
     """

@@ -135,7 +135,9 @@ class Pipeline:
         for index, number in enumerate(self._numbers(step)):
             rows = slice(index * batch, (index + 1) * batch)
             masks = None if prompts is None else partial(self._masks, prompts, rows, number)
-            self.assistant.ask(number, self._items(number), masks)
+            items = self._items(number)
+            rois = [self.regions.get(item.series) for item in items]
+            self.assistant.ask(number, items, masks, rois)
 
     def _masks(self, prompts: Future[Tensor], rows: slice, number: int) -> list[UInt8Array]:
         """Probabilities are sent, not labels: where the teacher is unsure VESSA corrects more."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.config import AugmentationConfig
-from vessa_client import AnyArray
+from vessa_client import AnyArray, Region
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # Black and white of a windowed image.
@@ -84,6 +84,23 @@ class Roi:
         tall, wide = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
         centre = float(rows[0] + tall / 2), float(columns[0] + wide / 2)
         return Roi(*centre, margin * max(tall, wide), quarter_turns)
+
+    def region(self, shape: tuple[int, ...]) -> Region:
+        """The part of it that is in the slice, in whole pixels; the whole slice where none is."""
+        spans = [
+            (max(0, math.floor(centre - self.side / 2)), min(n, math.ceil(centre + self.side / 2)))
+            for centre, n in zip((self.row, self.column), shape[:2], strict=True)
+        ]
+        if any(low >= high for low, high in spans):
+            spans = [(0, n) for n in shape[:2]]
+        (top, bottom), (left, right) = spans
+        return Region(
+            top=top,
+            left=left,
+            height=bottom - top,
+            width=right - left,
+            quarter_turns=self.quarter_turns,
+        )
 
     def contains(self, grid_HW2: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Which of the places of a :func:`grid` are in it, (H, W) bool."""
