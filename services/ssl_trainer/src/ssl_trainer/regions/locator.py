@@ -41,10 +41,14 @@ class Locator(nn.Module):
         return inside_B1HW, self.turn(pooled_BC)
 
     @torch.no_grad()
-    def locate(self, slices: Sequence[Tensor]) -> Roi:
-        """The region that slices of one volume agree on, each (1, H, W) in [0, 1]."""
-        shape = slices[0].shape[1:]
-        heat_1HW, turns_4 = torch.zeros(1, *shape), torch.zeros(4)
+    def locate(self, slices: Sequence[Tensor], shape: tuple[int, ...]) -> Roi:
+        """The region that slices of one volume agree on.
+
+        Args:
+            slices: (1, H, W) each, in [0, 1]; they may be reduced.
+            shape: of the native slices, in whose pixels the region is.
+        """
+        heat_1HW, turns_4 = torch.zeros(1, *shape[:2]), torch.zeros(4)
         device = self.turn.weight.device
         for turns in range(4):  # what it sees in a turned slice counts as much
             whole = Roi.whole(shape, turns)
