@@ -69,7 +69,8 @@ def _located(
     locator: Locator, slices: Sequence[AnyArray], window: frame.Window | None
 ) -> frame.Roi:
     some = files.spread(len(slices), find.SLICES)
-    return locator.locate([frame.unit(slices[index], SIZE, window) for index in some])
+    units = [frame.unit(slices[index], SIZE, window) for index in some]
+    return locator.locate(units, slices[0].shape)
 
 
 def stack(labels: list[UInt8Array], image: files.ImageFile) -> UInt8Array:

@@ -41,9 +41,14 @@ class Locator(nn.Module):
         return inside_B1HW, self.turn(pooled_BC)
 
     @torch.no_grad()
-    def locate(self, slices: Sequence[Tensor]) -> Roi:
-        """The region that slices of one volume agree on, each (1, H, W) in [0, 1]."""
-        shape = slices[0].shape[1:]
+    def locate(self, slices: Sequence[Tensor], shape: tuple[int, ...]) -> Roi:
+        """The region that slices of one volume agree on.
+
+        Args:
+            slices: in [0, 1], (1, H, W) each; large ones may have been reduced.
+            shape: of each before that, in whose pixels the region is.
+        """
+        shape = shape[:2]
         heat_1HW, turns_4 = torch.zeros(1, *shape), torch.zeros(4)
         device = self.turn.weight.device
         for turns in range(4):  # what it sees in a turned slice counts as much
