@@ -45,9 +45,15 @@ def find_all(
 
     Raises:
         AssistantError: the server does not answer.
+        ValueError: no label shows a structure, and VESSA names no region.
     """
     asked = {} if assistant is None else _asked(assistant, unlabelled, stage)
     known = find.of_labels(labelled)
+    if not asked and not known:
+        raise ValueError(
+            "data.labelled: no annotated slice shows a structure, so there is nothing to find in "
+            "the others; annotate one, or set regions to false"
+        )
     advance = stage("Regions: the locator learns", training.STEPS)
     locator = training.train([*labelled, *unlabelled], asked | known, config.seed, advance)
     series = {item.series for item in unlabelled}
@@ -76,14 +82,12 @@ def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> d
 
 
 def load_regions(out: Path) -> dict[str, Roi]:
-    """The region of each series of a run; empty where it has none.
+    """The region of each series of a run with regions.
 
     Raises:
         ValueError: the file is damaged.
     """
     file = out / REGIONS_FILE
-    if not file.is_file():
-        return {}
     try:
         return find.from_rows(json.loads(file.read_text())["used"])
     except (ValueError, KeyError, TypeError) as error:
@@ -92,15 +96,13 @@ def load_regions(out: Path) -> dict[str, Roi]:
         ) from error
 
 
-def load_locator(out: Path, device: torch.device) -> Locator | None:
-    """The locator of a run; None where it has none.
+def load_locator(out: Path, device: torch.device) -> Locator:
+    """The locator of a run with regions.
 
     Raises:
-        StateError: the file is damaged.
+        StateError: the file is missing or damaged.
     """
     file = out / LOCATOR_FILE
-    if not file.is_file():
-        return None
     locator = Locator().to(memory_format=torch.channels_last)
     state.load_student(file, locator)
     return locator.to(device).eval()
