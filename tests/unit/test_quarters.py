@@ -231,7 +231,7 @@ def test_a_student_that_knows_one_orientation_finds_it(tmp_path: Path, turns: in
     image[:, SIZE // 2 :] = 1
     slices = [np.rot90(image, turns)] * 3
     volume = _volume(tmp_path / "a.nii.gz", slices)
-    bright = np.stack(list(volume.slices())) > 0.5
+    bright = np.stack(list(volume.slices())).astype(np.float32) > 0.5
     right = {
         q: np.mean((np.stack(Predictor(_Upright(), SIZE, quarters=q)(volume)) == 1) == bright)
         for q in ("none", "choose")
