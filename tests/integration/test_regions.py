@@ -35,7 +35,7 @@ from support import CLASSES, RunningServer, engine_of, free_port, picture, runni
 from trainer_support import AFFINE, UNET, same, single_slices, small_config, write_dataset
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_common.processes import Processes
-from vessa_server.engine import VessaEngine
+from vessa_server.engine import EngineSettings, VessaEngine
 
 NAMES = tuple(c.name for c in CLASSES)
 
@@ -129,7 +129,7 @@ def test_a_run_with_regions_predicts_without_a_server(
 
 def _write_turned(root: Path, name: str, turns: int) -> None:
     """A volume as those of ``write_dataset``, turned, and larger."""
-    slices = [np.rot90(picture(70 + z, (56, 60))[0], -turns) for z in range(3)]
+    slices = [np.rot90(picture(70 + z, (64, 72))[0], -turns) for z in range(3)]
     image = nib.Nifti1Image(np.stack(slices, axis=2), AFFINE)
     nib.save(image, root / "train" / f"{name}_frame01.nii.gz")
 
@@ -139,7 +139,8 @@ def test_a_series_that_the_server_refuses_has_the_locators_region(
 ) -> None:
     root = write_dataset(tmp_path / "data")
     _write_turned(root, "p5", 1)
-    with running(engine_of(tmp_path / "s"), max_image_side=50) as server:
+    engine = engine_of(tmp_path / "s", settings=EngineSettings(max_image_side=60))
+    with running(engine) as server:
         config = small_config(root, steps=2, server=server.grpc, regions=True)
         trainer = UniMatchTrainer(config, tmp_path / "run")
         trainer.run()
