@@ -351,6 +351,6 @@ def test_the_state_says_which_keys_are_others(tmp_path: Path, server: RunningSer
         with VessaClient(server.grpc) as client:
             client.add_template(image, labels, CLASSES, bank="other")
     other = assisted(root, server.grpc, bank="other")
-    with pytest.raises(ValueError, match='assistant.bank: "other" now, "" when it began'):
+    with pytest.raises(ValueError, match=r'assistant\.bank: "other" now, "" when it began'):
         UniMatchTrainer(other, tmp_path / "run").run()
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 6

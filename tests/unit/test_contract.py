@@ -91,6 +91,7 @@ def test_every_field_of_a_request_comes_back() -> None:
         text="words",
         volume=(b"one", b"two"),
         volume_ref=VolumeReference("a" * 64),
+        region=Region(top=1, left=0, height=3, width=4, quarter_turns=2),
         top_k=3,
         template_ids=("t",),
         return_probabilities=True,

@@ -16,6 +16,7 @@ from support import engine_of, model_of, picture, without
 from vessa_client import (
     InvalidRequestError,
     NotFoundError,
+    Region,
     SegmentationRequest,
     UInt8Array,
     VessaError,
@@ -134,6 +135,40 @@ def test_a_turned_volume_is_answered_as_the_upright_one(
     columns = slice(region.left, region.left + region.width)
     assert np.rot90(corner, turns)[rows, columns].sum() > 0.9 * corner.sum()
     assert (region.height < SIDE) == focus
+
+
+def test_whoever_says_where_to_look_is_believed(tmp_path: Path) -> None:
+    corner = _disc(30, 30, 18)
+    image = np.rot90(np.where(corner, 250, 0).astype(np.uint8), 1).copy()
+    engine = _engine(tmp_path, Corner)
+    found = engine.segment(_request(image, ()))
+    there = found.region
+    assert there is not None
+    told = engine.segment(dataclasses.replace(_request(image, (image,)), region=there))
+    assert told.region == there
+    assert np.array_equal(told.labels, found.labels)
+    elsewhere = Region(top=100, left=100, height=80, width=90, quarter_turns=2)
+    beside = engine.segment(dataclasses.replace(_request(image, ()), region=elsewhere))
+    assert beside.region == elsewhere
+    assert not beside.labels[:100].any()
+    assert not beside.labels[:, :100].any()
+
+
+@pytest.mark.parametrize(
+    ("region", "field"),
+    [
+        (Region(top=0, left=0, height=0, width=5), "region"),
+        (Region(top=150, left=0, height=60, width=5), "region"),
+        (Region(top=0, left=SIDE, height=5, width=1), "region"),
+        (Region(top=-1, left=0, height=5, width=5), "region"),
+        (Region(top=0, left=0, height=5, width=5, quarter_turns=4), "region.quarter_turns"),
+    ],
+)
+def test_regions_beside_the_image_are_refused(tmp_path: Path, region: Region, field: str) -> None:
+    request = dataclasses.replace(_request(_slices(1)[0], ()), region=region)
+    with pytest.raises(InvalidRequestError) as caught:
+        _engine(tmp_path, Painting).segment(request)
+    assert caught.value.field == field
 
 
 def test_a_students_mask_is_repaired_in_the_volumes_window(tmp_path: Path) -> None:

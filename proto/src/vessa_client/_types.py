@@ -37,6 +37,20 @@ class VolumeReference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Region:
+    """A part of an image that shows the structures, in pixels.
+
+    Turned counter-clockwise by ``quarter_turns``, 0..3, it lies as the templates do.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    quarter_turns: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentationRequest:
     """One image to segment.
 
@@ -50,6 +64,7 @@ class SegmentationRequest:
             itself among them or not; at most 32. They agree on where the structures are.
             All slices of a volume should name the same ones: then they are looked at once.
         volume_ref: the volume, sent before, that it is a slice of; instead of ``volume``.
+        region: where to look; without it the server finds that itself.
         top_k: templates for each class; 0 for the server's default.
         template_ids: use only these templates.
         return_probabilities: ask for the probability of each class.
@@ -66,6 +81,7 @@ class SegmentationRequest:
     student_mask: AnyArray | None = None
     volume: tuple[ImageInput, ...] = ()
     volume_ref: VolumeReference | None = None
+    region: Region | None = None
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
     return_probabilities: bool = False
@@ -122,20 +138,6 @@ class TemplateUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Region:
-    """Where the server looked, in pixels of the image.
-
-    Turned counter-clockwise by ``quarter_turns``, 0..3, it lies as the templates do.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    quarter_turns: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class SegmentationResult:
     """The answer.
 
@@ -148,7 +150,7 @@ class SegmentationResult:
         template_features_cached: no template had to be encoded.
         slice_index: which slice of a volume it is.
         volume_sha256: reference under which the server holds the volume.
-        region: where the structures are in the image, or in all slices of its volume; None from
+        region: where the server looked, in the image or in all slices of its volume; None from
             servers that do not say.
     """
 

@@ -115,8 +115,22 @@ class SegmentOptions(_message.Message):
     priority: Priority
     def __init__(self, top_k: _Optional[int] = ..., template_ids: _Optional[_Iterable[str]] = ..., return_probabilities: _Optional[bool] = ..., explain: _Optional[bool] = ..., policy_off: _Optional[_Iterable[str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
+class Region(_message.Message):
+    __slots__ = ("top", "left", "height", "width", "quarter_turns")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    QUARTER_TURNS_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    left: int
+    height: int
+    width: int
+    quarter_turns: int
+    def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., quarter_turns: _Optional[int] = ...) -> None: ...
+
 class SegmentRequest(_message.Message):
-    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref")
+    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref", "region")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +140,7 @@ class SegmentRequest(_message.Message):
     VOLUME_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
     VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     text: str
@@ -135,7 +150,8 @@ class SegmentRequest(_message.Message):
     volume: _containers.RepeatedCompositeFieldContainer[Image]
     bank: str
     volume_ref: VolumeRef
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
+    region: Region
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class SegmentVolumeRequest(_message.Message):
     __slots__ = ("header", "slice")
@@ -222,20 +238,6 @@ class StageTime(_message.Message):
     stage: str
     milliseconds: float
     def __init__(self, stage: _Optional[str] = ..., milliseconds: _Optional[float] = ...) -> None: ...
-
-class Region(_message.Message):
-    __slots__ = ("top", "left", "height", "width", "quarter_turns")
-    TOP_FIELD_NUMBER: _ClassVar[int]
-    LEFT_FIELD_NUMBER: _ClassVar[int]
-    HEIGHT_FIELD_NUMBER: _ClassVar[int]
-    WIDTH_FIELD_NUMBER: _ClassVar[int]
-    QUARTER_TURNS_FIELD_NUMBER: _ClassVar[int]
-    top: int
-    left: int
-    height: int
-    width: int
-    quarter_turns: int
-    def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., quarter_turns: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "field", "retry_after_seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final, TypedDict
 
 import numpy as np
@@ -15,6 +16,7 @@ from vessa_client._types import (
     ImageInput,
     ImageReference,
     Priority,
+    Region,
     SegmentationRequest,
     VolumeReference,
     VolumeRequest,
@@ -84,7 +86,37 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
         message.student_mask.CopyFrom(mask)
     if request.volume_ref is not None:
         message.volume_ref.sha256 = request.volume_ref.sha256
+    if request.region is not None:
+        message.region.CopyFrom(region_to_message(request.region))
     return message
+
+
+def region_to_message(region: Region) -> pb.Region:
+    """Region to message.
+
+    Raises:
+        InvalidRequestError: a number that the wire does not carry.
+    """
+    try:
+        return pb.Region(**asdict(region))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"region: {region}, expected integers of 0 or more", field="region"
+        ) from error
+
+
+def region_from_message(message: pb.SegmentRequest | pb.SegmentResponse) -> Region | None:
+    """The region of a request or a response, where it has one."""
+    if not message.HasField("region"):
+        return None
+    found = message.region
+    return Region(
+        top=found.top,
+        left=found.left,
+        height=found.height,
+        width=found.width,
+        quarter_turns=found.quarter_turns,
+    )
 
 
 def request_from_message(
@@ -116,6 +148,7 @@ def request_from_message(
         student_mask=student,
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         volume_ref=None if reference is None else VolumeReference(reference),
+        region=region_from_message(message),
         bank=message.bank,
         request_id=message.request_id,
         **options_from_message(message.options),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 
 from vessa.v1 import pseudo_label_pb2 as pb
@@ -11,11 +9,11 @@ from vessa_client import wire
 from vessa_client._errors import InvalidRequestError
 from vessa_client._types import (
     ClassResult,
-    Region,
     SegmentationResult,
     TemplateUse,
     UInt8Array,
 )
+from vessa_client.convert._requests import region_from_message, region_to_message
 
 
 def result_to_message(result: SegmentationResult) -> pb.SegmentResponse:
@@ -53,7 +51,7 @@ def result_to_message(result: SegmentationResult) -> pb.SegmentResponse:
     if result.volume_sha256:
         message.volume_ref.sha256 = result.volume_sha256
     if result.region is not None:
-        message.region.CopyFrom(pb.Region(**asdict(result.region)))
+        message.region.CopyFrom(region_to_message(result.region))
     if result.probabilities is not None:
         message.probabilities.CopyFrom(wire.encode_tensor(result.probabilities))
     return message
@@ -93,20 +91,7 @@ def result_from_message(message: pb.SegmentResponse) -> SegmentationResult:
         probabilities=probabilities,
         slice_index=message.slice_index,
         volume_sha256=message.volume_ref.sha256,
-        region=_region(message),
-    )
-
-
-def _region(message: pb.SegmentResponse) -> Region | None:
-    if not message.HasField("region"):
-        return None
-    found = message.region
-    return Region(
-        top=found.top,
-        left=found.left,
-        height=found.height,
-        width=found.width,
-        quarter_turns=found.quarter_turns,
+        region=region_from_message(message),
     )
 
 

@@ -34,6 +34,7 @@ from vessa_server.inference.five_steps import FiveSteps
 from vessa_server.inference.look import AnyLook, Prediction, TemplateLook
 from vessa_server.inference.plan import Limits, make_plan
 from vessa_server.inference.scan import Scan
+from vessa_server.model.preprocess import Canvas
 from vessa_server.policy import PolicyConfig
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Runtime
@@ -136,12 +137,16 @@ class VessaEngine:
         if request.student_mask is not None:
             students.check(request.student_mask, (height, width), len(plan.classes))
         self.check_work(height * width, len(plan.classes), max(1, len(volume)))
+        canvas = None
+        if request.region is not None:
+            canvas = Canvas.of(request.region, height, width, self.info.canvas)
         return Case(
             scan=Scan(image.sha256, image.pixels),
             plan=plan,
             memory=self.memory,
             canvas_size=self.info.canvas,
             volume=tuple(Scan(slice_.sha256, slice_.pixels) for slice_ in volume),
+            canvas=canvas,
             student=request.student_mask,
             explain=request.explain,
             clock=clock,

@@ -20,6 +20,7 @@ from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import Roi
 from vessa_client import Region, SegmentationRequest, SegmentationResult, UInt8Array, VessaError
 
 # The student's probabilities of the classes in each slice, 255 for 1, (C, H, W).
@@ -77,15 +78,22 @@ class Assistant:
         """Whether the server did not answer when it was asked last."""
         return self._away
 
-    def ask(self, step: int, slices: Sequence[Slice], students: Students | None) -> None:
+    def ask(
+        self,
+        step: int,
+        slices: Sequence[Slice],
+        students: Students | None = None,
+        rois: Sequence[Roi | None] = (),
+    ) -> None:
         """Begin to fetch the answers for ``step``; returns at once.
 
         Args:
             step: training step that will collect them.
             slices: native slices.
             students: sent as prompts, and waited for beside the training; None for one-shot.
+            rois: where VESSA is to look; it searches where there is none.
         """
-        self._asked[step] = self._worker.submit(self._fetch, slices, students)
+        self._asked[step] = self._worker.submit(self._fetch, slices, students, rois)
 
     def regions(
         self, slices: Sequence[Slice], advance: Callable[[], object] = lambda: None
@@ -112,7 +120,7 @@ class Assistant:
     def _survey(self, slices: Sequence[Slice]) -> list[tuple[Slice, Region | None]]:
         answers: list[tuple[Slice, Region | None]] = []
         seconds = self.config.timeout_seconds * len(slices)
-        for answer in self._client.segment_stream(self._requests(slices, None), timeout=seconds):
+        for answer in self._client.segment_stream(self._requests(slices), timeout=seconds):
             if isinstance(answer, VessaError):
                 if not connection.of_one_slice(answer):
                     raise answer
@@ -142,27 +150,35 @@ class Assistant:
         self._client.close()
 
     def _requests(
-        self, slices: Sequence[Slice], students: Students | None
+        self,
+        slices: Sequence[Slice],
+        students: Students | None = None,
+        rois: Sequence[Roi | None] = (),
     ) -> list[SegmentationRequest]:
         masks = None if students is None else students()
+        regions = [
+            None if roi is None else roi.region(item.image.shape)
+            for item, roi in zip(slices, rois or [None] * len(slices), strict=True)
+        ]
         return [
             SegmentationRequest(
                 image=item.image,
-                volume=item.volume,
+                volume=item.volume if region is None else (),
+                region=region,
                 class_names=self.classes,
                 student_mask=None if masks is None else masks[index],
                 request_id=str(index),
             )
-            for index, item in enumerate(slices)
+            for index, (item, region) in enumerate(zip(slices, regions, strict=True))
         ]
 
     def _fetch(
-        self, slices: Sequence[Slice], students: Students | None
+        self, slices: Sequence[Slice], students: Students | None, rois: Sequence[Roi | None]
     ) -> list[PseudoLabel | None]:
         answers: list[PseudoLabel | None] = [None] * len(slices)
         if not slices or self._error is not None or time.monotonic() < self._away_until:
             return answers
-        requests = self._requests(slices, students)
+        requests = self._requests(slices, students, rois)
         try:
             stream = self._client.segment_stream(
                 requests, window=len(requests), timeout=self.config.timeout_seconds

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.config import AugmentationConfig
-from vessa_client import AnyArray
+from vessa_client import AnyArray, Region
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 # Black and white of a windowed image.
@@ -26,6 +26,7 @@ BYTES = (0.0, 255.0)
 # Slices with more pixels than this along a pixel of the canvas are reduced to RESIDUAL of them:
 # bilinear sampling takes the mean of two, and skips the others (aliasing).
 MOST_PIXELS, RESIDUAL = 3, 2
+QUARTER = math.pi / 2
 Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
@@ -44,12 +45,16 @@ class WeakTransform:
     @staticmethod
     def draw(rng: np.random.Generator, config: AugmentationConfig) -> WeakTransform:
         """A random one."""
-        turn = math.radians(config.rotation_degrees)
+        turn, flipped = math.radians(config.rotation_degrees), -1
+        if config.quarter_turns and rng.uniform() < config.quarter_turns:
+            angle, flipped = QUARTER * int(rng.integers(4)), int(rng.integers(2))
+        else:
+            angle = float(rng.uniform(-turn, turn)) if rng.uniform() < 0.5 else 0.0
         return WeakTransform(
-            angle=float(rng.uniform(-turn, turn)) if rng.uniform() < 0.5 else 0.0,
+            angle=angle,
             zoom=float(np.exp(rng.uniform(*np.log([config.zoom_min, config.zoom_max])))),
-            mirror_x=bool(config.mirror and rng.uniform() < 0.5),
-            mirror_y=bool(config.mirror and rng.uniform() < 0.5),
+            mirror_x=bool(config.mirror and rng.uniform() < 0.5) != (flipped == 0),
+            mirror_y=bool(config.mirror and rng.uniform() < 0.5) != (flipped == 1),
             shift_x=float(rng.uniform(-config.shift, config.shift)),
             shift_y=float(rng.uniform(-config.shift, config.shift)),
         )
@@ -85,6 +90,23 @@ class Roi:
         centre = float(rows[0] + tall / 2), float(columns[0] + wide / 2)
         return Roi(*centre, margin * max(tall, wide), quarter_turns)
 
+    def region(self, shape: tuple[int, ...]) -> Region:
+        """The part of it that is in the slice, in whole pixels; the whole slice where none is."""
+        spans = [
+            (max(0, math.floor(centre - self.side / 2)), min(n, math.ceil(centre + self.side / 2)))
+            for centre, n in zip((self.row, self.column), shape[:2], strict=True)
+        ]
+        if any(low >= high for low, high in spans):
+            spans = [(0, n) for n in shape[:2]]
+        (top, bottom), (left, right) = spans
+        return Region(
+            top=top,
+            left=left,
+            height=bottom - top,
+            width=right - left,
+            quarter_turns=self.quarter_turns,
+        )
+
     def contains(self, grid_HW2: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Which of the places of a :func:`grid` are in it, (H, W) bool."""
         height, width = shape[:2]
@@ -110,7 +132,7 @@ def theta(
     flip = np.diag([-1.0 if transform.mirror_x else 1.0, -1.0 if transform.mirror_y else 1.0])
     centre = np.array([2 * roi.column / width - 1, 2 * roi.row / height - 1])
     scale = np.diag([roi.side / width, roi.side / height]) / transform.zoom
-    scale = scale @ _rotation(roi.quarter_turns * math.pi / 2)
+    scale = scale @ _rotation(roi.quarter_turns * QUARTER)
     shift = centre + scale @ np.array([transform.shift_x, transform.shift_y])
     return np.concatenate([scale @ _rotation(transform.angle) @ flip, shift[:, None]], axis=1)
 
@@ -142,13 +164,15 @@ def size_of_whole(shape: tuple[int, ...], size: int, roi: Roi | None) -> int:
     return size if roi is None else max(1, round(size * max(shape[:2]) / roi.side))
 
 
-def unit(image: AnyArray, size: int, limits: Window | None) -> Tensor:
+def unit(image: AnyArray, size: int, limits: Window | None, roi: Roi | None = None) -> Tensor:
     """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
 
-    Reduced where it is much larger than the canvas that shows it as a whole.
+    Reduced where its region of interest is much larger than the canvas of ``size``.
     """
-    scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
-    return reduced(scaled, size) if is_large(image.shape, size) else scaled
+    shown = windowed(image, limits)
+    scaled = to_unit_range(shown, window(shown, roi) if limits is None else BYTES)
+    whole = size_of_whole(image.shape, size, roi)
+    return reduced(scaled, whole) if is_large(image.shape, whole) else scaled
 
 
 def is_large(shape: tuple[int, ...], size: int) -> bool:
@@ -182,8 +206,14 @@ def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     return array.mean(axis=2) if array.ndim == 3 else array
 
 
-def window(image: npt.NDArray[np.generic]) -> Window:
-    """Intensities that become black and white: robust percentiles."""
+def window(image: AnyArray, roi: Roi | None = None) -> Window:
+    """Intensities that become black and white: robust percentiles of the region of interest.
+
+    Bright fat far from the structures would make them dark.
+    """
+    if roi is not None:
+        seen = roi.region(image.shape)
+        image = image[seen.top : seen.top + seen.height, seen.left : seen.left + seen.width]
     low, high = np.percentile(grey(image), [LOW_PERCENTILE, HIGH_PERCENTILE])
     return float(low), float(high)
 

@@ -22,6 +22,7 @@ from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import header, mean_sd
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
+from ssl_trainer.regions.run import PICTURE_FILE
 from vessa_client import AnyArray, UInt8Array, files, pictures
 
 CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
@@ -96,6 +97,10 @@ def write(
     log = read_log(run / "log.jsonl")
     _plot_curves(log, config, run / CURVES)
     shown = [("Curves", CURVES)]
+    if (run / PICTURE_FILE).is_file():
+        shown.insert(
+            0, ("Where the student looks (green), and where VESSA did (red)", PICTURE_FILE)
+        )
     if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
         shown.append(("Pseudo-labels over time", PSEUDO_LABELS))
     rows = _gallery_rows(split.val or split.unlabelled[:3], config, predictor)
@@ -233,6 +238,10 @@ def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
             f"Each slice is shown {len(predictor.turns)} times, turned by up to "
             f"{max(predictor.turns):g} degrees to either side, and the answers are added up."
         )
+    if predictor.quarters == "average":
+        lines.append(
+            "Every view is shown turned by each of four quarters, and mirrored, as in training."
+        )
     names = [config.data.classes[value - 1] for value in predictor.one_piece]
     if names:
         lines.append(
@@ -289,6 +298,7 @@ def _markdown(
         f"- Patients: {', '.join(patients)}",
         f"- {split.found}",
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
+        f"- Method: {config.method}",
         f"- Intensities: {_intensities(config.data)}",
         f"- Updates: {config.steps}, seed {config.seed}",
         f"- VESSA: {_assistance(config.assistant, log)}",

@@ -52,7 +52,7 @@ def by_locator(
     found = {}
     for series, group in groups.items():
         some = [group[index] for index in files.spread(len(group), SLICES)]
-        found[series] = locator.locate([item.unit(SIZE) for item in some], group[0].image.shape)
+        found[series] = locator.locate([i.unit(SIZE) for i in some], some[0].image.shape)
         advance()
     return found
 

@@ -15,11 +15,13 @@ from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.regions import find, training
+from ssl_trainer.regions import picture as pictures
 from ssl_trainer.regions.locator import Locator
 from ssl_trainer.unimatch import state
 from vessa_client import files
 
 REGIONS_FILE, LOCATOR_FILE = "regions.json", "locator.safetensors"
+PICTURE_FILE = "regions.png"
 # Told what begins and how often it goes on; returns what is called each time.
 Stage = Callable[[str, int], Callable[[], object]]
 
@@ -60,6 +62,9 @@ def find_all(
     files.write_bytes(out / LOCATOR_FILE, weights)
     rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
     files.write_text(out / REGIONS_FILE, json.dumps(rows) + "\n")
+    if found:
+        picture = pictures.draw(unlabelled, found, asked)
+        files.write_picture(out / PICTURE_FILE, picture)
     log.info("regions.found", series=len(series), by_vessa=len(asked), labelled=len(known))
 
 

@@ -72,6 +72,7 @@ class Case:
         memory: what earlier requests found out.
         canvas_size: side of the model's canvas.
         volume: slices of the volume that the image is a slice of; empty for an image alone.
+        canvas: where to look, where the request says so.
         student: a student's mask, checked.
         cached: no image was encoded or conditioned for it so far.
         templates_cached: no template was encoded for it so far.
@@ -82,6 +83,7 @@ class Case:
     memory: ByteLru[Any]
     canvas_size: int
     volume: tuple[Scan, ...] = ()
+    canvas: Canvas | None = None
     student: AnyArray | None = None
     explain: bool = False
     clock: StageClock = field(default_factory=StageClock)
@@ -120,7 +122,7 @@ class Case:
     @property
     def key(self) -> Hashable:
         """All that its own answer depends on."""
-        return self.scan.sha256, self.volume_key
+        return self.scan.sha256, self.volume_key, self.canvas
 
     @property
     def volume_key(self) -> Hashable:

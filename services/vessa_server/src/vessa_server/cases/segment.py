@@ -130,8 +130,8 @@ def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
 
 def _own(case: Case) -> Steps:
     """VESSA's own answer, on the canvas that the slices of a volume share."""
-    canvas: Canvas | None = None
-    if case.volume and case.plan.policy.uses("votes"):
+    canvas = case.canvas
+    if canvas is None and case.volume and case.plan.policy.uses("votes"):
         canvas = case.memory.get(("place", case.volume_key))
         if canvas is None:
             canvas = yield Shared(("place", case.volume_key), lambda: find_place(case))

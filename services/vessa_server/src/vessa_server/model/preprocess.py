@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from vessa_client import Region
+from vessa_client import InvalidRequestError, Region
 from vessa_server.model import intensity
 from vessa_server.model.config import VessaConfig
 
@@ -65,6 +65,30 @@ class Canvas:
     def window(self) -> Crop:
         """The part of the image that is on the canvas."""
         return self.crop or Crop(0, 0, self.height, self.width)
+
+    @staticmethod
+    def of(region: Region, height: int, width: int, size: int) -> Canvas:
+        """The canvas that shows a region of an image.
+
+        Raises:
+            InvalidRequestError: it does not lie in the image, or is turned by more than three
+                quarters.
+        """
+        crop = Crop(region.top, region.left, region.height, region.width)
+        down = 0 <= crop.top < crop.top + crop.height <= height
+        across = 0 <= crop.left < crop.left + crop.width <= width
+        if not (down and across):
+            raise InvalidRequestError(
+                f"region: {crop.height} x {crop.width} pixels from ({crop.top}, {crop.left}), "
+                f"expected some pixels inside of the image's {height} x {width}",
+                field="region",
+            )
+        if not 0 <= region.quarter_turns <= 3:
+            raise InvalidRequestError(
+                f"region.quarter_turns: {region.quarter_turns}, expected 0..3",
+                field="region.quarter_turns",
+            )
+        return Canvas(height, width, size, crop, region.quarter_turns)
 
     @property
     def region(self) -> Region:
