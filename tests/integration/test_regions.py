@@ -195,6 +195,30 @@ def test_each_series_has_the_region_that_the_server_names(
     }
 
 
+def test_vessa_looks_where_it_is_told_and_searches_elsewhere(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    slices = single_slices(2)
+    rois = [Roi(20.0, 30.0, 24.0, 3), None]
+    assistant = Assistant(AssistantConfig(server=server.grpc), NAMES)
+    assistant.ask(0, slices, None, rois)
+    answers = assistant.collect(0)
+    assistant.close()
+    engine = engine_of(tmp_path / "e")
+    for item, roi, answer in zip(slices, rois, answers, strict=True):
+        region = None if roi is None else roi.region(item.image.shape)
+        request = SegmentationRequest(image=item.image, region=region, class_names=NAMES)
+        expected = engine.segment(request)
+        assert answer is not None
+        assert np.array_equal(answer.labels, expected.labels)
+        assert np.array_equal(answer.confidence, expected.confidence)
+        if region is not None:
+            assert expected.region == region
+            inside = np.zeros(item.image.shape, bool)
+            inside[region.top :, region.left :][: region.height, : region.width] = True
+            assert not answer.labels[~inside].any()
+
+
 def test_regions_are_waited_for_until_the_server_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,8 +307,14 @@ def test_prompts_are_of_the_regions_canvas_and_lie_where_the_slice_shows_it(
     pipeline = _pipeline(server.grpc, ahead=1)
     sent: dict[int, tuple[Sequence[Slice], Students]] = {}
 
-    def note(number: int, slices: Sequence[Slice], students: Students | None) -> None:
+    def note(
+        number: int,
+        slices: Sequence[Slice],
+        students: Students | None,
+        rois: Sequence[Roi | None],
+    ) -> None:
         assert students is not None
+        assert list(rois) == [pipeline.regions.get(item.series) for item in slices]
         sent[number] = slices, students
 
     monkeypatch.setattr(pipeline.assistant, "ask", note)

@@ -14,6 +14,8 @@ from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
+from ssl_trainer.regions.find import MARGIN
+from ssl_trainer.regions.locator import Locator
 from support_devices import DEVICES, skip_without
 from trainer_support import DPT, UNET
 
@@ -30,7 +32,16 @@ def test_an_exported_student_answers_like_the_student(
         student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
     window = None if suffix == ".onnx" else (-160.0, 240.0)
-    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
+    locator = Locator() if window else None
+    predictor = Predictor(
+        student,
+        side,
+        turns=(0.0, 10.0),
+        one_piece=(2,),
+        window=window,
+        axis=2,
+        locator=locator,
+    )
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     image = torch.rand(5, 1, side, side)
@@ -45,13 +56,16 @@ def test_an_exported_student_answers_like_the_student(
         found = torch.export.load(file, extra_files=extra).module()(image)
         facts = json.loads(extra["vessa.json"])
     assert torch.allclose(found, expected, atol=1e-4)
-    assert ("`window`" if window else "`percentiles`") in facts.pop("input")
+    words = facts.pop("input")
+    assert ("`window`" if window else "`percentiles`") in words
+    assert ("`margin`" in words) == (locator is not None) == ("longer one" not in words)
     assert facts == {
         "classes": ["disc", "bar"],
         "size": side,
         "window": None if window is None else list(window),
         "percentiles": [0.5, 99.5] if window is None else None,
         "axis": 2,
+        "margin": MARGIN if locator else None,
         "turns": [0.0, 10.0],
         "quarters": "none",
         "one_piece": ["bar"],

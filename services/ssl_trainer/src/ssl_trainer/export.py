@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
 from ssl_trainer.evaluation.predictor import ONE_PIECE, Predictor
 from ssl_trainer.models import predict_probabilities
+from ssl_trainer.regions.find import MARGIN
 
 # Largest difference of probabilities that rounding in another runtime may cause.
 TOLERANCE = 1e-4
@@ -90,15 +91,24 @@ def _preparation(predictor: Predictor) -> dict[str, object]:
     """How a slice becomes a canvas; in words, too, for whoever finds the file alone."""
     window = predictor.window
     known = "`window`" if window else "its `percentiles`"
+    # The file has no network that finds regions.
+    square = (
+        "Turn it by quarters so that it lies as the annotated ones, and take the square around its "
+        "structures, `margin` times as large as they are and black beyond the slice. Percentiles "
+        "are those of that part."
+        if predictor.locator
+        else "Put it in the middle of a square of zeros whose side is the slice's longer one."
+    )
     return {
         "window": None if window is None else list(window),
         "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE] if window is None else None,
         "axis": predictor.axis,
+        "margin": MARGIN if predictor.locator else None,
         "input": (
             "Bring a volume to right, anterior, superior, and take slices along `axis` (0, 1, 2; "
             "null: the one along which it was acquired), with the first of the other two axes "
-            f"downwards. Clip a slice to {known} and map that to 0..1. Put it in the middle of a "
-            "square of zeros whose side is the slice's longer one. Resample that to `size` pixels: "
+            f"downwards. Clip a slice to {known} and map that to 0..1. {square} "
+            "Resample that to `size` pixels: "
             "where that is less than a third, to twice as many by area means first; then bilinear."
         ),
     }
