@@ -28,7 +28,7 @@ from ssl_trainer.evaluation.predictor import (
     write_choice,
 )
 from ssl_trainer.unimatch import trainer
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
 from trainer_support import AFFINE, UNET, small_config, write_dataset
@@ -136,7 +136,7 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
     assert set(json.loads((run / PREDICTION).read_text())) == {"one_piece"}
     write_choice(run, config, (1, 2))
-    best = load_best(run, config)
+    best = load_student(run, config)
     assert len(best.turns) == 5
     found = {}
     for options in ((), ("--plain",)):
@@ -157,7 +157,7 @@ def test_the_best_student_is_on_the_device_at_hand(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     run, config = tmp_path / "run", small_config(root)
     UniMatchTrainer(config, run).run()
-    best = load_best(run, config)
+    best = load_student(run, config)
     at_hand = "cuda" if torch.cuda.is_available() else "cpu"
     assert {t.device.type for t in best.student.state_dict().values()} == {at_hand}
     image = files.read(root / "val" / "p3_frame01.nii.gz")
@@ -182,7 +182,7 @@ def test_commands_ask_the_student_where_there_is_a_gpu(
     run, config = tmp_path / "run", small_config(write_dataset(tmp_path / "data"), steps=1)
     UniMatchTrainer(config, run).run()
     monkeypatch.setattr(trainer, "own_device", lambda: torch.device("meta"))
-    best = load_best(run, config)
+    best = load_student(run, config)
     for predictor in (best, best.plain(), best.as_chosen(run, config)):
         assert {p.device.type for p in predictor.student.parameters()} == {"meta"}
 
