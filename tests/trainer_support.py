@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ssl_trainer.config import (
@@ -17,9 +21,11 @@ from ssl_trainer.config import (
     UNetConfig,
 )
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import Roi, WeakTransform
 from ssl_trainer.unimatch import state
 from support import picture
 
+Draw = Callable[[st.SearchStrategy[Any]], Any]
 # The smallest students of both kinds.
 UNET = UNetConfig(channels=(4, 4, 8, 8, 8, 4))
 DPT = DptStudentConfig(
@@ -59,25 +65,51 @@ def single_slices(count: int) -> list[Slice]:
     return [Slice(f"{i}/0", picture(i)[0], None, str(i)) for i in range(count)]
 
 
-def small_config(root: Path, *, steps: int = 6, server: str | None = None) -> TrainConfig:
-    """A run of seconds. What a model of random weights says counts as if it were sure of it."""
+def small_config(
+    root: Path, *, steps: int = 6, server: str | None = None, regions: bool = False
+) -> TrainConfig:
+    """A run of seconds; with ``regions`` only where the locator's training is shortened."""
     return TrainConfig(
         data=DataConfig(root=root, classes=("disc", "bar"), labelled=("p0",), size=32),
         student=UNET,
         assistant=AssistantConfig(
             server=server,
-            confidence_weighting=False,
             feedback_start=0.5,
-            spread_epochs=1,
             ahead=2,
             timeout_seconds=20,
         ),
+        regions=regions,
         steps=steps,
         labelled_batch=2,
         unlabelled_batch=2,
         precision="fp32",
         validate_every=3,
         checkpoint_every=2,
+    )
+
+
+@st.composite
+def regions(
+    draw: Draw, shape: tuple[int, int], *, inside: bool = False, turns: int | None = None
+) -> Roi:
+    """Regions of a slice; unless ``inside`` they may reach beyond it, or lie mostly outside."""
+    height, width = shape
+    side = draw(st.floats(8, min(shape) if inside else 2 * max(shape)))
+    rim = side / 2 if inside else 0.0
+    row, column = draw(st.floats(rim, height - rim)), draw(st.floats(rim, width - rim))
+    return Roi(row, column, side, draw(st.integers(0, 3)) if turns is None else turns)
+
+
+def transforms() -> st.SearchStrategy[WeakTransform]:
+    """All kinds of weak augmentation."""
+    return st.builds(
+        WeakTransform,
+        angle=st.floats(-math.pi, math.pi),
+        zoom=st.floats(0.5, 2),
+        mirror_x=st.booleans(),
+        mirror_y=st.booleans(),
+        shift_x=st.floats(-0.3, 0.3),
+        shift_y=st.floats(-0.3, 0.3),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ssl_trainer.assistant.feedback import Told
+from ssl_trainer.assistant.assistant import Students
 from ssl_trainer.config import TrainConfig, parse, to_dict
+from ssl_trainer.data.cases import Slice
 from ssl_trainer.unimatch.state import STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, engine_of, running
@@ -85,6 +86,7 @@ def test_the_server_may_have_another_address(
         ({"data__classes": ["disc", "rod"]}, 'data.classes: ["disc", "rod"] now, ["disc", "bar"]'),
         ({"data__labelled": []}, 'data.labelled: [] now, ["p0"] when it began'),
         ({"assistant__server": "a:1"}, 'assistant.server: "a:1" now, null when it began'),
+        ({"regions": True}, "regions: true now, false when it began"),
         ({"steps": 5}, "steps: 5 now, 6 when it began"),
         ({"labelled_augmentation": None}, 'labelled_augmentation: null now, {"geometry": {'),
         ({"student": {"channels": [8] * 6}}, "student.channels: [8, 8, 8, 8, 8, 8] now, [4, 4, 8,"),
@@ -97,7 +99,7 @@ def test_what_must_not_change_is_named_with_both_values(
     _stopped(config, tmp_path / "run")
     trainer = UniMatchTrainer(_changed(config, **changes), tmp_path / "run")
     with pytest.raises(StateError) as error:
-        trainer.resume()
+        trainer.prepare()
     assert words in str(error.value)
     assert "another --out" in str(error.value)
     assert str(tmp_path / "run" / STATE_FILE) in str(error.value)
@@ -108,7 +110,7 @@ def test_all_that_changed_is_named_at_once(tmp_path: Path) -> None:
     _stopped(config, tmp_path / "run")
     changed = _changed(config, seed=7, unimatch__weight=0.5, validate_every=1)
     with pytest.raises(StateError, match="another configuration") as error:
-        UniMatchTrainer(changed, tmp_path / "run").resume()
+        UniMatchTrainer(changed, tmp_path / "run").prepare()
     assert "seed: 7 now" in str(error.value)
     assert "unimatch.weight: 0.5 now, 1.0 when it began" in str(error.value)
     assert "validate_every" not in str(error.value)
@@ -141,7 +143,7 @@ def test_other_cases_are_refused_in_words(
     _stopped(config, tmp_path / "run")
     change(tmp_path / "data")
     with pytest.raises(StateError, match=words):
-        UniMatchTrainer(config, tmp_path / "run").resume()
+        UniMatchTrainer(config, tmp_path / "run").prepare()
 
 
 def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path)
         metadata = {k: v for k, v in stream.metadata().items() if k != "cases"}
     save_file(load_file(file), file, metadata)
     with pytest.raises(StateError, match="not noted when it began"):
-        UniMatchTrainer(config, tmp_path / "run").resume()
+        UniMatchTrainer(config, tmp_path / "run").prepare()
 
 
 def test_a_run_may_become_longer_and_says_so_once(
@@ -164,15 +166,15 @@ def test_a_run_may_become_longer_and_says_so_once(
     config = small_config(write_dataset(tmp_path / "data"), steps=4, server=server.grpc)
     UniMatchTrainer(config, tmp_path / "run").run()
     longer = UniMatchTrainer(_changed(config, steps=8), tmp_path / "run")
-    assert longer.feedback is not None
+    assert longer.pipeline is not None
     with_prompts: dict[int, bool] = {}
-    ask = longer.feedback.ask
+    ask = longer.pipeline.assistant.ask
 
-    def note(number: int, told: Told | None) -> None:
-        with_prompts[number] = told is not None
-        ask(number, told)
+    def note(number: int, slices: Sequence[Slice], students: Students | None) -> None:
+        with_prompts[number] = students is not None
+        ask(number, slices, students)
 
-    monkeypatch.setattr(longer.feedback, "ask", note)
+    monkeypatch.setattr(longer.pipeline.assistant, "ask", note)
     rates: dict[int, float] = {}
     longer.run(lambda step, _: rates.update({step: longer.optimizer.param_groups[0]["lr"]}))
     assert capsys.readouterr().out.count("run.longer") == 1

@@ -12,23 +12,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from ssl_trainer import config as configuration
-from ssl_trainer.assistant.feedback import Feedback, begins
 from ssl_trainer.cli import app
-from ssl_trainer.config import AssistantConfig, TrainConfig
-from ssl_trainer.data.batches import SliceSampler
-from ssl_trainer.data.cases import Slice
+from ssl_trainer.config import TrainConfig
+from ssl_trainer.data import batches
+from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
-from support import CLASSES, RunningServer, picture
-from trainer_support import AFFINE, same, single_slices, small_config, write_case, write_dataset
-
-NAMES = tuple(c.name for c in CLASSES)
+from support import RunningServer
+from trainer_support import AFFINE, same, small_config, write_dataset
 
 
 def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> UniMatchTrainer:
@@ -74,8 +69,9 @@ def test_vessa_is_asked_ahead(tmp_path: Path, server: RunningServer, ahead: int)
     config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
     assistant = dataclasses.replace(config.assistant, ahead=ahead)
     trainer = UniMatchTrainer(dataclasses.replace(config, assistant=assistant), tmp_path / "run")
-    under_way: dict[int, list[int]] = {}
-    trainer.run(lambda step, scalars: under_way.update({step: list(trainer._told)}))
+    assert trainer.pipeline is not None
+    under_way, prompts = dict[int, list[int]](), trainer.pipeline.prompts
+    trainer.run(lambda step, scalars: under_way.update({step: list(prompts)}))
     assert under_way == {s: list(range(s, min(s + ahead, 6))) for s in range(1, 7)}
 
 
@@ -91,103 +87,49 @@ def test_vessa_changes_the_student(tmp_path: Path, server: RunningServer) -> Non
     assert 0 <= lines[-1]["val/dice"] <= 1
 
 
-def test_a_server_whose_labels_do_not_count_any_more_is_not_asked(
+def test_a_server_whose_labels_do_not_count_is_not_asked(
     tmp_path: Path, server: RunningServer
 ) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
-    falling = dataclasses.replace(config.assistant, weight_end=0.0, decay_end=0.5)
-    asked: dict[int, bool] = {}
-    trainer = UniMatchTrainer(dataclasses.replace(config, assistant=falling), tmp_path / "run")
-    trainer.run(lambda step, scalars: asked.update({step: "assistant/weight" in scalars}))
-    assert asked == {1: True, 2: True, 3: True, 4: False, 5: False, 6: False}
-
-
-def test_the_written_configuration_says_how_the_assistants_weight_ends(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
-    (root / "val" / "p3_frame01_gt.nii.gz").unlink()  # which would be asked
-    write_case(root / "train", "p4_frame01", 4, labelled=True)
-    for patients, end in ((("p0",), 1.0), (("p0", "p4"), 0.0)):
-        config = small_config(root, steps=1)
-        data = dataclasses.replace(config.data, labelled=patients)
-        trainer = train(dataclasses.replace(config, data=data), tmp_path / patients[-1])
-        written = yaml.safe_load((tmp_path / patients[-1] / "config.yaml").read_text())
-        assert written["assistant"]["weight_end"] == end
-        assert trainer.config == configuration.parse(written)
+    config = small_config(root, steps=6, server=server.grpc)
+    weightless = dataclasses.replace(config.assistant, weight=0.0)
+    config = dataclasses.replace(config, assistant=weightless)
+    train(config, tmp_path / "run", stop_after=3)
+    trainer = train(config, tmp_path / "run")
+    assert trainer.pipeline is not None
+    assert trainer.pipeline.prompts == {}
+    train(small_config(root), tmp_path / "alone")
+    assert same(tmp_path / "alone", tmp_path / "run")
 
 
 @pytest.mark.parametrize(("decay", "alike"), [(0.0, True), (0.9, False)])
-def test_masks_of_the_teacher_are_sent_where_told(
+def test_prompts_are_the_teachers(
     tmp_path: Path, server: RunningServer, decay: float, alike: bool
 ) -> None:
-    """A teacher without memory is the student, so that it does not matter whose masks go."""
+    """As it is when the update is asked about; a teacher without memory is the student."""
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
     config = dataclasses.replace(
         config, unimatch=dataclasses.replace(config.unimatch, ema_decay=decay)
     )
-    for source in ("student", "teacher"):
-        assistant = dataclasses.replace(config.assistant, feedback_from=source)
-        stopped = dataclasses.replace(config, assistant=assistant)
-        train(stopped, tmp_path / source, stop_after=5)
-    # The state of step 4: what updates 4 and 5 were told is under way.
-    states = [load_file(tmp_path / name / state.STATE_FILE) for name in ("student", "teacher")]
-    for one in states:
-        assert {name for name in one if name.startswith("told.")} == {"told.4", "told.5"}
-    assert torch.equal(*(one["told.5"] for one in states)) == alike
+    trainer = UniMatchTrainer(config, tmp_path / "run")
+    assert trainer.unlabelled_sampler is not None
+    chosen = trainer.unlabelled_sampler.indices(5)
+    canvases = torch.stack([batches.canonical(trainer.unlabelled[i], 32, None) for i in chosen])
+    expected: dict[str, torch.Tensor] = {}
 
+    def on_step(step: int, scalars: dict[str, float]) -> None:
+        if step == 3:  # next update 5 is asked about, two ahead
+            for name, model in (("teacher", trainer.teacher.model), ("student", trainer.student)):
+                expected[name] = (255 * predict_probabilities(model, canvases)).round()
+        if step == 5:
+            raise KeyboardInterrupt
 
-@pytest.mark.parametrize(("every", "spread"), [(1, 3), (2, 1), (2, 3)])
-def test_first_looks_are_at_some_slices_and_spread_over_epochs(
-    tmp_path: Path, server: RunningServer, every: int, spread: int
-) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
-    assistant = dataclasses.replace(config.assistant, every=every, spread_epochs=spread)
-    config = dataclasses.replace(config, assistant=assistant)
-    slices = single_slices(6)
-    sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
-    feedback = Feedback(config, slices, sampler, 1000)
-    answered = np.zeros((3, len(slices)), bool)
-    for number in range(9):
-        shown = feedback.canvases(number)
-        feedback.ask(number, lambda: torch.full((config.unlabelled_batch, 3, 32, 32), 85))
-        for row, (index, answer) in enumerate(
-            zip(sampler.indices(number), feedback.collect(number), strict=True)
-        ):
-            assert (row in shown) == (answer is not None)
-            if answer is not None:
-                assert answer.labels.shape == slices[index].image.shape
-                answered[number // 3, index] = True
-    feedback.close()
-    wanted = np.arange(len(slices)) % every == 0
-    assert (answered <= wanted).all()
-    assert (answered[spread - 1 :] == wanted).all()
-    assert np.array_equal(answered, np.maximum.accumulate(answered)), "once begun, always"
-    assert (answered[0].sum() < wanted.sum()) == (spread > 1)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=12),
-    spread=st.integers(1, 6),
-    epochs=st.floats(0.5, 20),
-    seed=st.integers(0, 9),
-)
-def test_volumes_begin_one_after_the_other(
-    lengths: list[int], spread: int, epochs: float, seed: int
-) -> None:
-    image = picture(0)[0]
-    slices = [
-        Slice("", image, None, str(n)) for n, length in enumerate(lengths) for _ in range(length)
-    ]
-    found = begins(slices, AssistantConfig(spread_epochs=spread), seed, epochs)
-    last = min(spread - 1, 0.6 * epochs)
-    of = [
-        {found[i] for i, item in enumerate(slices) if item.series == str(n)}
-        for n in range(len(lengths))
-    ]
-    assert all(len(own) == 1 for own in of)
-    at = np.array(sorted(own.pop() for own in of)) / (last or 1)
-    share = np.arange(len(lengths)) / len(lengths) * (spread > 1)
-    assert 1.5 * at - at**2 / 2 == pytest.approx(share)
-    assert (np.diff(at, n=2) >= -1e-9).all(), "at first sooner"
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(on_step)
+    saved = load_file(tmp_path / "run" / state.STATE_FILE)  # of step 4
+    assert {name for name in saved if name.startswith("prompts.")} == {"prompts.4", "prompts.5"}
+    assert torch.equal(saved["prompts.5"].float(), expected["teacher"])
+    assert torch.equal(expected["teacher"], expected["student"]) == alike
 
 
 def run_cli(*arguments: object) -> Result:

@@ -65,7 +65,7 @@ def test_all_rates_fall_alike_also_in_a_resumed_run(
     found = []
     for _ in range(2):
         trainer = UniMatchTrainer(config, tmp_path / "run")
-        trainer.resume()
+        trainer.prepare()
         for _ in range(2):
             trainer.train_step()
             found.append([group["lr"] for group in trainer.optimizer.param_groups])

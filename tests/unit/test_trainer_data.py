@@ -60,9 +60,11 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"steps": 0}, "at least 1"),
         ({"steps": "many"}, "steps"),
         ({"unimatch": {"ema_decay": 1.5}}, "ema_decay"),
-        ({"unimatch": {"ramp_up": 2}}, "ramp_up"),
         ({"augmentation": {"zoom_min": 2}}, "zoom_min"),
-        ({"assistant": {"feedback_start": 2}}, "fraction"),
+        ({"assistant": {"feedback_start": 2}}, "feedback_start.*fraction"),
+        ({"assistant": {"teacher_share": -1}}, "teacher_share.*fraction"),
+        ({"assistant": {"weight": -1}}, "weight: -1.0, expected at least 0"),
+        ({"assistant": {"ahead": 0}}, "ahead: 0, expected at least 1"),
     ],
 )
 def test_wrong_configurations_name_the_key(
@@ -117,8 +119,9 @@ def test_a_turned_view_can_be_left_again(
     transform = frame.WeakTransform(angle=angle, mirror_x=bool(mirror))
     rows, columns = np.mgrid[0:height, 0:width]
     image = torch.from_numpy((1 + rows / height + 2 * columns / width).astype(np.float32))[None]
-    view = frame.resample(image, frame.theta((height, width), transform), 256, mode="bilinear")
-    back = frame.restore(view, (height, width), transform)[0].numpy()
+    matrix = frame.theta((height, width), transform=transform)
+    view = frame.resample(image, matrix, 256, mode="bilinear")
+    back = frame.restore(view, (height, width), transform=transform)[0].numpy()
     # Distance of each pixel from the middle along the sides of the view, half of its side being 1.
     y, x = (rows + 0.5 - height / 2), (columns + 0.5 - width / 2)
     sides = np.abs([np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x])
@@ -139,7 +142,7 @@ def test_a_view_is_the_same_map_for_image_and_labels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.zeros((50, 40), np.uint8)
     labels[12:30, 10:28] = 1
-    matrix = frame.theta(labels.shape, frame.WeakTransform.draw(rng, TURNED))
+    matrix = frame.theta(labels.shape, transform=frame.WeakTransform.draw(rng, TURNED))
     image = torch.from_numpy(labels.astype(np.float32))[None]
     smooth = frame.resample(image, matrix, 64, mode="bilinear")[0]
     hard = frame.resample(image, matrix, 64, mode="nearest")[0]
@@ -152,17 +155,14 @@ def test_a_view_is_the_same_map_for_image_and_labels(seed: int) -> None:
 def test_transforms_do_what_they_are_called() -> None:
     image = torch.zeros(1, 32, 32)
     image[0, 4:8, 20:28] = 1
-    mirrored = frame.resample(
-        image, frame.theta((32, 32), frame.WeakTransform(mirror_x=True)), 32, mode="nearest"
-    )
-    assert torch.equal(mirrored, image.flip(2))
-    upside = frame.resample(
-        image, frame.theta((32, 32), frame.WeakTransform(mirror_y=True)), 32, mode="nearest"
-    )
-    assert torch.equal(upside, image.flip(1))
-    zoomed = frame.resample(
-        image, frame.theta((32, 32), frame.WeakTransform(zoom=0.5)), 32, mode="nearest"
-    )
+
+    def seen(transform: frame.WeakTransform) -> torch.Tensor:
+        matrix = frame.theta((32, 32), transform=transform)
+        return frame.resample(image, matrix, 32, mode="nearest")
+
+    assert torch.equal(seen(frame.WeakTransform(mirror_x=True)), image.flip(2))
+    assert torch.equal(seen(frame.WeakTransform(mirror_y=True)), image.flip(1))
+    zoomed = seen(frame.WeakTransform(zoom=0.5))
     assert float(zoomed.sum()) == pytest.approx(float(image.sum()) / 4, rel=0.3)
 
 
@@ -377,7 +377,7 @@ def test_slices_of_two_resolutions_are_the_same_to_a_student(
     step = np.repeat(np.repeat(fine, times[0], axis=0), times[0], axis=1)
     side = times[0] * size
     coarse = step.reshape(side, times[1], side, times[1]).mean(axis=(1, 3))
-    matrix = frame.theta(fine.shape, frame.WeakTransform(angle=angle))
+    matrix = frame.theta(fine.shape, transform=frame.WeakTransform(angle=angle))
     one, other = (
         frame.resample(frame.unit(image, size, (0.0, 1.0)), matrix, size, mode="bilinear")
         for image in (coarse, fine)
@@ -393,7 +393,7 @@ def test_the_student_sees_as_little_noise_of_a_large_slice_as_of_a_prepared_one(
         low, high = item.limits
         prepared = noise.reshape(size, times, size, times).mean(axis=(1, 3))
         ideal = (prepared - low) / (high - low)
-        assert batches.canonical(item, size).std() < 1.3 * ideal.std()
+        assert batches.canonical(item, size, None).std() < 1.3 * ideal.std()
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_labels_of_a_reduced_slice_are_sampled_as_they_are(
     config = replace(small_config(tmp_path), labelled_augmentation=rich_one)
 
     def batch(seed: int) -> batches.LabelledBatch:
-        return batches.labelled_batch([item], [0], config, np.random.default_rng(seed))
+        return batches.labelled_batch([item], [0], config, np.random.default_rng(seed), {})
 
     assert item.unit(config.data.size).shape[1:] == (64, 54)
     reduced = [batch(seed) for seed in range(4)]

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
-from ssl_trainer.assistant.trust import PATIENCE, Trust
-from ssl_trainer.config import AssistantConfig, UniMatchConfig
+from ssl_trainer.assistant.prompter import Prompter
+from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
@@ -28,9 +27,8 @@ from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import strong_views
-from ssl_trainer.unimatch.prompter import Prompter
 from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
-from trainer_support import UNET, small_config
+from trainer_support import UNET, regions, small_config, transforms
 from vessa_common.precision import autocast
 
 
@@ -203,19 +201,19 @@ class _HalfSure(torch.nn.Module):
         return logits * self.scale
 
 
-@pytest.mark.parametrize(("share", "iou"), [(0.0, 0.5), (0.5, 0.5), (0.5, 1.0)])
-def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float, iou: float) -> None:
-    """VESSA says 1 in the upper half and 2 in the lower one, with 0.8; sure, it overrules."""
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float) -> None:
+    """VESSA says 1 in the upper half and 2 in the lower one, with 0.8."""
     base = small_config(tmp_path)
     config = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, size=16, classes=("one", "two")),
         assistant=AssistantConfig(teacher_share=share, server="x:1"),
     )
-    told = np.ones((16, 16), np.uint8)
-    told[8:] = 2
+    labels, iou = np.ones((16, 16), np.uint8), 0.5
+    labels[8:] = 2
     answer = PseudoLabel(
-        labels=told, confidence=np.full((16, 16), 204, np.uint8), predicted_iou=iou
+        labels=labels, confidence=np.full((16, 16), 204, np.uint8), predicted_iou=iou
     )
     item = Slice("a", np.zeros((16, 16), np.uint8), None, "a")
     grids = (frame.grid(frame.theta((16, 16)), 16),) * 2
@@ -223,20 +221,14 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float, 
     rng = np.random.default_rng(0)
     step = config.steps  # the share has grown to its end
     inputs = batch, [answer, None], _HalfSure(), (4,), config, step, rng
-    views, scalars = strong_views(*inputs, assistant_weight=1.0, logged=True)
+    views, scalars = strong_views(*inputs, logged=True)
     assert views.from_vessa is not None
     sure_half = torch.zeros(16, 16)
     sure_half[:, :8] = 1
-    overruled = iou == 1
-    assert torch.equal(views.from_teacher.weight_BHW[0], 0 * sure_half if overruled else sure_half)
-    assert torch.equal(views.from_teacher.weight_BHW[1], sure_half), "no answer"
-    less, _ = strong_views(*inputs, assistant_weight=0.25, logged=False)
-    expected_half = (0.75 if overruled else 1.0) * sure_half
-    assert torch.equal(less.from_teacher.weight_BHW[0], expected_half), "as far as VESSA counts"
-    share = 0 if overruled else share
+    assert torch.equal(views.from_teacher.weight_BHW, sure_half.expand(2, -1, -1))
     # The teacher says class 1 everywhere; what was not answered does not count.
     assert scalars["assistant/agreement"] == (0.75 if share else 0.5)
-    expected = torch.from_numpy(told).long()
+    expected = torch.from_numpy(labels).long()
     if share:
         expected[8:, :8] = 1
     assert torch.equal(views.from_vessa.labels_BHW[0], expected)
@@ -251,81 +243,71 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float, 
     assert not bool(views.from_vessa.weight_BHW[1].any()), "no answer"
 
 
+@given(roi=regions(shape=(40, 52)), transform=transforms())
+def test_padding_counts_for_neither_teacher_nor_vessa(
+    roi: frame.Roi, transform: frame.WeakTransform
+) -> None:
+    """A teacher that is sure everywhere, and a VESSA that is: only pixels of the slice count."""
+    base = small_config(Path())
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, size=16),
+        unimatch=dataclasses.replace(base.unimatch, confidence_threshold=0.5),
+        assistant=AssistantConfig(server="x:1"),
+    )
+    shape = (40, 52)
+    item = Slice("a", np.zeros(shape, np.uint8), None, "a")
+    matrix = frame.theta(shape, roi, transform)
+    batch = UnlabelledBatch((item,), (frame.grid(matrix, 16),), torch.zeros(1, 1, 16, 16))
+    answer = PseudoLabel(np.ones(shape, np.uint8), np.full(shape, 255, np.uint8), 1.0)
+    rng = np.random.default_rng(0)
+    views, _ = strong_views(batch, [answer], _Sure(), (4,), config, 0, rng, logged=False)
+    assert views.from_vessa is not None
+    for row, column in np.ndindex(16, 16):
+        x, y = matrix @ [(2 * column + 1) / 16 - 1, (2 * row + 1) / 16 - 1, 1]
+        beyond = max(abs(x), abs(y))
+        if abs(beyond - 1) > 1e-3:
+            assert float(views.from_teacher.weight_BHW[0, row, column]) == (beyond < 1)
+            assert beyond < 1 or float(views.from_vessa.weight_BHW[0, row, column]) == 0
+
+
+class _Sure(torch.nn.Module):
+    """Sure of class 1 everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, image_B1HW: torch.Tensor) -> torch.Tensor:
+        one = torch.tensor([0.0, 20.0, 0.0])[:, None, None]
+        return self.scale * one.expand(len(image_B1HW), -1, *image_B1HW.shape[2:])
+
+
 def test_the_teachers_share_grows_to_its_end() -> None:
-    config = AssistantConfig(teacher_share=0.4, teacher_share_at=0.5)
+    config = AssistantConfig(teacher_share=0.4)
     shares = [schedule.teacher_share(s, 100, config) for s in (0, 25, 50, 99)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
-def test_the_assistants_weight_falls_and_feedback_begins_when_told() -> None:
-    config = AssistantConfig(weight_start=2.0, weight_end=0.5, decay_end=0.5, feedback_start=0.3)
-    weights = [schedule.assistant_weight(s, 100, config) for s in range(100)]
-    assert weights[0] == 2.0
+@given(st.integers(1, 300), st.floats(0.01, 3))
+def test_the_assistants_weight_falls_as_a_cosine_to_nothing(steps: int, weight: float) -> None:
+    config = AssistantConfig(weight=weight)
+    weights = [schedule.assistant_weight(s, steps, config) for s in range(steps + 1)]
+    assert weights[0] == weight
     assert weights == sorted(weights, reverse=True)
-    assert weights[50:] == [0.5] * 50
-    assert weights[25] == pytest.approx(1.25)
-    assert [schedule.feedback(s, 100, config) for s in (0, 29, 30, 99)] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    assert min(weights[:-1]) > 0, "what is asked about counts"
+    assert weights[-1] == pytest.approx(0, abs=1e-9)
+    if steps % 2 == 0:
+        assert weights[steps // 2] == pytest.approx(weight / 2)
+    for early, late in zip(weights, reversed(weights), strict=True):
+        assert early + late == pytest.approx(weight)
+
+
+def test_prompts_begin_when_they_are_to() -> None:
+    config = AssistantConfig(feedback_start=0.3)
+    begun = [schedule.feedback(s, 100, config) for s in (0, 29, 30, 99)]
+    assert begun == [False, False, True, True]
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
-
-
-@pytest.mark.parametrize(
-    ("end", "patients", "last"), [("auto", 1, 0.7), ("auto", 2, 0.0), (0.2, 1, 0.2), (1, 7, 1.0)]
-)
-def test_with_one_annotated_patient_the_assistants_weight_does_not_fall(
-    end: Any, patients: int, last: float
-) -> None:
-    config = AssistantConfig(weight_start=0.7, weight_end=end, decay_end=1.0)
-    settled = config.settled(patients, validated=False)
-    assert schedule.assistant_weight(0, 100, settled) == 0.7
-    assert schedule.assistant_weight(100, 100, settled) == last
-    assert settled.settled(3 - min(patients, 2), validated=False) == settled, "settled once"
-    validated = config.settled(patients, validated=True)
-    assert validated.weight_end == end, "validation cases are to tell"
-
-
-@given(falls_from=st.integers(1, 1000), steps=st.integers(1, 1000), ahead=st.integers(1, 20))
-def test_a_weight_that_stays_falls_once_vessa_is_of_no_use(
-    falls_from: int, steps: int, ahead: int
-) -> None:
-    config = AssistantConfig(weight_start=0.7, weight_end="auto", ahead=ahead)
-    assert schedule.assistant_weight(falls_from, steps, config) == 0.7
-    over = [
-        schedule.assistant_weight(falls_from + s, steps, config, falls_from)
-        for s in range(max(steps // 5, ahead) + 2)
-    ]
-    assert over[0] == pytest.approx(0.7)
-    assert over == sorted(over, reverse=True)
-    assert min(over[:ahead]) > 0, "what was asked about counts"
-    assert over[-1] == 0
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=12))
-def test_trust_is_lost_after_two_lost_comparisons_in_a_row(
-    scores: list[tuple[float, float]],
-) -> None:
-    trust = Trust()
-    for step, (teacher, vessa) in enumerate(scores, start=1):
-        trust = trust.after(step, teacher=teacher, vessa=vessa)
-        recent = scores[max(0, step - PATIENCE) : step]
-        expected = len(recent) == PATIENCE and all(t >= v for t, v in recent)
-        assert (trust.falls_from == step) == expected
-
-
-def test_the_teachers_weight_rises_to_its_own() -> None:
-    weights = [
-        schedule.consistency_weight(s, 100, UniMatchConfig(weight=2.0, ramp_up=0.4))
-        for s in range(100)
-    ]
-    assert weights[0] == pytest.approx(2 * math.exp(-5))
-    assert weights[20] == pytest.approx(2 * math.exp(-1.25))
-    assert weights == sorted(weights)
-    assert weights[40:] == [2.0] * 60
-    assert schedule.consistency_weight(0, 100, UniMatchConfig(weight=0.5)) == 0.5
 
 
 def test_blur_is_gaussian() -> None:
@@ -350,30 +332,29 @@ def test_prediction_leaves_the_mode_as_it_was() -> None:
     assert math.isfinite(float(probabilities.max()))
 
 
-def test_vessa_is_told_what_the_model_predicted_when_asked() -> None:
+def test_prompts_are_what_the_model_predicted_when_they_were_begun() -> None:
     teacher = models.build(UNET, 2).eval()
     prompter = Prompter(teacher, dataclasses.replace(small_config(Path()), precision="fp32"))
     images, changed = torch.rand(2, 1, 32, 32), threading.Event()
 
-    def canvases() -> dict[int, Tensor]:
+    def canvases() -> list[Tensor]:
         assert changed.wait(10)
-        return {0: images[0], 2: images[1]}
+        return list(images)
 
     expected = (255 * predict_probabilities(teacher, images)).round()
-    told = prompter.begin(teacher, canvases, 3)
+    prompts = prompter.begin(canvases)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.zero_()
-    assert not told.done()
+    assert not prompts.done()
     changed.set()
-    assert torch.equal(told.result()[[0, 2]].float(), expected)
-    assert not bool(told.result()[1].any())
-    later = prompter.begin(teacher, canvases, 3).result()
-    assert torch.equal(later[0], torch.full((3, 32, 32), 85, dtype=torch.uint8))
+    assert torch.equal(prompts.result().float(), expected)
+    later = prompter.begin(canvases).result()
+    assert torch.equal(later, torch.full((2, 3, 32, 32), 85, dtype=torch.uint8))
     prompter.close()
 
 
-def test_predicting_what_vessa_is_told_does_not_change_gradients() -> None:
+def test_predicting_prompts_does_not_change_gradients() -> None:
     """Both passes of the student share casts of its weights, which leaving autocast clears."""
     student = models.build(UNET, 2).eval()
     config = dataclasses.replace(small_config(Path()), precision="bf16")
@@ -385,7 +366,7 @@ def test_predicting_what_vessa_is_told_does_not_change_gradients() -> None:
         with autocast(torch.device("cpu"), "bf16"):
             loss = student(images).float().square().sum()
             if beside:
-                prompter.begin(student, lambda: {0: images[0]}, 1).result()
+                prompter.begin(lambda: [images[0]]).result()
             loss = loss + student(images.flip(-1)).float().square().sum()
         loss.backward()
         gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])

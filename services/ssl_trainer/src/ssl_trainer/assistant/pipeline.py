@@ -115,7 +115,9 @@ class Pipeline:
         self._prompter.close()
 
     def _ahead(self, step: int) -> range:
-        return range(step, min(step + self.config.assistant.ahead, self.config.steps))
+        """Updates from ``step`` on that are near; none where the answers would not count."""
+        ahead = self.config.assistant.ahead if self.config.assistant.weight else 0
+        return range(step, min(step + ahead, self.config.steps))
 
     def _predict(self, step: int) -> Future[Tensor] | None:
         """Prompts for the slices of ``step``, where it is time for that."""

@@ -22,6 +22,7 @@ from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import header, mean_sd
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
+from ssl_trainer.regions.run import PICTURE_FILE
 from vessa_client import AnyArray, UInt8Array, files, pictures
 
 CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
@@ -96,6 +97,10 @@ def write(
     log = read_log(run / "log.jsonl")
     _plot_curves(log, config, run / CURVES)
     shown = [("Curves", CURVES)]
+    if (run / PICTURE_FILE).is_file():
+        shown.insert(
+            0, ("Where the student looks (green), and where VESSA did (red)", PICTURE_FILE)
+        )
     if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
         shown.append(("Pseudo-labels over time", PSEUDO_LABELS))
     rows = _gallery_rows(split.val or split.unlabelled[:3], config, predictor)

@@ -45,10 +45,11 @@ class Locator(nn.Module):
         """The region that slices of one volume agree on.
 
         Args:
-            slices: (1, H, W) each, in [0, 1]; they may be reduced.
-            shape: of the native slices, in whose pixels the region is.
+            slices: in [0, 1], (1, H, W) each; large ones may have been reduced.
+            shape: of each before that, in whose pixels the region is.
         """
-        heat_1HW, turns_4 = torch.zeros(1, *shape[:2]), torch.zeros(4)
+        shape = shape[:2]
+        heat_1HW, turns_4 = torch.zeros(1, *shape), torch.zeros(4)
         device = self.turn.weight.device
         for turns in range(4):  # what it sees in a turned slice counts as much
             whole = Roi.whole(shape, turns)

@@ -15,11 +15,13 @@ from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.regions import find, training
+from ssl_trainer.regions import picture as pictures
 from ssl_trainer.regions.locator import Locator
 from ssl_trainer.unimatch import state
 from vessa_client import files
 
 REGIONS_FILE, LOCATOR_FILE = "regions.json", "locator.safetensors"
+PICTURE_FILE = "regions.png"
 # Told what begins and how often it goes on; returns what is called each time.
 Stage = Callable[[str, int], Callable[[], object]]
 
@@ -43,9 +45,15 @@ def find_all(
 
     Raises:
         AssistantError: the server does not answer.
+        ValueError: no label shows a structure, and VESSA names no region.
     """
     asked = {} if assistant is None else _asked(assistant, unlabelled, stage)
     known = find.of_labels(labelled)
+    if not asked and not known:
+        raise ValueError(
+            "data.labelled: no annotated slice shows a structure, so there is nothing to find in "
+            "the others; annotate one, or set regions to false"
+        )
     advance = stage("Regions: the locator learns", training.STEPS)
     locator = training.train([*labelled, *unlabelled], asked | known, config.seed, advance)
     series = {item.series for item in unlabelled}
@@ -54,6 +62,9 @@ def find_all(
     files.write_bytes(out / LOCATOR_FILE, weights)
     rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
     files.write_text(out / REGIONS_FILE, json.dumps(rows) + "\n")
+    if found:
+        picture = pictures.draw(unlabelled, found, asked)
+        files.write_picture(out / PICTURE_FILE, picture)
     log.info("regions.found", series=len(series), by_vessa=len(asked), labelled=len(known))
 
 
@@ -71,14 +82,12 @@ def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> d
 
 
 def load_regions(out: Path) -> dict[str, Roi]:
-    """The region of each series of a run; empty where it has none.
+    """The region of each series of a run with regions.
 
     Raises:
         ValueError: the file is damaged.
     """
     file = out / REGIONS_FILE
-    if not file.is_file():
-        return {}
     try:
         return find.from_rows(json.loads(file.read_text())["used"])
     except (ValueError, KeyError, TypeError) as error:
@@ -87,15 +96,13 @@ def load_regions(out: Path) -> dict[str, Roi]:
         ) from error
 
 
-def load_locator(out: Path, device: torch.device) -> Locator | None:
-    """The locator of a run; None where it has none.
+def load_locator(out: Path, device: torch.device) -> Locator:
+    """The locator of a run with regions.
 
     Raises:
-        StateError: the file is damaged.
+        StateError: the file is missing or damaged.
     """
     file = out / LOCATOR_FILE
-    if not file.is_file():
-        return None
     locator = Locator().to(memory_format=torch.channels_last)
     state.load_student(file, locator)
     return locator.to(device).eval()

@@ -153,12 +153,13 @@ class UniMatchTrainer:
         if self.pipeline is not None and self.step < self.config.steps:
             connection.check(self.config.assistant, self.config.data.classes)
         if self.config.regions:
-            self._find_regions(stage)
+            self._find_regions(stage, begins=loaded is None)
         if self.pipeline is not None and loaded is not None:
             self._resume(self.pipeline, *loaded)
 
-    def _find_regions(self, stage: regions.Stage) -> None:
-        if self.processes.first and not (self.out / regions.REGIONS_FILE).is_file():
+    def _find_regions(self, stage: regions.Stage, *, begins: bool) -> None:
+        """Those of the run; where it begins, whatever another one left in its folder."""
+        if self.processes.first and (begins or not (self.out / regions.REGIONS_FILE).is_file()):
             assistant = None if self.pipeline is None else self.pipeline.assistant
             slices = self.labelled, self.unlabelled
             regions.find_all(self.config, *slices, assistant, self.out, stage)
@@ -279,7 +280,7 @@ class UniMatchTrainer:
         return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
 
     def _ask_ahead(self, step: int) -> None:
-        if self.pipeline is not None and self.config.assistant.weight:
+        if self.pipeline is not None:
             self.pipeline.ask_ahead(step)
 
     def _answers(self, step: int) -> Answers:
@@ -341,6 +342,6 @@ def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "be
         state.load_student(folder / state.BEST_FILE, student)
     else:
         state.load_teacher(folder / state.STATE_FILE, student)
-    locator = regions.load_locator(folder, own_device())
+    locator = regions.load_locator(folder, own_device()) if config.regions else None
     found = Predictor.of(student.to(own_device()).eval(), config.data, locator)
     return replace(found, turns=turns(config))
