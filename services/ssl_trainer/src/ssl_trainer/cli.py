@@ -223,6 +223,14 @@ def evaluate(
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
     plain: Plain = False,
     checkpoint: CheckpointOption = "best",
+    quarters: Annotated[
+        str | None,
+        typer.Option(
+            help="Quarter turns of the views: none; average, for students trained with "
+            "quarter_turns, whose default it is; or choose, for each volume the one in which the "
+            "student is most sure."
+        ),
+    ] = None,
 ) -> None:
     """Score a student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json."""
     import dataclasses
@@ -243,6 +251,8 @@ def evaluate(
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
     predictor = _predictor(run, config, plain, checkpoint)
+    if quarters is not None:
+        predictor = predictor.turned(quarters, config)
     with progress_bar() as progress:
         task = progress.add_task("Evaluating", total=len(chosen), note="")
         scores = evaluation.evaluate(

@@ -27,6 +27,8 @@ from vessa_common.precision import Precision
 
 STRICT = ConfigDict(extra="forbid")
 Optimizer = Literal["adamw", "sgd"]
+# See ssl_trainer.methods; its own keys are in the section of its name.
+Method = Literal["unimatch", "mean-teacher", "cps", "bcp"]
 # How the images of a data set lie; see ssl_trainer.data.cases.
 Layout = Literal["plain", "nnunet", "msd", "ssl4mis"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
@@ -120,6 +122,8 @@ class AugmentationConfig:
         zoom_min, zoom_max: range of the zoom.
         shift: largest shift, as a fraction of the side.
         mirror: mirror along both axes at random; not where left and right are different.
+        quarter_turns: share of the slices that are turned by a random quarter and flipped, instead
+            of a little; 0.5 is what UniMatch has for ACDC.
     """
 
     rotation_degrees: float = 20.0
@@ -127,8 +131,11 @@ class AugmentationConfig:
     zoom_max: float = 1.5
     shift: float = 0.1
     mirror: bool = False
+    quarter_turns: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.quarter_turns <= 1:
+            raise ValueError(f"quarter_turns: {self.quarter_turns}, expected a share, 0..1")
         if not 0 < self.zoom_min <= self.zoom_max:
             raise ValueError(
                 f"zoom_min: {self.zoom_min}, expected above 0 and at most zoom_max, {self.zoom_max}"
@@ -259,6 +266,46 @@ class UniMatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class MeanTeacherConfig:
+    """Mean Teacher (Tarvainen and Valpola, 2017).
+
+    Attributes:
+        weight: of the consistency at the end of the run; it rises to that. SSL4MIS has 0.1.
+    """
+
+    weight: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CpsConfig:
+    """Cross pseudo supervision (Chen et al., 2021).
+
+    Attributes:
+        weight: of each other's labels at the end of the run; it rises to that. SSL4MIS has 0.1.
+    """
+
+    weight: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BcpConfig:
+    """Bidirectional copy-paste (Bai et al., 2023).
+
+    Attributes:
+        weight: of the unlabelled part of a mixed image, where the labelled one has 1.
+        pretraining: fraction of the run in which labelled images are mixed with one another only;
+            its authors have 10,000 updates, and 30,000 after them.
+    """
+
+    weight: float = 0.5
+    pretraining: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pretraining <= 1:
+            raise ValueError(f"pretraining: {self.pretraining}, expected a fraction, 0..1")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class AssistantConfig:
     """VESSA as third source of supervision.
 
@@ -319,6 +366,7 @@ class AssistantConfig:
 class TrainConfig:
     """One run.
 
+    ``method`` is how the student learns from unlabelled slices; VESSA helps ``unimatch``.
     ``augmentation`` is the weak one, of unlabelled slices and, where ``labelled_augmentation`` is
     null, of labelled ones too. ``sgd`` has a momentum of 0.9. An update sees ``accumulate``
     batches in each process. ``learning_rate`` is that of the U-Net, or of DINOv2, whose decoder has
@@ -337,7 +385,11 @@ class TrainConfig:
         default_factory=RichAugmentationConfig
     )
     student: StudentConfig = field(default_factory=UNetConfig)
+    method: Method = "unimatch"
     unimatch: UniMatchConfig = field(default_factory=UniMatchConfig)
+    mean_teacher: MeanTeacherConfig = field(default_factory=MeanTeacherConfig)
+    cps: CpsConfig = field(default_factory=CpsConfig)
+    bcp: BcpConfig = field(default_factory=BcpConfig)
     assistant: AssistantConfig = field(default_factory=AssistantConfig)
     regions: bool = True
     steps: int = 2500
@@ -359,6 +411,26 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
         _check_size(self.data.size, self.student.side_unit, self.student.kind)
+        if self.method != "unimatch" and self.assistant.server is not None:
+            raise ValueError(
+                f"assistant.server: {self.assistant.server}, but VESSA does not help with "
+                f"{self.method}; expected null, or method: unimatch"
+            )
+        if self.method == "bcp" and self.labelled_batch != self.unlabelled_batch:
+            raise ValueError(
+                f"unlabelled_batch: {self.unlabelled_batch}, expected labelled_batch, "
+                f"{self.labelled_batch}: bcp pastes either into the other"
+            )
+
+    @property
+    def method_section(self) -> str:
+        """Name of the section with the method's own keys."""
+        return self.method.replace("-", "_")
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether unlabelled slices are used."""
+        return bool(getattr(self, self.method_section).weight or self.assistant.server)
 
     @property
     def rate(self) -> float:

@@ -64,6 +64,7 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
         "size": size,
         **_preparation(predictor),
         "turns": list(predictor.turns),
+        "quarters": predictor.quarters,
         ONE_PIECE: [classes[value - 1] for value in predictor.one_piece],
     }
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -185,12 +185,13 @@ def check_unlabelled(split: Split, config: TrainConfig) -> None:
     Raises:
         ConfigError: there are none, and the teacher or VESSA would have labelled them.
     """
-    if split.unlabelled or not (config.unimatch.weight or config.assistant.server):
+    if split.unlabelled or not config.learns_unlabelled:
         return
     raise ConfigError(
         "data.labelled: every patient for training is labelled, so there is nothing unlabelled to "
         f"learn from. {split.found}. Name fewer patients; if several were taken for one, set "
-        "data.patient_pattern; to train on labels alone, set unimatch.weight to 0, and no server"
+        f"data.patient_pattern; to train on labels alone, set {config.method_section}.weight to 0, "
+        "and no server"
     )
 
 

@@ -26,6 +26,7 @@ BYTES = (0.0, 255.0)
 # Slices with more pixels than this along a pixel of the canvas are reduced to RESIDUAL of them:
 # bilinear sampling takes the mean of two, and skips the others (aliasing).
 MOST_PIXELS, RESIDUAL = 3, 2
+QUARTER = math.pi / 2
 Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
@@ -44,12 +45,16 @@ class WeakTransform:
     @staticmethod
     def draw(rng: np.random.Generator, config: AugmentationConfig) -> WeakTransform:
         """A random one."""
-        turn = math.radians(config.rotation_degrees)
+        turn, flipped = math.radians(config.rotation_degrees), -1
+        if config.quarter_turns and rng.uniform() < config.quarter_turns:
+            angle, flipped = QUARTER * int(rng.integers(4)), int(rng.integers(2))
+        else:
+            angle = float(rng.uniform(-turn, turn)) if rng.uniform() < 0.5 else 0.0
         return WeakTransform(
-            angle=float(rng.uniform(-turn, turn)) if rng.uniform() < 0.5 else 0.0,
+            angle=angle,
             zoom=float(np.exp(rng.uniform(*np.log([config.zoom_min, config.zoom_max])))),
-            mirror_x=bool(config.mirror and rng.uniform() < 0.5),
-            mirror_y=bool(config.mirror and rng.uniform() < 0.5),
+            mirror_x=bool(config.mirror and rng.uniform() < 0.5) != (flipped == 0),
+            mirror_y=bool(config.mirror and rng.uniform() < 0.5) != (flipped == 1),
             shift_x=float(rng.uniform(-config.shift, config.shift)),
             shift_y=float(rng.uniform(-config.shift, config.shift)),
         )
@@ -127,7 +132,7 @@ def theta(
     flip = np.diag([-1.0 if transform.mirror_x else 1.0, -1.0 if transform.mirror_y else 1.0])
     centre = np.array([2 * roi.column / width - 1, 2 * roi.row / height - 1])
     scale = np.diag([roi.side / width, roi.side / height]) / transform.zoom
-    scale = scale @ _rotation(roi.quarter_turns * math.pi / 2)
+    scale = scale @ _rotation(roi.quarter_turns * QUARTER)
     shift = centre + scale @ np.array([transform.shift_x, transform.shift_y])
     return np.concatenate([scale @ _rotation(transform.angle) @ flip, shift[:, None]], axis=1)
 

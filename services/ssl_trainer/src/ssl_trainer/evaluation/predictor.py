@@ -9,12 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from scipy import ndimage
 from torch import nn
 
-from ssl_trainer.config import DataConfig, TrainConfig
+from ssl_trainer.config import AugmentationConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.regions.locator import Locator
@@ -39,6 +40,7 @@ class Predictor:
         student: in evaluation mode.
         size: side of its canvas, in pixels.
         turns: degrees by which a slice is turned, in views whose probabilities are added up.
+        quarters: by which they are turned besides; see :func:`volumes.predict_slices`.
         one_piece: values of the structures of which only the largest piece of a volume is kept.
         window: intensities that become black and white; None for percentiles of each slice.
         axis: along which volumes are sliced; None for the one along which each was acquired.
@@ -54,6 +56,7 @@ class Predictor:
     axis: int | None = None
     channel: int | None = None
     locator: Locator | None = None
+    quarters: volumes.Quarters = "none"
 
     @staticmethod
     def of(student: nn.Module, data: DataConfig, locator: Locator | None = None) -> Predictor:
@@ -70,13 +73,29 @@ class Predictor:
     def __call__(self, image: files.ImageFile) -> list[UInt8Array]:
         """Label map of each slice, (H, W)."""
         labels = volumes.predict_slices(
-            self.student, image, self.size, self.turns, self.window, self.locator
+            self.student, image, self.size, self.turns, self.window, self.locator, self.quarters
         )
         return list(largest_pieces(np.stack(labels), self.one_piece))
 
     def plain(self) -> Predictor:
         """What the student finds in one view of each slice, with all pieces."""
-        return replace(self, turns=(0.0,), one_piece=())
+        return replace(self, turns=(0.0,), one_piece=(), quarters="none")
+
+    def turned(self, quarters: str, config: TrainConfig) -> Predictor:
+        """With other quarter turns.
+
+        Raises:
+            ValueError: there is no such choice, or the student knows no such views.
+        """
+        choices: dict[str, volumes.Quarters] = {name: name for name in get_args(volumes.Quarters)}
+        if quarters not in choices:
+            raise ValueError(f"--quarters: {quarters!r}, expected none, average or choose")
+        if quarters == "average" and not turned_by_quarters(config):
+            raise ValueError(
+                "--quarters: average, but the student was trained without quarter_turns, and "
+                "knows no such views; expected choose or none"
+            )
+        return replace(self, quarters=choices[quarters])
 
     def mismatch(self, image: files.ImageFile) -> str | None:
         """What makes it unlikely that an image has the unit of the window; None where nothing does.
@@ -123,10 +142,19 @@ class Predictor:
 
 def turns(config: TrainConfig) -> tuple[float, ...]:
     """Degrees of views like those that the student was trained with."""
-    rich = config.labelled_augmentation
-    geometry = config.augmentation if rich is None else rich.geometry
-    largest = min(geometry.rotation_degrees, MOST_DEGREES)
+    largest = min(_geometry(config).rotation_degrees, MOST_DEGREES)
     return tuple(largest * part for part in TURNS) if largest else (0.0,)
+
+
+def turned_by_quarters(config: TrainConfig) -> bool:
+    """Whether the student was trained with labelled images that were."""
+    return _geometry(config).quarter_turns > 0
+
+
+def _geometry(config: TrainConfig) -> AugmentationConfig:
+    """How labelled images were turned, zoomed and shifted."""
+    rich = config.labelled_augmentation
+    return config.augmentation if rich is None else rich.geometry
 
 
 def write_choice(run: Path, config: TrainConfig, one_piece: Sequence[int]) -> None:

@@ -238,6 +238,8 @@ def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
             f"Each slice is shown {len(predictor.turns)} times, turned by up to "
             f"{max(predictor.turns):g} degrees to either side, and the answers are added up."
         )
+    if predictor.quarters == "average":
+        lines.append("So it is turned by each of four quarters, and mirrored, as in training.")
     names = [config.data.classes[value - 1] for value in predictor.one_piece]
     if names:
         lines.append(
@@ -294,6 +296,7 @@ def _markdown(
         f"- Patients: {', '.join(patients)}",
         f"- {split.found}",
         f"- Student: {config.student.kind}, {config.data.size} × {config.data.size} pixels",
+        f"- Method: {config.method}",
         f"- Intensities: {_intensities(config.data)}",
         f"- Updates: {config.steps}, seed {config.seed}",
         f"- VESSA: {_assistance(config.assistant, log)}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_trainer.data import frame
 from ssl_trainer.evaluation.metrics import Spacing
@@ -21,6 +23,17 @@ BATCH = 16
 # NIfTI's codes of metre, millimetre and micrometre, in the lowest bits of ``xyzt_units``.
 MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}
 UNIT_OF_SPACE = 7
+# Quarter turns of the views; see :func:`predict_slices`.
+Quarters = Literal["none", "average", "choose"]
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """Slices in [0, 1], their shapes in the file, and the region of interest of all."""
+
+    units: list[Tensor]
+    shapes: list[tuple[int, ...]]
+    roi: frame.Roi | None
 
 
 def predict_slices(
@@ -30,6 +43,7 @@ def predict_slices(
     turns: Sequence[float] = (0.0,),
     window: frame.Window | None = None,
     locator: Locator | None = None,
+    quarters: Quarters = "none",
 ) -> list[UInt8Array]:
     """Label map of each slice, (H, W): of the sum of its probabilities in views.
 
@@ -42,27 +56,78 @@ def predict_slices(
             slice.
         locator: finds the region of interest that the views show; without it they show whole
             slices.
+        quarters: ``average``: the views are turned by each quarter, and mirrored, as those that a
+            student with ``augmentation.quarter_turns`` learns from. ``choose``: all slices are
+            turned by that quarter in which the student is most sure of what it finds.
     """
     slices = list(image.slices())
     roi = None if locator is None else _located(locator, slices, window)
     units = [frame.unit(s, frame.size_of_whole(s.shape, size, roi), window) for s in slices]
-    transforms = [frame.WeakTransform(angle=math.radians(turn)) for turn in turns]
-    labels = []
-    for start in range(0, len(slices), BATCH):
-        shapes = [s.shape for s in slices[start : start + BATCH]]
+    volume = _Volume(units, [s.shape for s in slices], roi)
+    if quarters != "choose":
+        transforms = (
+            _views(turns, range(4), mirror=True) if quarters == "average" else _views(turns)
+        )
+        return [_labels(maps) for maps in _summed(student, volume, size, transforms)]
+    found = []
+    for quarter in range(4):
+        maps = _summed(student, volume, size, _views(turns, [quarter]))
+        found.append(_labels_and_certainty(maps))
+    return max(found, key=lambda pair: pair[1])[0]
+
+
+def _views(
+    turns: Sequence[float], quarters: Sequence[int] = (0,), *, mirror: bool = False
+) -> list[frame.WeakTransform]:
+    return [
+        frame.WeakTransform(angle=math.radians(turn) + frame.QUARTER * quarter, mirror_x=mirror)
+        for quarter in quarters
+        for turn in turns
+    ]
+
+
+def _summed(
+    student: nn.Module, volume: _Volume, size: int, transforms: Sequence[frame.WeakTransform]
+) -> Iterator[Tensor]:
+    """The sum of each slice's probabilities in views, (C, H, W)."""
+    for start in range(0, len(volume.shapes), BATCH):
+        shapes = volume.shapes[start : start + BATCH]
         sums = [torch.zeros(())] * len(shapes)
         for transform in transforms:
-            matrices = [frame.theta(shape, roi, transform) for shape in shapes]
+            matrices = [frame.theta(shape, volume.roi, transform) for shape in shapes]
             views_B1HW = torch.stack(
                 [
                     frame.resample(unit, matrix, size, mode="bilinear")
-                    for unit, matrix in zip(units[start:], matrices, strict=False)
+                    for unit, matrix in zip(volume.units[start:], matrices, strict=False)
                 ]
             )
             for index, maps in enumerate(predict_probabilities(student, views_B1HW)):
-                sums[index] = sums[index] + frame.restore(maps, shapes[index], roi, transform)
-        labels += [total.max(dim=0).indices.to(torch.uint8).numpy() for total in sums]
-    return labels
+                restored = frame.restore(maps, shapes[index], volume.roi, transform)
+                sums[index] = sums[index] + restored
+        yield from sums
+
+
+def _labels(maps_CHW: Tensor) -> UInt8Array:
+    labels_HW: UInt8Array = maps_CHW.max(dim=0).indices.to(torch.uint8).numpy()
+    return labels_HW
+
+
+def _labels_and_certainty(volume: Iterator[Tensor]) -> tuple[list[UInt8Array], float]:
+    """Labels of slices, and the Dice that they have if the probabilities are right.
+
+    That is, for each structure, twice the probability on its label over the sum of all its
+    probability and its label's area; a structure that is found nowhere has 0. The mean counts.
+    """
+    labels, overlap_C, total_C = [], torch.zeros(()), torch.zeros(())
+    for maps_CHW in volume:
+        probability_CHW = maps_CHW / maps_CHW.sum(dim=0).clamp(min=1e-6)
+        labels.append(_labels(maps_CHW))
+        own_HW = torch.from_numpy(labels[-1])
+        on_CHW = own_HW == torch.arange(len(maps_CHW))[:, None, None]
+        overlap_C = overlap_C + (probability_CHW * on_CHW).sum(dim=(1, 2))
+        total_C = total_C + probability_CHW.sum(dim=(1, 2)) + on_CHW.sum(dim=(1, 2))
+    dice_C = 2 * overlap_C / total_C.clamp(min=1e-6)
+    return labels, float(dice_C[1:].mean())
 
 
 def _located(

@@ -1,4 +1,4 @@
-"""What moves the student, and how fast."""
+"""What moves students, and how fast."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ssl_trainer.config import DptStudentConfig, TrainConfig
 MOMENTUM = 0.9
 
 
-def build_optimizer(student: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimizer(students: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW as UniMatch V2, or SGD with momentum as UniMatch V1 on medical images."""
-    groups, decay = layer_groups(student, config), config.weight_decay
+    groups, decay = layer_groups(students, config), config.weight_decay
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=decay)
     return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay)
 
 
-def layer_groups(student: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Parameters by learning rate: those of DINOv2, then those of its decoder; or all.
+def layer_groups(students: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters of one or several students by learning rate: DINOv2, then its decoder; or all.
 
     ``initial_lr`` is the rate from which the schedule starts.
     """
     if not isinstance(config.student, DptStudentConfig):
-        return [_group(student.parameters(), config.rate)]
+        return [_group(students.parameters(), config.rate)]
     backbone, head = list[nn.Parameter](), list[nn.Parameter]()
-    for name, parameter in student.named_parameters():
-        (backbone if name.startswith("backbone.") else head).append(parameter)
+    for name, parameter in students.named_parameters():
+        (backbone if "backbone" in name.split(".") else head).append(parameter)
     return [
         _group(backbone, config.rate),
         _group(head, config.rate * config.student.head_multiplier),

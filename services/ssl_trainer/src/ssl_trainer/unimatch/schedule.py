@@ -15,6 +15,14 @@ def poly(step: int, steps: int, power: float) -> float:
     return float((1 - step / steps) ** power)
 
 
+def ramp_up(step: int, steps: int) -> float:
+    """Share of a consistency weight: a Gaussian that rises over the whole run, to 1 at its end.
+
+    As in SSL4MIS, where it takes the 30,000 updates of a run.
+    """
+    return math.exp(-5 * (1 - min(1.0, step / steps)) ** 2)
+
+
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
     """λ_v(t): a cosine from ``weight`` at the first step to 0 after the last one."""
     return config.weight * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))

@@ -1,14 +1,15 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds student, teacher, optimiser, step, best score, what of configuration and data must not
-change, and the prompts of VESSA's requests that were under way, so that a resumed run asks the
-same again.
+It holds the networks of the method, optimiser, step, best score, what of configuration and data
+must not change, and the prompts of VESSA's requests that were under way, so that a resumed run
+asks the same again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,7 @@ def save_state(
     folder: Path,
     progress: Progress,
     config: TrainConfig,
-    student: nn.Module,
-    teacher: nn.Module,
+    networks: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     prompts: dict[int, Tensor],
     cases: dict[str, str],
@@ -60,8 +60,11 @@ def save_state(
     ``prompts`` are those of VESSA's requests under way, by update; ``cases`` are lines of
     :func:`resuming.case_lists`.
     """
-    tensors = {f"student.{n}": t for n, t in student.state_dict().items()}
-    tensors |= {f"teacher.{n}": t for n, t in teacher.state_dict().items()}
+    tensors = {
+        f"{name}.{n}": t
+        for name, network in networks.items()
+        for n, t in network.state_dict().items()
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors |= {f"prompts.{step}": maps for step, maps in prompts.items()}
@@ -78,8 +81,7 @@ def save_state(
 def load_state(
     folder: Path,
     config: TrainConfig,
-    student: nn.Module,
-    teacher: nn.Module,
+    networks: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     cases: dict[str, str],
 ) -> tuple[Progress, dict[int, Tensor]] | None:
@@ -95,8 +97,8 @@ def load_state(
     before = json.loads(metadata["config"])
     _check_same(file, before, to_dict(config))
     _check_same_cases(file, json.loads(metadata.get("cases", "{}")), cases, config.data.root)
-    _fill(student, _part(tensors, "student."), file)
-    _fill(teacher, _part(tensors, "teacher."), file)
+    for name, network in networks.items():
+        _fill(network, _part(tensors, f"{name}."), file)
     state = optimizer.state_dict()
     restored: dict[int, dict[str, Tensor]] = {}
     for name, value in _part(tensors, "optimizer.").items():

@@ -1,4 +1,4 @@
-"""UniMatch V2 with VESSA: the training loop.
+"""The training loop, of UniMatch V2 with VESSA and of the other methods.
 
 A batch, its views and its dropout depend on the seed and the batch's number only, so a run that
 is killed and resumed ends with the same weights, bit for bit, and it does not matter which
@@ -23,18 +23,17 @@ import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssl_trainer import models
+from ssl_trainer import methods, models
 from ssl_trainer.assistant import answered, connection
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.pipeline import Answers, Pipeline
 from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
-from ssl_trainer.evaluation.predictor import Predictor, turns
+from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
+from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions.locator import Locator
 from ssl_trainer.unimatch import resuming, schedule, state
-from ssl_trainer.unimatch.ema import EmaTeacher
-from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
 from ssl_trainer.unimatch.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
@@ -46,7 +45,7 @@ Checkpoint = Literal["best", "last"]
 
 
 class UniMatchTrainer:
-    """Trains a student and its teacher; with VESSA where the configuration names a server.
+    """Trains a student and its teacher by a method; with VESSA where a server is named.
 
     An update sees ``accumulate`` batches in each process; all validate, and the first one logs
     what it saw itself, and writes the files.
@@ -79,14 +78,13 @@ class UniMatchTrainer:
         )
         self.unlabelled_sampler = (
             batches.SliceSampler(len(self.unlabelled), config.unlabelled_batch, config.seed + 1)
-            if self.unlabelled and (config.unimatch.weight or config.assistant.server)
+            if self.unlabelled and config.learns_unlabelled
             else None
         )
         torch.manual_seed(config.seed)
-        self.student = models.build(config.student, count).to(self.processes.device)
-        self.teacher = EmaTeacher(self.student, config.unimatch.ema_decay)
-        self.passes = self.processes.wrap(StudentPasses(self.student, config.precision))
-        self.optimizer = build_optimizer(self.student, config)
+        self.method = methods.build(config, self.processes)
+        self.student, self.teacher = self.method.student, self.method.teacher
+        self.optimizer = build_optimizer(self.method.students, config)
         self.pipeline = (
             Pipeline(
                 config,
@@ -146,7 +144,7 @@ class UniMatchTrainer:
 
     def prepare(self, stage: regions.Stage = regions.no_stage) -> None:
         """Resume, and find the regions of interest, where the run has some."""
-        modules = (self.student, self.teacher.model, self.optimizer)
+        modules = (self.method.networks(), self.optimizer)
         loaded = state.load_state(self.out, self.config, *modules, self._cases())
         if loaded is not None:
             self.step, self.best = loaded[0].step, loaded[0].best
@@ -178,13 +176,13 @@ class UniMatchTrainer:
         collected = time.perf_counter()
         self._ask_ahead(step + 1)
         asked = time.perf_counter()
-        self.student.train()
+        self.method.students.train()
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = BufferMean(self.student)
+        buffers = BufferMean(self.method.students)
         scalars: dict[str, float] = {}
         numbers = batches.numbers(step, config, self.processes)
         for number in numbers:
-            with nullcontext() if number == numbers[-1] else postponed(self.passes):
+            with nullcontext() if number == numbers[-1] else postponed(self.method.passes):
                 scalars = self._backward(number, answers.get(number, []))
             buffers.take()
         buffers.settle(self.processes)
@@ -205,35 +203,27 @@ class UniMatchTrainer:
 
     def _backward(self, number: int, answers: list[PseudoLabel | None]) -> dict[str, float]:
         """Gradients of one batch; returns its losses."""
+        loss, scalars = self.method.loss(self._batch(number, answers))
+        scalars |= {"loss/total": float(loss.detach())}
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
+        (loss / self.config.accumulate).backward()
+        return scalars
+
+    def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, number, 2])
         labelled = batches.labelled_batch(
             self.labelled, self.labelled_sampler.indices(number), config, rng, self.regions
         )
-        views, scalars = None, dict[str, float]()
-        weight = schedule.assistant_weight(self.step, config.steps, config.assistant)
+        unlabelled = None
         if self.unlabelled_sampler is not None:
             indices = self.unlabelled_sampler.indices(number)
             unlabelled = batches.unlabelled_batch(
                 self.unlabelled, indices, config, rng, self.regions
             )
-            channels = self.student.encoder_channels
-            views, scalars = strong_views(
-                unlabelled,
-                answers,
-                self.teacher.model,
-                channels,
-                config,
-                self.step,
-                rng,
-                logged=self._logged(self.step + 1),
-            )
-        loss, parts = batch_loss(self.passes, labelled, views, config, weight)
-        scalars |= parts | {"loss/total": float(loss.detach())}
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
-        (loss / config.accumulate).backward()
-        return scalars
+        logged = self._logged(self.step + 1)
+        return methods.Batch(labelled, unlabelled, answers, self.step, rng, logged)
 
     def validate(self) -> dict[str, float]:
         """Dice of the teacher on the validation cases; keeps the best teacher."""
@@ -260,7 +250,7 @@ class UniMatchTrainer:
             window = answered.window(self.pipeline.assistant, self.processes)
         if self.processes.first:
             progress = state.Progress(self.step, self.best, self.config.steps, window)
-            modules = (self.student, self.teacher.model, self.optimizer)
+            modules = (self.method.networks(), self.optimizer)
             state.save_state(self.out, progress, self.config, *modules, prompts, self._cases())
         self.processes.meet()
 
@@ -344,4 +334,5 @@ def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "be
         state.load_teacher(folder / state.STATE_FILE, student)
     locator = regions.load_locator(folder, own_device()) if config.regions else None
     found = Predictor.of(student.to(own_device()).eval(), config.data, locator)
-    return replace(found, turns=turns(config))
+    quarters: Quarters = "average" if turned_by_quarters(config) else "none"
+    return replace(found, turns=turns(config), quarters=quarters)
