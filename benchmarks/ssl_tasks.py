@@ -33,7 +33,7 @@ class Method:
     server: bool = False
 
 
-# Half of the images are turned by a random quarter and mirrored: what UniMatch's authors do on ACDC.
+# Half of the images are turned by a random quarter and mirrored, as by UniMatch on ACDC.
 _QUARTERS = {"quarter_turns": 0.5}
 WHOLE: Facts = {"regions": False}
 METHODS = {
