@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from acdc import RESULTS
-from ssl_statistics import Scores, Values
-from ssl_tasks import Facts, Task
+from ssl_statistics import Gain, Scores, Values, gain
+from ssl_tasks import METHODS, Facts, Task
 from vessa_client import files
 
 # Of a split, as checkpoint and views: what the comparison is about.
 MAIN = "last/views"
+# UniMatch V2 turned by quarters or not: the better one counts as VESSA's rival.
+RIVALS = ("unimatch", "unimatch-quarters")
+WITHOUT_VESSA = tuple(name for name, method in METHODS.items() if not method.server)
+# Whose labels, and how many updates.
+Budget = tuple[str, int]
 
 
 def results_of(task: str) -> Path:
@@ -46,12 +52,6 @@ def key(facts: Facts) -> tuple[str, str, int, int]:
     return facts["subset"], facts["method"], facts["steps"], facts["seed"]
 
 
-def select(runs: Iterable[Facts], subset: str, method: str, steps: int) -> list[Facts]:
-    """Runs of one kind, by seed."""
-    found = [facts for facts in runs if key(facts)[:3] == (subset, method, steps)]
-    return sorted(found, key=lambda facts: int(facts["seed"]))
-
-
 def scores(facts: Facts, split: str, view: str = MAIN, metric: str = "dice") -> Values | None:
     """(N, C) of the volumes of a split; None where it was not scored."""
     try:
@@ -77,3 +77,77 @@ def by_patient(runs: Sequence[Facts], split: str, view: str = MAIN) -> Scores:
                 volumes.setdefault(patient, []).append(float(dice.mean()))
             out[facts["seed"]] = {name: float(np.mean(own)) for name, own in volumes.items()}
     return out
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of a task."""
+
+    task: Task
+    runs: list[Facts]
+
+    @staticmethod
+    def load(name: str) -> Results:
+        """The committed ones."""
+        return Results(Task.load(name), read(results_of(name)))
+
+    def budgets(self) -> list[Budget]:
+        """Of subsets named by their size: with the usual updates, and with others that were run.
+
+        But for those of equal time.
+        """
+        found = [(name, self.task.steps) for name in self.task.subsets if name.isdigit()]
+        found += [(f["subset"], f["steps"]) for f in self.runs if not f["equal_time"]]
+        known = {budget for budget in found if budget[0].isdigit()}
+        return sorted(known, key=lambda budget: (budget[1], int(budget[0])))
+
+    def alone(self) -> dict[str, str]:
+        """Names of the subsets of one patient, by that patient."""
+        return {own[0]: name for name, own in self.task.subsets.items() if len(own) == 1}
+
+    def select(self, budget: Budget, method: str) -> list[Facts]:
+        """Runs of a method, by seed."""
+        found = [facts for facts in self.runs if key(facts)[:3] == (budget[0], method, budget[1])]
+        return sorted(found, key=lambda facts: int(facts["seed"]))
+
+    def best(self, budget: Budget, methods: Sequence[str], split: str = "test") -> str | None:
+        """The method with the highest mean Dice over its runs; None where none was scored."""
+        found = {name: means(self.select(budget, name), split) for name in methods}
+        return max(
+            (name for name in methods if len(found[name])),
+            key=lambda name: float(found[name].mean()),
+            default=None,
+        )
+
+    def rival(self, budget: Budget, split: str = "test") -> str | None:
+        """The fair rival: of :data:`RIVALS` the one that is better on the very patients.
+
+        So it is chosen in its own favour.
+        """
+        return self.best(budget, RIVALS, split)
+
+    def gain(
+        self,
+        budget: Budget,
+        method: str,
+        rival: str | None,
+        split: str = "test",
+        leave_out: Sequence[str] = (),
+        *,
+        steps: int | None = None,
+    ) -> Gain | None:
+        """Of a method over a rival, with the seeds that both have; None without any.
+
+        Args:
+            budget: of the rival.
+            method: that gains.
+            rival: that it is compared with.
+            split: whose patients count.
+            leave_out: those who do not.
+            steps: updates of the method, where they are others.
+        """
+        if rival is None:
+            return None
+        own = self.select((budget[0], budget[1] if steps is None else steps), method)
+        others = self.select(budget, rival)
+        return gain(by_patient(own, split), by_patient(others, split), leave_out)

@@ -37,7 +37,7 @@ import yaml
 import ssl_results
 import ssl_scores
 from acdc import ROOT, circumstances
-from ssl_processes import RunError, Process, locked, served
+from ssl_processes import Process, RunError, locked, served
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Run, Task, agree, differences
 from ssl_trainer.evaluation.report import answered, read_log
 from ssl_trainer.regions.run import REGIONS_FILE

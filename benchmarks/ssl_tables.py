@@ -2,38 +2,46 @@
 
     python benchmarks/ssl_tables.py
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. Scores are of volumes in
-3D, of the last student, in the views of ``ssl_scores.py``; mean ± standard deviation over seeds,
+A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. Scores are of volumes
+in 3D, of the last student, in the views of ``ssl_scores.py``; mean ± standard deviation over seeds,
 whose number is in brackets. What was not run is "–".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-import ssl_results
-import ssl_statistics
 from acdc import ROOT
-from ssl_results import MAIN, by_patient, means, select
-from ssl_scores import PLAIN, TURNED, VIEWS
-from ssl_statistics import Gain, Scores, Values
-from ssl_tasks import METHODS, Facts, Task
+from ssl_results import MAIN, WITHOUT_VESSA, Budget, Results, means, scores
+from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
+from ssl_tasks import METHODS, Facts
 from vessa_client import files
 from vessa_client.console import console
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
-# Rivals of which the better one counts: turned by quarters or not, whichever suits a data set.
-RIVALS = ("unimatch", "unimatch-quarters")
-ALONE = tuple(name for name, method in METHODS.items() if not method.server)
 NOTHING = "–"
-ANNOTATED = ("1", "3", "7")
+# What gains over what: a method, a name of :func:`_named`, or both rivals.
+RIVAL, BEST = "the fair rival", "the best without VESSA"
+GAINS = (
+    ("vessa", RIVAL),
+    ("vessa", BEST),
+    ("vessa", "unimatch-regions"),
+    ("vessa-labels", RIVAL),
+    ("vessa-regions", "unimatch-regions"),
+    ("unimatch-regions", RIVAL),
+)
+VIEWS = {
+    MAIN: "last",
+    "last/turned": "without quarter turns",
+    "last/plain": "one view",
+    "best/views": "best on validation",
+    "best/plain": "best on validation, one view",
+}
 
 Row = list[str]
-Budget = tuple[str, int]
 
 
 def main() -> None:
@@ -58,3 +66,249 @@ def markdown(rows: Sequence[Row]) -> str:
     head, *others = rows
     lines = [head, ["---"] * len(head), *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def mean_sd(values: Values, digits: int = 3, *, count: bool = False) -> str:
+    """Mean, and deviation where there are several; with ``count`` how many there are."""
+    if not len(values):
+        return NOTHING
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}{f' ({len(values)})' if count else ''}"
+
+
+def signed(value: float) -> str:
+    """A gain."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def dice(results: Results, split: str) -> list[Row]:
+    """A row for each method, a column for each budget."""
+    budgets = results.budgets()
+    rows = [["trained with", *(f"annotated: {_title(results, budget)}" for budget in budgets)]]
+    for name, method in METHODS.items():
+        cells = [means(results.select(budget, name), split) for budget in budgets]
+        rows.append([method.title, *(mean_sd(values, count=True) for values in cells)])
+    return rows
+
+
+def structures(results: Results, split: str) -> list[Row]:
+    """Dice of each structure, and distances."""
+    unit = _unit(results, split)
+    names = [c.name for c in results.task.classes]
+    rows = [["annotated", "trained with", *names, f"HD95 ({unit})", f"ASD ({unit})"]]
+    for budget in results.budgets():
+        for name, method in METHODS.items():
+            runs = [run for run in results.select(budget, name) if split in run["scores"]]
+            if runs:
+                found = [scores(run, split) for run in runs]
+                by_structure = np.array([v.mean(axis=0) for v in found if v is not None]).T
+                cells = [mean_sd(values) for values in by_structure]
+                cells += [mean_sd(means(runs, split, MAIN, "hd95"), 1)]
+                cells += [mean_sd(means(runs, split, MAIN, "asd"), 2)]
+                rows.append([_title(results, budget), method.title, *cells])
+    return rows
+
+
+def views(results: Results, split: str) -> list[Row]:
+    """Which student, and how it is asked."""
+    rows = [["annotated", "trained with", *VIEWS.values()]]
+    for budget in results.budgets():
+        for name, method in METHODS.items():
+            runs = results.select(budget, name)
+            if len(means(runs, split)):
+                cells = [mean_sd(means(runs, split, view)) for view in VIEWS]
+                rows.append([_title(results, budget), method.title, *cells])
+    return rows
+
+
+def gains(results: Results, split: str, *, unlike: bool = True) -> list[Row]:
+    """Paired over patients, with or without those who lie unlike the annotated ones."""
+    leave_out = () if unlike else tuple(results.task.unlike.get(split, ()))
+    rows = [["annotated", "gain of", "over", *_GAIN_HEAD]]
+    for budget in results.budgets():
+        for method, over in GAINS:
+            rival = _named(results, budget, over, split)
+            found = results.gain(budget, method, rival, split, leave_out)
+            row = [_title(results, budget), METHODS[method].title, _rival_title(over, rival)]
+            rows.append([*row, *_gain_cells(found)])
+    return rows
+
+
+_GAIN_HEAD = ("mean", "95 % interval", "p, Wilcoxon", "p, signs", "patients better", "by seed")
+
+
+def _gain_cells(found: Gain | None) -> Row:
+    if found is None:
+        return [NOTHING] * len(_GAIN_HEAD)
+    return [
+        f"**{signed(found.mean)}**",
+        _interval(found),
+        f"{found.wilcoxon:.3f}",
+        f"{found.permutation:.3f}",
+        f"{found.better} of {len(found.by_patient)}",
+        ", ".join(signed(value) for value in found.by_seed.values()),
+    ]
+
+
+def _interval(found: Gain) -> str:
+    return f"{signed(found.interval[0])} to {signed(found.interval[1])}"
+
+
+def annotated(results: Results, split: str) -> list[Row]:
+    """Each patient annotated alone; at the end all of them, each counting once."""
+    shown = ("unimatch", "unimatch-quarters", "unimatch-regions", "vessa")
+    rows = [["annotated patient", *(METHODS[name].title for name in shown), "gain over " + RIVAL]]
+    gained: list[float] = []
+    for patient, subset in sorted(results.alone().items()):
+        budget = subset, results.task.steps
+        cells = [mean_sd(means(results.select(budget, n), split), count=True) for n in shown]
+        found = results.gain(budget, "vessa", results.rival(budget, split), split)
+        gained += [] if found is None else [found.mean]
+        rows.append([patient, *cells, NOTHING if found is None else signed(found.mean)])
+    values = np.array(gained)
+    total = NOTHING
+    if gained:
+        p = f"p {wilcoxon_p(values):.3f} (Wilcoxon), {permutation_p(values):.3f} (signs)"
+        better = f"{int((values > 0).sum())} of {len(values)} better"
+        total = f"**{signed(float(values.mean()))}**, {better}, {p}"
+    rows.append(["all", *[""] * len(shown), total])
+    return rows
+
+
+def equal_time(results: Results, split: str) -> list[Row]:
+    """Fewer updates for what costs more, against the rival's usual number."""
+    head = ["annotated", "trained with", "updates", "CPU minutes", "Dice"]
+    rows = [
+        [*head, RIVAL, "updates", "CPU minutes", "Dice", "gain", "95 % interval", "p, Wilcoxon"]
+    ]
+    found = {(f["subset"], f["method"], f["steps"]) for f in results.runs if f["equal_time"]}
+    for subset, method, steps in sorted(found):
+        budget = subset, results.task.steps
+        rival, row = results.rival(budget, split), [subset]
+        for name, count in ((method, steps), (rival, budget[1])):
+            runs = [] if name is None else results.select((subset, count), name)
+            title = NOTHING if name is None else METHODS[name].title
+            row += [title, f"{count:,}", _minutes(runs), mean_sd(means(runs, split), count=True)]
+        won = results.gain(budget, method, rival, split, steps=steps)
+        cells = [NOTHING] * 3
+        if won is not None:
+            cells = [f"**{signed(won.mean)}**", _interval(won), f"{won.wilcoxon:.3f}"]
+        rows.append([*row, *cells])
+    return rows
+
+
+def cost(results: Results) -> list[Row]:
+    """CPU minutes of a run, of trainer and server, and times those of UniMatch V2."""
+    rows = [["annotated", "trained with", "training", "server", "both", "times UniMatch V2"]]
+    for budget in results.budgets():
+        plain = _seconds(results.select(budget, "unimatch")).sum(axis=1)
+        for name, method in METHODS.items():
+            seconds = _seconds(results.select(budget, name))
+            if len(seconds):
+                both = seconds.sum(axis=1)
+                cells = [mean_sd(values / 60, 1) for values in (*seconds.T, both)]
+                times = f"{both.mean() / plain.mean():.2f}" if len(plain) else NOTHING
+                rows.append([_title(results, budget), method.title, *cells, times])
+    return rows
+
+
+def summary(results: Results, split: str) -> list[Row]:
+    """With and without VESSA, and what it gains."""
+    head = ["annotated", f"UniMatch V2, {RIVAL}", BEST, "with VESSA"]
+    rows = [[*head, f"gain over {RIVAL}, 95 % interval", "p, Wilcoxon"]]
+    for budget in results.budgets():
+        rival = results.rival(budget, split)
+        best = results.best(budget, WITHOUT_VESSA, split)
+        row = [_title(results, budget)]
+        for name in (rival, best, "vessa"):
+            values = np.zeros(0) if name is None else means(results.select(budget, name), split)
+            title = f" ({METHODS[name].title})" if name == best and name is not None else ""
+            row.append(mean_sd(values) + title)
+        found = results.gain(budget, "vessa", rival, split)
+        cells = [NOTHING, NOTHING]
+        if found is not None:
+            cells = [f"{signed(found.mean)}, {_interval(found)}", f"{found.wilcoxon:.3f}"]
+        rows.append([*row, *cells])
+    return rows
+
+
+def provenance(results: Results) -> list[Row]:
+    """Of what the results come."""
+    runs = results.runs
+    shares = [run["answered"] for run in runs if run["answered"] is not None]
+    facts = {
+        "runs": str(len(runs)),
+        "commits": _all(run["commit"][:9] for run in runs),
+        "with changes that are in none": str(sum(run["uncommitted"] for run in runs)),
+        "weights of VESSA": _all(run["vessa"][:12] for run in runs if run["vessa"]),
+        "least share of answers": f"{min(shares):.4g}" if shares else NOTHING,
+        "processors": _all(run["processor"] for run in runs),
+        "Python, PyTorch": _all(f"{run['python']}, {run['torch']}" for run in runs),
+    }
+    return [["", ""], *([name, value or NOTHING] for name, value in facts.items())]
+
+
+def _all(values: Iterable[str]) -> str:
+    return "; ".join(sorted(set(values)))
+
+
+def _title(results: Results, budget: Budget) -> str:
+    subset, steps = budget
+    return subset if steps == results.task.steps else f"{subset}, {steps:,} updates"
+
+
+def _named(results: Results, budget: Budget, over: str, split: str) -> str | None:
+    """The method that a name stands for in a budget."""
+    if over == RIVAL:
+        return results.rival(budget, split)
+    return results.best(budget, WITHOUT_VESSA, split) if over == BEST else over
+
+
+def _rival_title(over: str, rival: str | None) -> str:
+    title = over if rival is None else METHODS[rival].title
+    return f"{title} ({over})" if over in (RIVAL, BEST) and rival is not None else title
+
+
+def _unit(results: Results, split: str) -> str:
+    """Of the distances of all runs."""
+    found = {run["scores"][split]["unit"] for run in results.runs if split in run["scores"]}
+    return " and ".join(sorted(found)) or "mm"
+
+
+def _seconds(runs: Sequence[Facts]) -> Values:
+    """CPU seconds of training and of the server, (runs, 2), where both are known."""
+    found = [[run["training"], run["server"]] for run in runs]
+    return np.array([own for own in found if None not in own], dtype=np.float64).reshape(-1, 2)
+
+
+def _minutes(runs: Sequence[Facts]) -> str:
+    return mean_sd(_seconds(runs).sum(axis=1) / 60, 1)
+
+
+def of(task: str, table: Callable[..., list[Row]], *arguments: object, **options: bool) -> Table:
+    """A table of a task's results, read when it is written."""
+    return lambda: table(Results.load(task), *arguments, **options)
+
+
+Table = Callable[[], list[Row]]
+TABLES: dict[str, Table] = {
+    "summary": of("acdc", summary, "test"),
+    "test": of("acdc", dice, "test"),
+    "validation": of("acdc", dice, "val"),
+    "gains": of("acdc", gains, "test"),
+    "gains without unlike patients": of("acdc", gains, "test", unlike=False),
+    "gains on validation patients": of("acdc", gains, "val"),
+    "structures": of("acdc", structures, "test"),
+    "views": of("acdc", views, "test"),
+    "annotated": of("acdc", annotated, "test"),
+    "annotated on validation patients": of("acdc", annotated, "val"),
+    "equal time": of("acdc", equal_time, "test"),
+    "cost": of("acdc", cost),
+    "provenance": of("acdc", provenance),
+    "left atrium": of("left_atrium", dice, "test"),
+    "left atrium gains": of("left_atrium", gains, "test"),
+}
+
+
+if __name__ == "__main__":
+    main()
