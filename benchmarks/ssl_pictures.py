@@ -33,7 +33,7 @@ from vessa_client import AnyArray, UInt8Array, files, pictures
 from vessa_client.console import console
 
 IMAGES = ROOT / "docs" / "images"
-# Ranks of the gallery, from the best slice to the worst, and whose students it shows.
+# Ranks of the gallery, from the best slice to the worst of the last one of the shown students.
 RANKS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.05, 0.0)
 SHOWN = ("unimatch", "vessa")
 
@@ -105,17 +105,17 @@ def _draw(axes: Axes, runs: list[Facts], label: str, colour: str) -> None:
 
 def patients(results: Results) -> Figure | None:
     """Dice of each test patient with VESSA and with its fair rival, a panel for each budget."""
-    pairs = []
-    for budget in results.budgets():
-        rival = results.rival(budget)
-        if rival is not None:
-            scores = [_mean(results, budget, name) for name in (rival, "vessa")]
-            if all(scores):
-                pairs.append((budget, rival, *scores))
-    if not pairs:
+    rivals = {budget: results.rival(budget) for budget in results.budgets()}
+    shown = [
+        (budget, rival)
+        for budget, rival in rivals.items()
+        if rival is not None and _mean(results, budget, "vessa")
+    ]
+    if not shown:
         return None
-    figure, panels = _panels(len(pairs))
-    for axes, (budget, rival, without, with_vessa) in zip(panels, pairs, strict=True):
+    figure, panels = _panels(len(shown))
+    for axes, (budget, rival) in zip(panels, shown, strict=True):
+        without, with_vessa = (_mean(results, budget, name) for name in (rival, "vessa"))
         ordered = sorted(without, key=lambda name: without[name])
         for x, name in enumerate(ordered):
             ends = without[name], with_vessa[name]
@@ -157,7 +157,7 @@ def gallery(comparison: Comparison, subset: str, seed: int) -> UInt8Array:
             if labels.any():
                 own = {name: maps[index] for name, maps in found.items()}
                 title = f"{case.name}, slice {index}"
-                rows.append((_dice(own["vessa"], labels), title, image.slice(index), own, labels))
+                rows.append((_dice(own[SHOWN[-1]], labels), title, image.slice(index), own, labels))
     rows.sort(key=lambda row: row[:2])
     chosen = dict.fromkeys(round(rank * (len(rows) - 1)) for rank in RANKS)
     return pictures.rows([_row(*rows[index][1:]) for index in chosen])

@@ -291,12 +291,17 @@ def _mean(entries: Sequence[dict[str, float]], name: str) -> float | None:
 
 def _score(comparison: Comparison, folder: Path, facts: Facts) -> None:
     """Add the scores that a trained run lacks."""
-    for split in ("val", "test") if comparison.test else ("val",):
-        if split not in facts["scores"] and (comparison.task.root / split).is_dir():
-            Process(folder / LOG, ssl_scores.__file__, str(folder), split).check()
+    splits = [
+        split
+        for split in (("val", "test") if comparison.test else ("val",))
+        if split not in facts["scores"] and (comparison.task.root / split).is_dir()
+    ]
+    if splits:
+        Process(folder / LOG, ssl_scores.__file__, str(folder), *splits).check()
+        for split in splits:
             file = ssl_scores.scores_file(folder, split)
             facts["scores"][split] = json.loads(file.read_text())
-            files.write_text(folder / RUN, json.dumps(facts))
+        files.write_text(folder / RUN, json.dumps(facts))
 
 
 def _processor() -> str:

@@ -1,6 +1,6 @@
-"""Scores the students of a finished run on a split: its last and its best one, in several views.
+"""Scores the students of a finished run: its last and its best one, in several views.
 
-    python benchmarks/ssl_scores.py RUN test
+    python benchmarks/ssl_scores.py RUN val test
 
 Writes ``RUN/scores_of_test.json``. Views: *plain*, each slice once; *turned*, also turned by some
 degrees to either side; *views*, the same with quarter turns, for students of whole slices: all four
@@ -45,11 +45,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("split", choices=("val", "test"))
+    parser.add_argument("splits", choices=("val", "test"), nargs="+")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = score(arguments.run, arguments.split)
-    files.write_text(scores_file(arguments.run, arguments.split), json.dumps(found))
+    for split in arguments.splits:
+        found = score(arguments.run, split)
+        files.write_text(scores_file(arguments.run, split), json.dumps(found))
 
 
 def scores_file(run: Path, split: str) -> Path:
