@@ -74,6 +74,7 @@ def small_config(
         student=UNET,
         assistant=AssistantConfig(
             server=server,
+            decay_end=1.0,
             feedback_start=0.5,
             ahead=2,
             timeout_seconds=20,

@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ssl_trainer.assistant import connection
-from ssl_trainer.assistant.assistant import Assistant
+from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.assistant.connection import AssistantError, on_this_machine
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig, to_dict
@@ -124,7 +124,7 @@ def test_a_server_that_starts_is_waited_for(
             assert checked.result(60) is None
 
 
-def test_a_run_that_goes_on_checks_the_server_as_long_as_it_needs_it(
+def test_a_run_that_goes_on_checks_the_server_unless_it_is_done(
     tmp_path: Path, server: RunningServer
 ) -> None:
     root = write_dataset(tmp_path / "data")
@@ -133,33 +133,23 @@ def test_a_run_that_goes_on_checks_the_server_as_long_as_it_needs_it(
         if step == 3:
             raise KeyboardInterrupt
 
-    # Saved at 2: with ``decay_end`` 0.5 VESSA counts until the third update.
-    for decay_end, needed in ((0.5, True), (0.3, False)):
-        falling: dict[str, Any] = {"weight_end": 0.0, "decay_end": decay_end, "ahead": 1}
-        out = tmp_path / f"run {decay_end}"
-        trainer = UniMatchTrainer(assisted(root, server.grpc, **falling), out)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run(stop)
-        gone = assisted(root, f"127.0.0.1:{free_port()}", **falling)
-        trainer = UniMatchTrainer(gone, out)
-        if needed:
-            with pytest.raises(AssistantError, match="vessa-server serve"):
-                trainer.run()
-        else:
-            trainer.run()
-            assert trainer.step == 6
+    with pytest.raises(KeyboardInterrupt):
+        UniMatchTrainer(assisted(root, server.grpc), tmp_path / "run").run(stop)
+    gone = assisted(root, f"127.0.0.1:{free_port()}")
+    with pytest.raises(AssistantError, match="vessa-server serve"):
+        UniMatchTrainer(gone, tmp_path / "run").run()
+    UniMatchTrainer(assisted(root, server.grpc), tmp_path / "run").run()
+    trainer = UniMatchTrainer(gone, tmp_path / "run")
+    trainer.run()
+    assert trainer.step == 6
 
 
-@pytest.mark.parametrize("validate_every", [3, 12])
 def test_a_bank_that_is_emptied_stops_the_run_which_goes_on_when_it_is_filled(
-    tmp_path: Path, server: RunningServer, validate_every: int
+    tmp_path: Path, server: RunningServer
 ) -> None:
-    """Noticed when labels are compared the run goes on from its checkpoint, else where it was."""
+    """Where it was: no checkpoint is due before its end."""
     config = assisted(write_dataset(tmp_path / "data"), server.grpc, steps=12)
-    checkpoint_every = 2 if validate_every == 3 else 100
-    config = dataclasses.replace(
-        config, validate_every=validate_every, checkpoint_every=checkpoint_every
-    )
+    config = dataclasses.replace(config, validate_every=12, checkpoint_every=100)
     UniMatchTrainer(config, tmp_path / "whole").run()
 
     def emptied(step: int, scalars: dict[str, float]) -> None:
@@ -219,7 +209,7 @@ class Outage:
 
 
 def test_a_server_that_goes_away_is_done_without_and_picked_up_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away: dict[int, bool] = {}
     asked, came = 0, 0
@@ -231,27 +221,26 @@ def test_a_server_that_goes_away_is_done_without_and_picked_up_again(
             steps=2000,
             ahead=1,
             retry_seconds=0.0,
-            weight_end=1.0,
         )
         trainer = UniMatchTrainer(
             dataclasses.replace(config, validate_every=1000, checkpoint_every=1000),
             tmp_path / "run",
         )
-        feedback = trainer.feedback
-        assert feedback is not None
-        collect = feedback.collect
+        assert trainer.pipeline is not None
+        assistant = trainer.pipeline.assistant
+        collect = assistant.collect
 
-        def counting(number: int) -> list[object]:
+        def counting(number: int) -> list[PseudoLabel | None]:
             nonlocal asked, came
             found = collect(number)
-            asked += len(feedback.canvases(number))
+            asked += len(found)
             came += sum(answer is not None for answer in found)
-            return list(found)
+            return found
 
-        feedback.collect = counting  # type: ignore[assignment,method-assign]
+        monkeypatch.setattr(assistant, "collect", counting)
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
-            away[step] = feedback.assistant.away
+            away[step] = assistant.away
             outage(step, scalars)
             if step > 25 and step % 10 == 0 and not any(away[s] for s in range(step - 9, step + 1)):
                 raise KeyboardInterrupt
@@ -362,6 +351,6 @@ def test_the_state_says_which_keys_are_others(tmp_path: Path, server: RunningSer
         with VessaClient(server.grpc) as client:
             client.add_template(image, labels, CLASSES, bank="other")
     other = assisted(root, server.grpc, bank="other")
-    with pytest.raises(ValueError, match=r"another configuration \(assistant\.bank\)"):
+    with pytest.raises(ValueError, match=r'assistant\.bank: "other" now, "" when it began'):
         UniMatchTrainer(other, tmp_path / "run").run()
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 6

@@ -15,6 +15,8 @@ from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, load, to_dict
 from ssl_trainer.evaluation.report import answered, read_log
+from ssl_trainer.regions import training
+from ssl_trainer.regions.run import REGIONS_FILE
 from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, engine_of, running, torchrun
@@ -22,16 +24,18 @@ from trainer_support import small_config, write_case, write_dataset
 from vessa_common import processes
 from vessa_common.processes import Processes, joined
 
-# The second process dies in the fourth update of the first start.
+# The second process dies in the fourth update of the first start, if none has died before.
 DYING = """
 import os, signal, sys
 from pathlib import Path
 import torch
 from ssl_trainer import config
+from ssl_trainer.regions import training
 from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)
+training.STEPS = 5
 file, out = Path(sys.argv[1]), Path(sys.argv[2])
 with processes.joined() as group:
     trainer = UniMatchTrainer(config.load(file), out, group)
@@ -81,11 +85,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ssl_trainer import config
+from ssl_trainer.regions import run as regions
+from ssl_trainer.regions import training
 from ssl_trainer.unimatch import state, validation
 from vessa_common import processes
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 
 torch.set_num_threads(1)
+training.STEPS = 2
 file, out = Path(sys.argv[1]), Path(sys.argv[2])
 steps, alone = [], []
 
@@ -112,7 +119,7 @@ with processes.joined() as group:
     trainer = UniMatchTrainer(config.load(file), out, group)
     if group.first:
         places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
-        for place, name in (*places, (trainer.judge, "compare")):
+        for place, name in (*places, (regions, "find_all")):
             setattr(place, name, only_while_the_other_waits(name, getattr(place, name)))
     trainer.run()
     (out / f"{group.rank}.txt").write_text(" ".join(alone))
@@ -129,10 +136,12 @@ def _train(file: Path, out: Path) -> list[str]:
 
 
 def test_two_processes_are_one_with_twice_the_batches_and_survive_a_killed_one(
-    tmp_path: Path, server: RunningServer
+    tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With VESSA, whose prompts are the student masks of both processes."""
-    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
+    """With regions, that one of them finds, and VESSA, whose prompts are of both processes."""
+    monkeypatch.setattr(training, "STEPS", 5)
+    root = write_dataset(tmp_path / "data")
+    config = small_config(root, steps=6, server=server.grpc, regions=True)
     # Adam makes steps of one size of gradients that are rounding errors: few, small steps.
     config = dataclasses.replace(
         config,
@@ -140,9 +149,11 @@ def test_two_processes_are_one_with_twice_the_batches_and_survive_a_killed_one(
         assistant=dataclasses.replace(config.assistant, feedback_start=0.0),
     )
     file = _written(config, tmp_path / "two.yaml")
-    torchrun(*_train(file, tmp_path / "whole"))
     (tmp_path / "dying.py").write_text(DYING)
-    (tmp_path / "killed").mkdir()
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "died").touch()
+    torchrun(tmp_path / "dying.py", file, tmp_path / "whole")
     torchrun("--max-restarts", 1, tmp_path / "dying.py", file, tmp_path / "killed")
     assert (tmp_path / "killed" / "died").exists()
     whole, killed = (load_file(tmp_path / n / STATE_FILE) for n in ("whole", "killed"))
@@ -151,6 +162,8 @@ def test_two_processes_are_one_with_twice_the_batches_and_survive_a_killed_one(
 
     alone = UniMatchTrainer(dataclasses.replace(config, accumulate=2), tmp_path / "one")
     alone.run()
+    found = [(tmp_path / n / REGIONS_FILE).read_text() for n in ("whole", "killed", "one")]
+    assert found[0] == found[1] == found[2]
     counts = [answered(read_log(tmp_path / name / "log.jsonl")) for name in ("whole", "one")]
     assert counts[0] == counts[1], "answers of both processes"
     one = load_file(tmp_path / "one" / STATE_FILE)
@@ -197,12 +210,13 @@ def test_processes_share_validation_and_find_what_one_finds(tmp_path: Path) -> N
 def test_no_collective_is_pending_while_one_process_works_alone(
     tmp_path: Path, server: RunningServer
 ) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=8, server=server.grpc)
+    root = write_dataset(tmp_path / "data")
+    config = small_config(root, steps=8, server=server.grpc, regions=True)
     (tmp_path / "alone.py").write_text(ALONE)
     (tmp_path / "run").mkdir()
     torchrun(tmp_path / "alone.py", _written(config, tmp_path / "config.yaml"), tmp_path / "run")
     worked = set((tmp_path / "run" / "0.txt").read_text().split())
-    assert worked == {"evaluate", "save_state", "save_student", "compare"}
+    assert worked == {"evaluate", "save_state", "save_student", "find_all"}
 
 
 def test_without_validation_cases_two_processes_keep_the_last_teacher(tmp_path: Path) -> None:
@@ -244,9 +258,9 @@ def test_another_number_of_processes_is_refused_where_requests_were_under_way(
     with pytest.raises(KeyboardInterrupt):
         UniMatchTrainer(config, tmp_path / "run").run(stop)
     state = load_file(tmp_path / "run" / STATE_FILE)
-    assert len(state["told.5"]) == config.unlabelled_batch
-    # Without a group, only told that there are two.
+    assert len(state["prompts.5"]) == config.unlabelled_batch
+    # Without a group: it only says that there are two.
     trainer = UniMatchTrainer(config, tmp_path / "run")
     trainer.processes = Processes(rank=1, world=2)
     with pytest.raises(StateError, match="as many processes as before"):
-        trainer.resume()
+        trainer.prepare()

@@ -53,6 +53,7 @@ def test_an_exported_student_answers_like_the_student(
         "percentiles": [0.5, 99.5] if window is None else None,
         "axis": 2,
         "turns": [0.0, 10.0],
+        "quarters": "none",
         "one_piece": ["bar"],
     }
 

@@ -1,4 +1,4 @@
-"""Regions of interest: the maps to them and back, who names them, and the network that finds them."""
+"""Regions of interest: maps to them and back, who names them, the network that finds them."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ def test_a_region_around_structures_encloses_them(seed: int, margin: float, turn
 
 
 @given(roi=regions(SHAPE), view=regions(SHAPE), transform=transforms())
-def test_places_are_in_a_region_or_not(
-    roi: Roi, view: Roi, transform: frame.WeakTransform
-) -> None:
+def test_places_are_in_a_region_or_not(roi: Roi, view: Roi, transform: frame.WeakTransform) -> None:
     matrix = frame.theta(SHAPE, view, transform)
     found = roi.contains(frame.grid(matrix, 6), SHAPE)
     for row, column in np.ndindex(6, 6):
@@ -334,3 +332,15 @@ def test_labels_without_a_structure_are_refused_in_words(tmp_path: Path) -> None
     empty = [_slice("a", 0, np.zeros(SHAPE, np.uint8))]
     with pytest.raises(ValueError, match=r"data\.labelled: no annotated slice shows a structure"):
         run.find_all(config, empty, unlabelled, None, tmp_path, run.no_stage)
+
+
+def test_what_is_beside_a_region_does_not_make_it_dark() -> None:
+    image = np.full((60, 80), 1000.0, np.float32)
+    image[20:40, 30:50] = np.linspace(100, 200, 400).reshape(20, 20)
+    roi = Roi(row=30, column=40, side=20)
+    seen = frame.unit(image, 32, None, roi)[0, 20:40, 30:50]
+    assert float(seen.min()) < 0.01
+    assert float(seen.max()) > 0.99
+    item = Slice("a/0", image, None, "a")
+    assert torch.equal(item.unit(32, roi), frame.unit(image, 32, None, roi))
+    assert torch.equal(item.unit(32), frame.unit(image, 32, None))

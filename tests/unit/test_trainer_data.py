@@ -390,7 +390,7 @@ def test_the_student_sees_as_little_noise_of_a_large_slice_as_of_a_prepared_one(
     for times in (4, 5, 6):
         noise = rng.normal(100, 20, (times * size, times * size)).astype(np.float32)
         item = cases.Slice("", noise, None, "")
-        low, high = item.limits
+        low, high = item.limits()
         prepared = noise.reshape(size, times, size, times).mean(axis=(1, 3))
         ideal = (prepared - low) / (high - low)
         assert batches.canonical(item, size, None).std() < 1.3 * ideal.std()

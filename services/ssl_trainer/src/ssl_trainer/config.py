@@ -316,8 +316,9 @@ class AssistantConfig:
             used where it is given.
         wait_seconds: how long a run that starts waits for a server that does not answer yet.
         required: stop when the server goes away, instead of training on alone.
-        weight: λ_v at first. It falls to 0 as a cosine over the run: a teacher becomes better than
-            who taught it.
+        weight: λ_v at first. It falls to 0 as a cosine: a teacher becomes better than who taught
+            it. With 0 VESSA is asked for regions only.
+        decay_end: fraction of the run at which λ_v has reached 0; from then on VESSA is not asked.
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
         teacher_share: share of the teacher's prediction in VESSA's labels, which rises to that from
@@ -340,6 +341,7 @@ class AssistantConfig:
     wait_seconds: float = 20.0
     required: bool = False
     weight: float = 1.0
+    decay_end: float = 0.4
     loss: UnlabelledLoss = "both"
     teacher_share: float = 0.5
     feedback_start: float = 0.1
@@ -357,7 +359,7 @@ class AssistantConfig:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        for name in ("feedback_start", "teacher_share"):
+        for name in ("decay_end", "feedback_start", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
 

@@ -166,7 +166,7 @@ def train(
     Started again with the same --out it goes on where it stopped; a run that ends after a
     number of updates is then the unbroken one, bit for bit. OUT/first_batch.png shows at once
     whether images and labels are as meant; look at the rest with `tensorboard --logdir OUT`.
-    On several GPUs: `torchrun --nproc-per-node 4 -m vessa_server train ...`. docs/training.md
+    On several GPUs: `torchrun --nproc-per-node 4 -m vessa_server train ...`. docs/stage1.md
     has the keys.
     """
     import torch

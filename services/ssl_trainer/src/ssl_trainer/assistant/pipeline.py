@@ -86,9 +86,13 @@ class Pipeline:
     def collect(self, step: int) -> Answers:
         """Answers for the batches of an update, by number, in the order of their slices.
 
+        None where they would not count.
+
         Raises:
             AssistantError: the run needs what it does not get; nothing of the update is counted.
         """
+        if step >= schedule.assisted(self.config.steps, self.config.assistant):
+            return {}
         counts = self.assistant.counts
         try:
             answers = {
@@ -116,8 +120,8 @@ class Pipeline:
 
     def _ahead(self, step: int) -> range:
         """Updates from ``step`` on that are near; none where the answers would not count."""
-        ahead = self.config.assistant.ahead if self.config.assistant.weight else 0
-        return range(step, min(step + ahead, self.config.steps))
+        last = schedule.assisted(self.config.steps, self.config.assistant)
+        return range(step, max(step, min(step + self.config.assistant.ahead, last)))
 
     def _predict(self, step: int) -> Future[Tensor] | None:
         """Prompts for the slices of ``step``, where it is time for that."""

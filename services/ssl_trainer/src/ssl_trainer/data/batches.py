@@ -91,7 +91,7 @@ def labelled_batch(
         item = slices[index]
         assert item.labels is not None
         roi = regions.get(item.series)
-        unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
+        unit = item.unit(size, roi)
         truth = torch.from_numpy(item.labels).float()[None]
         if config.labelled_augmentation is not None:
             image, mask = rich.vary(unit, truth, size, config.labelled_augmentation, rng, roi)
@@ -133,7 +133,7 @@ def unlabelled_batch(
         roi = regions.get(item.series)
         transform = frame.WeakTransform.draw(rng, config.augmentation)
         grid = frame.grid(frame.theta(item.image.shape, roi, transform), size)
-        unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
+        unit = item.unit(size, roi)
         grids.append(grid)
         views.append(frame.sample(unit, grid, mode="bilinear"))
     return UnlabelledBatch(chosen, tuple(grids), torch.stack(views))
@@ -141,5 +141,5 @@ def unlabelled_batch(
 
 def canonical(item: Slice, size: int, roi: frame.Roi | None) -> Tensor:
     """The un-augmented slice on the canvas, (1, size, size)."""
-    unit = item.unit(frame.size_of_whole(item.image.shape, size, roi))
+    unit = item.unit(size, roi)
     return frame.resample(unit, frame.theta(item.image.shape, roi), size, mode="bilinear")

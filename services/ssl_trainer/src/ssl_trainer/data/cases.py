@@ -16,7 +16,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -358,21 +357,24 @@ class Slice:
     series: str
     volume: tuple[AnyArray, ...] = ()
     windowed: bool = False
-    _reduced: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    _limits: dict[frame.Roi | None, frame.Window] = field(default_factory=dict, repr=False)
+    _reduced: dict[tuple[int, frame.Roi | None], Tensor] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def limits(self) -> frame.Window:
+    def limits(self, roi: frame.Roi | None = None) -> frame.Window:
         """What is black and white. Percentiles are slow to find, and needed at every draw."""
-        return frame.BYTES if self.windowed else frame.window(self.image)
+        if roi not in self._limits:
+            self._limits[roi] = frame.BYTES if self.windowed else frame.window(self.image, roi)
+        return self._limits[roi]
 
-    def unit(self, size: int) -> Tensor:
-        """The image in [0, 1], (1, H, W), reduced where it is much larger than the canvas."""
-        if not frame.is_large(self.image.shape, size):
-            return frame.to_unit_range(self.image, self.limits)
-        if size not in self._reduced:
-            unit = frame.to_unit_range(self.image, self.limits)
-            self._reduced[size] = frame.reduced(unit, size).half()
-        return self._reduced[size].float()
+    def unit(self, size: int, roi: frame.Roi | None = None) -> Tensor:
+        """The image in [0, 1], (1, H, W), reduced where ``roi`` is much larger than the canvas."""
+        whole = frame.size_of_whole(self.image.shape, size, roi)
+        if not frame.is_large(self.image.shape, whole):
+            return frame.to_unit_range(self.image, self.limits(roi))
+        if (whole, roi) not in self._reduced:
+            unit = frame.to_unit_range(self.image, self.limits(roi))
+            self._reduced[whole, roi] = frame.reduced(unit, whole).half()
+        return self._reduced[whole, roi].float()
 
 
 def read_slices(

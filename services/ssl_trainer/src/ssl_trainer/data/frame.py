@@ -164,13 +164,15 @@ def size_of_whole(shape: tuple[int, ...], size: int, roi: Roi | None) -> int:
     return size if roi is None else max(1, round(size * max(shape[:2]) / roi.side))
 
 
-def unit(image: AnyArray, size: int, limits: Window | None) -> Tensor:
+def unit(image: AnyArray, size: int, limits: Window | None, roi: Roi | None = None) -> Tensor:
     """A slice as it is in its file, in [0, 1] by a run's window or by percentiles, (1, H, W).
 
-    Reduced where it is much larger than the canvas that shows it as a whole.
+    Reduced where its region of interest is much larger than the canvas of ``size``.
     """
-    scaled = to_unit_range(windowed(image, limits), None if limits is None else BYTES)
-    return reduced(scaled, size) if is_large(image.shape, size) else scaled
+    shown = windowed(image, limits)
+    scaled = to_unit_range(shown, window(shown, roi) if limits is None else BYTES)
+    whole = size_of_whole(image.shape, size, roi)
+    return reduced(scaled, whole) if is_large(image.shape, whole) else scaled
 
 
 def is_large(shape: tuple[int, ...], size: int) -> bool:
@@ -204,8 +206,14 @@ def grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     return array.mean(axis=2) if array.ndim == 3 else array
 
 
-def window(image: npt.NDArray[np.generic]) -> Window:
-    """Intensities that become black and white: robust percentiles."""
+def window(image: AnyArray, roi: Roi | None = None) -> Window:
+    """Intensities that become black and white: robust percentiles of the region of interest.
+
+    Bright fat far from the structures would make them dark.
+    """
+    if roi is not None:
+        seen = roi.region(image.shape)
+        image = image[seen.top : seen.top + seen.height, seen.left : seen.left + seen.width]
     low, high = np.percentile(grey(image), [LOW_PERCENTILE, HIGH_PERCENTILE])
     return float(low), float(high)
 

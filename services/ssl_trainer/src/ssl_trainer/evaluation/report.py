@@ -239,7 +239,9 @@ def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
             f"{max(predictor.turns):g} degrees to either side, and the answers are added up."
         )
     if predictor.quarters == "average":
-        lines.append("So it is turned by each of four quarters, and mirrored, as in training.")
+        lines.append(
+            "Every view is shown turned by each of four quarters, and mirrored, as in training."
+        )
     names = [config.data.classes[value - 1] for value in predictor.one_piece]
     if names:
         lines.append(

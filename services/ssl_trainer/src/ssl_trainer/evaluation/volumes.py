@@ -62,7 +62,7 @@ def predict_slices(
     """
     slices = list(image.slices())
     roi = None if locator is None else _located(locator, slices, window)
-    units = [frame.unit(s, frame.size_of_whole(s.shape, size, roi), window) for s in slices]
+    units = [frame.unit(s, size, window, roi) for s in slices]
     volume = _Volume(units, [s.shape for s in slices], roi)
     if quarters != "choose":
         transforms = (

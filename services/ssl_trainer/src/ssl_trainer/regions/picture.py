@@ -47,7 +47,7 @@ def _tile(item: Slice, roi: Roi, vessas: Roi | None) -> UInt8Array:
             left, top = (at - square.side / 2 for at in (square.column, square.row))
             corners = (left, top, left + square.side, top + square.side)
             pen.rectangle([scale * at for at in corners], outline=colour, width=2)
-    unit = item.unit(frame.size_of_whole(item.image.shape, SIDE, roi))
+    unit = item.unit(SIDE, roi)
     seen = frame.resample(unit, frame.theta(item.image.shape, roi), SIDE, mode="bilinear")[0]
     close = np.repeat((255 * seen.clamp(0, 1)).byte().numpy()[..., None], 3, axis=2)
     return pictures.panels([(item.series[-22:], np.asarray(canvas)), ("", close)], height=SIDE)

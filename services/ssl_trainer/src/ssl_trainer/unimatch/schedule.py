@@ -24,8 +24,15 @@ def ramp_up(step: int, steps: int) -> float:
 
 
 def assistant_weight(step: int, steps: int, config: AssistantConfig) -> float:
-    """λ_v(t): a cosine from ``weight`` at the first step to 0 after the last one."""
-    return config.weight * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    """λ_v(t): a cosine from ``weight`` at the first step to 0 at ``decay_end``."""
+    if step >= assisted(steps, config):
+        return 0.0
+    return config.weight * 0.5 * (1 + math.cos(math.pi * step / (config.decay_end * steps)))
+
+
+def assisted(steps: int, config: AssistantConfig) -> int:
+    """Updates in which VESSA's labels count: the first ones of the run."""
+    return math.ceil(config.decay_end * steps) if config.weight else 0
 
 
 def teacher_share(step: int, steps: int, config: AssistantConfig) -> float:

@@ -148,7 +148,8 @@ class UniMatchTrainer:
         loaded = state.load_state(self.out, self.config, *modules, self._cases())
         if loaded is not None:
             self.step, self.best = loaded[0].step, loaded[0].best
-        if self.pipeline is not None and self.step < self.config.steps:
+        asked = schedule.assisted(self.config.steps, self.config.assistant)
+        if self.pipeline is not None and (loaded is None or self.step < asked):
             connection.check(self.config.assistant, self.config.data.classes)
         if self.config.regions:
             self._find_regions(stage, begins=loaded is None)
@@ -275,7 +276,7 @@ class UniMatchTrainer:
 
     def _answers(self, step: int) -> Answers:
         """Those for the batches of an update; where they are missed the run stops before it."""
-        if self.pipeline is None or not self.config.assistant.weight:
+        if self.pipeline is None:
             return {}
         try:
             return self.pipeline.collect(step)
