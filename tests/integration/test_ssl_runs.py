@@ -20,7 +20,7 @@ import ssl_scores
 import ssl_tables
 from ssl_processes import Process, RunError, Server, locked, served
 from ssl_runs import Comparison
-from ssl_tasks import METHODS, Task
+from ssl_tasks import METHODS, Facts, Task
 from ssl_trainer.config import load, to_dict
 from ssl_trainer.data.cases import find
 from ssl_trainer.evaluation.evaluate import evaluate
@@ -71,7 +71,7 @@ def test_a_run_without_vessa_is_trained_once_and_scored_in_all_views(
     assert "test Dice" in capsys.readouterr().out
 
 
-def _check_scores(comparison: Comparison, folder: Path, facts: ssl_runs.Facts) -> None:
+def _check_scores(comparison: Comparison, folder: Path, facts: Facts) -> None:
     """Each view's Dice is that of the predictor that is meant."""
     config = load(folder / "config.yaml")
     cases = find(config.data).test
@@ -107,7 +107,7 @@ def test_a_run_that_was_cut_off_goes_on_and_costs_both_starts(comparison: Compar
         ssl_runs.complete(other, other.task.run("1", "bcp", 0))
 
 
-def _longer(task: Task) -> ssl_runs.Facts:
+def _longer(task: Task) -> Facts:
     return {**task.train, "labelled_batch": 3}
 
 

@@ -36,7 +36,9 @@ class Locator(nn.Module):
         inside_B1HW = unet.decode(self.net, features)
         # How it is turned is seen where it is.
         coarse = features[4]
-        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), coarse.shape[2:])
+        height, width = coarse.shape[2:]
+        inside = torch.sigmoid(inside_B1HW.detach())
+        weight = F.adaptive_avg_pool2d(inside, (height, width))
         pooled_BC = (coarse * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
         return inside_B1HW, self.turn(pooled_BC)
 
