@@ -164,7 +164,8 @@ def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str
     # Another one was best.
     best = models.build(config.student, 2)
     state.save_student(run / state.BEST_FILE, best, config)
-    for checkpoint, expected in (("best", best), ("last", last)):
+    students: dict[training.Checkpoint, torch.nn.Module] = {"best": best, "last": last}
+    for checkpoint, expected in students.items():
         predictor = load_student(run, config, checkpoint)
         found = predictor.student.state_dict()
         assert all(torch.equal(found[n], value) for n, value in expected.state_dict().items())

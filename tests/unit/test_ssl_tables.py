@@ -69,7 +69,7 @@ TABLES = [
     ssl_tables.cost,
     ssl_tables.provenance,
 ]
-SOME = (
+SOME: tuple[list[Run], ...] = (
     [],
     [run("vessa", 0.8)],
     [run("unimatch", 0.7), run("vessa", 0.8, seed=1)],
