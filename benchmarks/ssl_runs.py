@@ -22,6 +22,7 @@ import contextlib
 import json
 import math
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +122,7 @@ def main() -> None:
         arguments.test,
         arguments.equal_time,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(1 if complete_all(comparison, runs) else 0)
 
 
@@ -128,12 +130,16 @@ def complete_all(comparison: Comparison, runs: Sequence[Run]) -> int:
     """Train and score what is not there, side by side; returns how many runs failed."""
     failed = 0
     with ThreadPoolExecutor(comparison.workers) as pool:
-        for run, outcome in zip(runs, pool.map(partial(_tried, comparison), runs), strict=True):
-            if isinstance(outcome, Exception):
-                failed += 1
-                print_error(f"{run.name}: {outcome}")
-            else:
-                console.print(f"{run.name}: {_said(outcome)}", highlight=False)
+        outcomes = pool.map(partial(_tried, comparison), runs)
+        try:
+            for run, outcome in zip(runs, outcomes, strict=True):
+                failed += isinstance(outcome, Exception)
+                _say(run, outcome)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(Process.started):
+                process.end()
+            raise
     return failed
 
 
@@ -144,10 +150,14 @@ def _tried(comparison: Comparison, run: Run) -> Facts | Exception:
         return error
 
 
-def _said(facts: Facts) -> str:
-    """Mean Dice of the last student."""
-    found = {split: ssl_results.means([facts], split) for split in ("val", "test")}
-    return ", ".join(f"{split} Dice {dice[0]:.3f}" for split, dice in found.items() if len(dice))
+def _say(run: Run, outcome: Facts | Exception) -> None:
+    """What went wrong, or mean Dice of the last student."""
+    if isinstance(outcome, Exception):
+        print_error(f"{run.name}: {outcome}")
+        return
+    found = {split: ssl_results.means([outcome], split) for split in ("val", "test")}
+    said = ", ".join(f"{split} Dice {dice[0]:.3f}" for split, dice in found.items() if len(dice))
+    console.print(f"{run.name}: {said}", highlight=False)
 
 
 def complete(comparison: Comparison, run: Run) -> Facts:

@@ -29,7 +29,7 @@ from ssl_trainer.evaluation.predictor import (
 )
 from ssl_trainer.unimatch import state
 from ssl_trainer.unimatch import trainer as training
-from ssl_trainer.unimatch.trainer import Checkpoint, UniMatchTrainer, load_student
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
 from trainer_support import AFFINE, UNET, small_config, write_dataset
@@ -164,8 +164,8 @@ def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str
     # Another one was best.
     best = models.build(config.student, 2)
     state.save_student(run / state.BEST_FILE, best, config)
-    expected_of: dict[Checkpoint, nn.Module] = {"best": best, "last": last}
-    for checkpoint, expected in expected_of.items():
+    students: dict[training.Checkpoint, torch.nn.Module] = {"best": best, "last": last}
+    for checkpoint, expected in students.items():
         predictor = load_student(run, config, checkpoint)
         found = predictor.student.state_dict()
         assert all(torch.equal(found[n], value) for n, value in expected.state_dict().items())
