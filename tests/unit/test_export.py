@@ -14,8 +14,7 @@ from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
-from ssl_trainer.regions.find import MARGIN
-from ssl_trainer.regions.locator import Locator
+from ssl_trainer.regions.locator import SIZE, Locator
 from support_devices import DEVICES, skip_without
 from trainer_support import DPT, UNET
 
@@ -32,16 +31,7 @@ def test_an_exported_student_answers_like_the_student(
         student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
     window = None if suffix == ".onnx" else (-160.0, 240.0)
-    locator = Locator() if window else None
-    predictor = Predictor(
-        student,
-        side,
-        turns=(0.0, 10.0),
-        one_piece=(2,),
-        window=window,
-        axis=2,
-        locator=locator,
-    )
+    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     image = torch.rand(5, 1, side, side)
@@ -56,20 +46,37 @@ def test_an_exported_student_answers_like_the_student(
         found = torch.export.load(file, extra_files=extra).module()(image)
         facts = json.loads(extra["vessa.json"])
     assert torch.allclose(found, expected, atol=1e-4)
-    words = facts.pop("input")
-    assert ("`window`" if window else "`percentiles`") in words
-    assert ("`margin`" in words) == (locator is not None) == ("longer one" not in words)
+    assert ("`window`" if window else "`percentiles`") in facts.pop("input")
     assert facts == {
         "classes": ["disc", "bar"],
         "size": side,
+        "regions": False,
         "window": None if window is None else list(window),
         "percentiles": [0.5, 99.5] if window is None else None,
         "axis": 2,
-        "margin": MARGIN if locator else None,
         "turns": [0.0, 10.0],
         "quarters": "none",
         "one_piece": ["bar"],
     }
+
+
+def test_a_locator_is_exported_beside_its_student(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    locator = Locator()
+    for _ in range(2):
+        locator(torch.rand(4, 1, SIZE, SIZE))
+    predictor = Predictor(models.build(UNET, 2).eval(), 32, locator=locator.eval())
+    file = tmp_path / "student.pt2"
+    assert export(predictor, file, ("disc", "bar")) <= 1e-4
+    extra = {"vessa.json": ""}
+    beside = torch.export.load(tmp_path / "student.locator.pt2", extra_files=extra).module()
+    image = torch.rand(3, 1, SIZE, SIZE)
+    found = beside(image)
+    with torch.no_grad():
+        inside, turns = locator(image)
+    assert torch.allclose(found[:, :1], torch.sigmoid(inside), atol=1e-4)
+    assert torch.allclose(found[:, 1:].mean((2, 3)), torch.softmax(turns, 1), atol=1e-4)
+    assert json.loads(extra["vessa.json"])["size"] == SIZE
 
 
 def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) -> None:
