@@ -206,7 +206,7 @@ def test_slices_of_two_resolutions_show_the_same_region(turns: int) -> None:
     fine = coarse.repeat(4, axis=0).repeat(4, axis=1)
     one, other = (
         batches.canonical(
-            Slice("", image, None, ""), 16, Roi(*(scale * v for v in (50.0, 40.0, 32.0)), turns)
+            Slice("", image, None, ""), 16, Roi(50.0 * scale, 40.0 * scale, 32.0 * scale, turns)
         )
         for image, scale in ((coarse, 1), (fine, 4))
     )

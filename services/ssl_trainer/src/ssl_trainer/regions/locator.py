@@ -35,8 +35,8 @@ class Locator(nn.Module):
         features = unet.encode(self.net, image_B1HW)
         inside_B1HW = unet.decode(self.net, features)
         # How it is turned is seen where it is.
-        coarse = features[4]
-        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), coarse.shape[2:])
+        coarse, (rows, columns) = features[4], features[4].shape[2:]
+        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), (rows, columns))
         pooled_BC = (coarse * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
         return inside_B1HW, self.turn(pooled_BC)
 
