@@ -1,157 +1,192 @@
-"""Curves of the arms of ``ssl_arms.py``: validation Dice, and the quality of the pseudo-labels.
+"""Pictures of the comparison, from ``benchmarks/results/ssl_TASK.json`` and the runs' folders.
 
     python benchmarks/ssl_pictures.py acdc
-    python benchmarks/ssl_pictures.py acdc --by-patient
-    python benchmarks/ssl_pictures.py acdc acdc_patient038 acdc_patient050
+    python benchmarks/ssl_pictures.py acdc --gallery 1 --seed 0 --data DATA --out RUNS
 
-One task: a panel for each number of labelled cases, ``docs/images/ssl_TASK.png``; by patient, what
-VESSA changes for each of them, ``docs/images/ssl_TASK_by_patient.png``. Several tasks, which
-differ in who is annotated: a panel for each, ``docs/images/ssl_patients.png``. Reads
-``benchmarks/results/ssl_TASK.json``.
+Writes to ``docs/images``: validation Dice over updates (``ssl_TASK_curves.png``), Dice of each test
+patient without and with VESSA (``ssl_TASK_patients.png``), and with ``--gallery`` what students
+see in slices of test patients (``ssl_TASK_gallery.jpg``): at fixed ranks from the best to the worst
+slice of the student with VESSA, so that nobody chose them.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import ROOT
-from ssl_cells import TASK_NAMES, Facts, read_task
-from ssl_tables import patient, usual
+from ssl_results import Budget, Results, by_patient
+from ssl_runs import Comparison
+from ssl_scores import VIEWS, predictor
+from ssl_tasks import METHODS, TASK_NAMES, Facts, Task
+from ssl_trainer.config import load
+from ssl_trainer.data.cases import find
+from ssl_trainer.evaluation.metrics import foreground_dice
+from vessa_client import AnyArray, UInt8Array, files, pictures
 from vessa_client.console import console
 
-# As the figure names them; the ablations of an arm are left to the table.
-ARMS = {
-    "supervised": "labelled slices only",
-    "unimatch": "UniMatch V2",
-    "mutual": "UniMatch V2 + VESSA, mutual",
-    "mutual-alone": "the same, each slice alone, labels not pooled",
-    "mutual-sixteen": "the same, sixteen slices of a volume",
-    "mutual-sixteen-unpooled": "sixteen slices, labels not pooled",
-}
+IMAGES = ROOT / "docs" / "images"
+# Ranks of the gallery, from the best slice to the worst of the last one of the shown students.
+RANKS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.05, 0.0)
+SHOWN = ("unimatch", "vessa")
 
 
 def main() -> None:
     """Draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tasks", choices=TASK_NAMES, nargs="+", metavar="task")
-    parser.add_argument("--by-patient", action="store_true", help="Dice of each patient, one task")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASK_NAMES)
+    parser.add_argument("--gallery", metavar="SUBSET", help="of the students of this subset")
+    parser.add_argument("--seed", type=int, default=0, help="of the gallery's students")
+    parser.add_argument("--data", type=Path, help="folder of the data sets, for the gallery")
+    parser.add_argument("--out", type=Path, help="folder of the runs, for the gallery")
     arguments = parser.parse_args()
-    tasks = arguments.tasks
-    if arguments.by_patient and len(tasks) > 1:
-        parser.error("--by-patient: one task at a time")
-    if arguments.by_patient:
-        file, figure = f"ssl_{tasks[0]}_by_patient.png", by_patient(_cells(tasks[0]))
-    elif len(tasks) == 1:
-        file, figure = f"ssl_{tasks[0]}.png", numbers_of_cases(_cells(tasks[0]))
+    name = arguments.task
+    if arguments.gallery:
+        if arguments.data is None or arguments.out is None:
+            parser.error("--gallery: needs --data and --out, too")
+        task = Task.load(name, arguments.data)
+        drawn = gallery(Comparison(task, arguments.out, IMAGES), arguments.gallery, arguments.seed)
+        _said(IMAGES / f"ssl_{name}_gallery.jpg", drawn)
+        return
+    results = Results.load(name)
+    for kind, figure in (("curves", curves(results)), ("patients", patients(results))):
+        if figure is not None:
+            _said(IMAGES / f"ssl_{name}_{kind}.png", figure)
+
+
+def _said(file: Path, drawn: Figure | UInt8Array) -> None:
+    if isinstance(drawn, Figure):
+        with mpl.rc_context({"font.size": 9}):
+            drawn.savefig(file, dpi=110)
     else:
-        file, figure = "ssl_patients.png", annotated_patients(tasks)
-    path = ROOT / "docs" / "images" / file
-    figure.savefig(path, dpi=110)
-    console.print(f"{path}", highlight=False)
+        files.write_picture(file, drawn)
+    console.print(f"{file}", highlight=False)
 
 
-def numbers_of_cases(cells: list[Facts]) -> Figure:
-    """A panel for each number of labelled cases, and one for the pseudo-labels with fewest."""
-    counts = sorted({c["cases"] for c in cells if "val/dice" in c["curves"]})
-    figure, panels = _panels(len(counts) + 1)
-    for axes, count in zip(panels, counts, strict=False):
-        _arms(axes, [c for c in cells if c["cases"] == count])
-        axes.set_title(f"Validation Dice, {count} labelled")
-    watched = [c for c in cells if c["arm"] == "mutual" and c["cases"] == min(counts)]
-    if watched:
-        _draw(panels[-1], watched, "quality/teacher", "labels of the teacher", "C2")
-        _draw(panels[-1], watched, "quality/vessa", "labels of VESSA, given the teacher's", "C4")
-    panels[-1].set_title(f"Dice of pseudo-labels, {min(counts)} labelled, mutual")
-    return _finished(figure, panels)
-
-
-def annotated_patients(tasks: list[str]) -> Figure:
-    """A panel for each task, with one labelled case: which one differs."""
-    figure, panels = _panels(len(tasks))
-    for axes, task in zip(panels, tasks, strict=True):
-        _arms(axes, [c for c in _cells(task) if c["cases"] == 1])
-        axes.set_title(f"Validation Dice, {read_task(task)['labelled'][1][0]} labelled")
-    return _finished(figure, panels)
-
-
-def by_patient(cells: list[Facts]) -> Figure:
-    """A row for each number of labelled cases: Dice without and with VESSA of each patient."""
-    counts = sorted({c["cases"] for c in cells if c["arm"] == "mutual"})
-    figure = Figure(figsize=(10, 2.6 * len(counts)), layout="constrained")
-    for axes, count in zip(
-        figure.subplots(len(counts), 1, squeeze=False).flat, counts, strict=True
-    ):
-        without, with_vessa = (
-            _patients([c for c in cells if c["cases"] == count and c["arm"] == arm])
-            for arm in ("unimatch", "mutual")
-        )
-        ordered = sorted(without, key=lambda name: (name[0] != "test", name[1]))
-        for x, name in enumerate(ordered):
-            before, after = without[name], with_vessa[name]
-            better = after >= before
-            axes.plot([x, x], [before, after], color="C2" if better else "C3", linewidth=3)
-        axes.plot([without[n] for n in ordered], "o", color="C1", label=ARMS["unimatch"])
-        axes.plot([with_vessa[n] for n in ordered], "D", color="C0", label=ARMS["mutual"])
-        axes.axvline(sum(name[0] == "test" for name in ordered) - 0.5, color="grey")
-        labels = [f"{number}\n{split}" for split, number in ordered]
-        axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
-        axes.set(title=f"Dice of each patient, {count} labelled", ylim=(0.2, 1))
-        axes.legend(fontsize="small", loc="lower left")
+def curves(results: Results) -> Figure | None:
+    """Validation Dice over updates, a panel for each budget: mean and range over seeds."""
+    budgets = [budget for budget in results.budgets() if _with_curves(results, budget)]
+    if not budgets:
+        return None
+    figure, panels = _panels(len(budgets))
+    for axes, budget in zip(panels, budgets, strict=True):
+        for name, runs in _with_curves(results, budget).items():
+            _draw(axes, runs, METHODS[name].title, f"C{list(METHODS).index(name)}")
+        axes.set(title=f"Validation Dice, annotated: {budget[0]}", xlabel="update", ylim=(0, 1))
+        axes.legend(fontsize="x-small", loc="lower right")
         axes.grid(alpha=0.3)
     return figure
 
 
-def _patients(cells: list[Facts]) -> dict[tuple[str, str], float]:
-    """Mean Dice of each patient of a split over structures, frames and seeds."""
-    dice: dict[tuple[str, str], list[float]] = {}
-    for cell in cells:
-        for split in ("test", "val"):
-            for case in cell[split]:
-                dice.setdefault((split, patient(case)), []).extend(case["dice"])
-    return {key: float(np.mean(values)) for key, values in dice.items()}
+def _with_curves(results: Results, budget: Budget) -> dict[str, list[Facts]]:
+    """Runs by method, of the methods that have some."""
+    found = {
+        name: [run for run in results.select(budget, name) if "val/dice" in run["curves"]]
+        for name in METHODS
+    }
+    return {name: runs for name, runs in found.items() if runs}
 
 
-def _cells(task: str) -> list[Facts]:
-    """Trainings of the usual length of the arms that are drawn."""
-    return [c for c in usual(task) if c["arm"] in ARMS]
+def _draw(axes: Axes, runs: list[Facts], label: str, colour: str) -> None:
+    values = np.array([run["curves"]["val/dice"] for run in runs], dtype=np.float64)
+    steps = runs[0]["curves"]["step"]
+    axes.plot(steps, values.mean(axis=0), label=f"{label} ({len(runs)})", color=colour)
+    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.15, color=colour)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    rows = math.ceil(count / 2)
-    figure = Figure(figsize=(10, 3.8 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    return figure, panels[:count]
-
-
-def _finished(figure: Figure, panels: list[Axes]) -> Figure:
-    for axes in panels:
-        axes.set(xlabel="update", ylim=(0, 0.9))
+def patients(results: Results) -> Figure | None:
+    """Dice of each test patient with VESSA and with its fair rival, a panel for each budget."""
+    rivals = {budget: results.rival(budget) for budget in results.budgets()}
+    shown = [
+        (budget, rival)
+        for budget, rival in rivals.items()
+        if rival is not None and _mean(results, budget, "vessa")
+    ]
+    if not shown:
+        return None
+    figure, panels = _panels(len(shown))
+    for axes, (budget, rival) in zip(panels, shown, strict=True):
+        without, with_vessa = (_mean(results, budget, name) for name in (rival, "vessa"))
+        ordered = sorted(without, key=lambda name: without[name])
+        for x, name in enumerate(ordered):
+            ends = without[name], with_vessa[name]
+            axes.plot([x, x], ends, color="C2" if ends[1] >= ends[0] else "C3", linewidth=3)
+        axes.plot([without[n] for n in ordered], "o", color="C1", label=METHODS[rival].title)
+        axes.plot([with_vessa[n] for n in ordered], "D", color="C0", label=METHODS["vessa"].title)
+        labels = [name.removeprefix("patient") for name in ordered]
+        axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
+        axes.set(title=f"Dice of each test patient, annotated: {budget[0]}", ylim=(0, 1))
         axes.legend(fontsize="small", loc="lower right")
         axes.grid(alpha=0.3)
     return figure
 
 
-def _arms(axes: Axes, cells: list[Facts]) -> None:
-    """Validation Dice of each arm."""
-    for index, (arm, label) in enumerate(ARMS.items()):
-        runs = [c for c in cells if c["arm"] == arm and "val/dice" in c["curves"]]
-        if runs:
-            _draw(axes, runs, "val/dice", f"{label}; seeds: {len(runs)}", f"C{index}")
+def _mean(results: Results, budget: Budget, method: str) -> dict[str, float]:
+    """Of each test patient, over seeds."""
+    by_seed = list(by_patient(results.select(budget, method), "test").values())
+    names = by_seed[0] if by_seed else ()
+    return {name: float(np.mean([own[name] for own in by_seed])) for name in names}
 
 
-def _draw(axes: Axes, runs: list[Facts], name: str, label: str, colour: str) -> None:
-    """Mean over seeds, and their range."""
-    values = np.array([run["curves"][name] for run in runs], dtype=np.float64)
-    steps = runs[0]["curves"]["step"]
-    axes.plot(steps, values.mean(axis=0), label=label, color=colour)
-    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=colour)
+def gallery(comparison: Comparison, subset: str, seed: int) -> UInt8Array:
+    """Slices of test patients: image, each student's labels with their Dice, truth."""
+    task = comparison.task
+    runs = {name: comparison.folder(task.run(subset, name, seed)) for name in SHOWN}
+    configs = {name: load(folder / "config.yaml") for name, folder in runs.items()}
+    students = {
+        name: predictor(runs[name], config, "last", VIEWS) for name, config in configs.items()
+    }
+    rows: list[tuple[float, str, AnyArray, dict[str, UInt8Array], UInt8Array]] = []
+    for case in find(configs[SHOWN[0]].data).test:
+        image = case.read()
+        truth = case.read_labels(image, len(task.classes))
+        if truth is None:
+            continue
+        found = {name: student(image) for name, student in students.items()}
+        for index, true in enumerate(truth.slices()):
+            labels = true.astype(np.uint8)
+            if labels.any():
+                own = {name: maps[index] for name, maps in found.items()}
+                title = f"{case.name}, slice {index}"
+                rows.append((_dice(own[SHOWN[-1]], labels), title, image.slice(index), own, labels))
+    rows.sort(key=lambda row: row[:2])
+    chosen = dict.fromkeys(round(rank * (len(rows) - 1)) for rank in RANKS)
+    return pictures.rows([_row(*rows[index][1:]) for index in chosen])
+
+
+def _row(
+    title: str, image: AnyArray, found: dict[str, UInt8Array], truth: UInt8Array
+) -> UInt8Array:
+    panels = [(title, pictures.grey(image))]
+    for name, labels in found.items():
+        caption = f"{METHODS[name].title}: {_dice(labels, truth):.2f}"
+        panels.append((caption, pictures.overlay(image, labels)))
+    return pictures.panels([*panels, ("truth", pictures.overlay(image, truth))])
+
+
+def _dice(found: UInt8Array, truth: UInt8Array) -> float:
+    """Mean over the structures that the slice shows."""
+    dice = foreground_dice(torch.from_numpy(found), torch.from_numpy(truth))
+    assert dice is not None
+    return dice
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    rows, columns = math.ceil(count / 2), min(count, 2)
+    figure = Figure(figsize=(5.5 * columns, 3.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
 
 
 if __name__ == "__main__":

@@ -1,45 +1,47 @@
-"""The tables of the README and of ``docs/results.md``, from the results files of ``ssl_arms.py``.
+"""The tables of the README and of ``docs/results.md``, from the results files of ``ssl_runs.py``.
 
     python benchmarks/ssl_tables.py
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. Scores are 3D scores
-over the volumes of a split, mean ± standard deviation over seeds; distances in voxels.
+A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. Scores are of volumes
+in 3D, of the last student, in the views of ``ssl_scores.py``; mean ± standard deviation over seeds,
+whose number is in brackets. What was not run is "–".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from acdc import ROOT
-from ssl_cells import Facts, committed_cells
+from ssl_results import MAIN, WITHOUT_VESSA, Budget, Results, means, scores
+from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
+from ssl_tasks import METHODS, Facts
 from vessa_client import files
 from vessa_client.console import console
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
-# Of scores of several views and the pieces that a run keeps; without it, one view and all pieces.
-AS_PREDICTED = "_as_predicted"
-ALONE, WITH_VESSA = "UniMatch V2", "UniMatch V2 + VESSA"
-PAIR = {"unimatch": ALONE, "mutual": WITH_VESSA}
-# Patients who are stored turned against the annotated ones.
-TURNED = {"val": ("082", "087"), "test": ("068",)}
-# Each patient that was annotated alone: task, and the arm with VESSA.
-ANNOTATED = {
-    "99": ("acdc", "mutual"),
-    "38": ("acdc_patient038", "mutual-sixteen"),
-    "50": ("acdc_patient050", "mutual"),
-    "21": ("acdc_patient021", "mutual-sixteen-unpooled"),
-    "58": ("acdc_patient058", "mutual"),
-    "49": ("acdc_patient049", "mutual"),
-    "100": ("acdc_patient100", "mutual"),
+NOTHING = "–"
+# What gains over what: a method, a name of :func:`_named`, or both rivals.
+RIVAL, BEST = "the fair rival", "the best without VESSA"
+GAINS = (
+    ("vessa", RIVAL),
+    ("vessa", BEST),
+    ("vessa", "unimatch-regions"),
+    ("vessa-labels", RIVAL),
+    ("vessa-regions", "unimatch-regions"),
+    ("unimatch-regions", RIVAL),
+)
+VIEWS = {
+    MAIN: "last",
+    "last/turned": "without quarter turns",
+    "last/plain": "one view",
+    "best/views": "best on validation",
+    "best/plain": "best on validation, one view",
 }
 
 Row = list[str]
-Values = npt.NDArray[np.float64]
 
 
 def main() -> None:
@@ -66,184 +68,245 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-@cache
-def usual(task: str) -> list[Facts]:
-    """Trainings of the usual length, which have the same axis."""
-    return [cell for cell in committed_cells(task) if "steps" not in cell["settings"]]
-
-
-def runs(cases: int, arm: str, task: str = "acdc") -> list[Facts]:
-    """Trainings of an arm of the usual length, by seed."""
-    found = [cell for cell in usual(task) if (cell["cases"], cell["arm"]) == (cases, arm)]
-    return sorted(found, key=lambda cell: int(cell["seed"]))
-
-
-def patient(volume: Facts) -> str:
-    """The number of a scored volume's patient."""
-    return str(volume["name"]).split("_")[0].removeprefix("patient")
-
-
-def dice(cell: Facts, split: str, patients: Sequence[str] = (), *, others: bool = False) -> float:
-    """Mean Dice over volumes and structures: of all patients, of some, or of the others.
-
-    NaN where the split was not scored.
-    """
-    values = [
-        volume["dice"]
-        for volume in cell.get(split, ())
-        if not patients or (patient(volume) in patients) != others
-    ]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def mean_dice(cells: Sequence[Facts], split: str) -> str:
-    """Mean and deviation over trainings of the Dice of all patients and structures."""
-    return mean_sd(np.array([dice(cell, split) for cell in cells]), 3)
-
-
-def columns(cells: Sequence[Facts], split: str) -> Row:
-    """Scores of each structure, their mean, HD95 and ASD."""
-    by_structure = np.array([np.mean([v["dice"] for v in c[split]], axis=0) for c in cells])
-    far, near = (
-        np.array([np.mean([v[name] for v in c[split]]) for c in cells]) for name in ("hd95", "asd")
-    )
-    structures = [mean_sd(values, 3) for values in by_structure.T]
-    mean = f"**{mean_sd(by_structure.mean(axis=1), 3)}**"
-    return [*structures, mean, mean_sd(far, 1), mean_sd(near, 2)]
-
-
-def late(values: Sequence[float]) -> float:
-    """Mean over the last fifth of a curve; NaN without one."""
-    return float(np.mean(values[-max(1, len(values) // 5) :])) if values else float("nan")
-
-
-def unlabelled(cells: Sequence[Facts]) -> Values:
-    """Dice of the teacher's labels of unlabelled slices in the last fifth of each run.
-
-    Of all structures together, in the batches that were logged.
-    """
-    return np.array([late(cell["curves"].get("quality/teacher", [])) for cell in cells])
-
-
-def mean_sd(values: Values, digits: int) -> str:
-    """Mean, and deviation where there are several."""
-    if np.isnan(values).any():
-        return "–"
+def mean_sd(values: Values, digits: int = 3, *, count: bool = False) -> str:
+    """Mean, and deviation where there are several; with ``count`` how many there are."""
+    if not len(values):
+        return NOTHING
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+    return f"{values.mean():.{digits}f}{spread}{f' ({len(values)})' if count else ''}"
 
 
-def by_arm(arms: Mapping[str, str] = PAIR) -> Iterator[tuple[Row, list[Facts]]]:
-    """How a row begins, and its trainings: one, three and seven annotated patients, each arm."""
-    for cases in (1, 3, 7):
-        for arm, name in arms.items():
-            yield [str(cases), name], runs(cases, arm)
+def signed(value: float) -> str:
+    """A gain."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
-def scores(split: str) -> list[Row]:
-    """All structures with one, three and seven annotated patients."""
-    head = ["annotated", "trained with", "seeds", "right ventricle", "myocardium"]
-    rows = [[*head, "left ventricle", "mean", "HD95", "ASD"]]
-    for row, trained in by_arm({"supervised": "labelled slices only", **PAIR}):
-        cells = [cell for cell in trained if split in cell]
-        if cells:
-            rows.append([*row, str(len(cells)), *columns(cells, split)])
+def dice(results: Results, split: str) -> list[Row]:
+    """A row for each method, a column for each budget."""
+    budgets = results.budgets()
+    rows = [["trained with", *(f"annotated: {_title(results, budget)}" for budget in budgets)]]
+    for name, method in METHODS.items():
+        cells = [means(results.select(budget, name), split) for budget in budgets]
+        rows.append([method.title, *(mean_sd(values, count=True) for values in cells)])
     return rows
 
 
-def summary() -> list[Row]:
-    """Mean Dice on test patients, of what ``ssl-trainer predict`` writes and of one view."""
-    head = ["annotated", f"{ALONE}, as predicted", "with VESSA", f"{ALONE}, one view"]
-    rows = [[*head, "with VESSA"]]
-    for cases in (1, 3, 7):
-        splits = ("test" + AS_PREDICTED, "test")
-        means = [mean_dice(runs(cases, arm), split) for split in splits for arm in PAIR]
-        rows.append([str(cases), *means])
+def structures(results: Results, split: str) -> list[Row]:
+    """Dice of each structure, and distances."""
+    unit = _unit(results, split)
+    names = [c.name for c in results.task.classes]
+    rows = [["annotated", "trained with", *names, f"HD95 ({unit})", f"ASD ({unit})"]]
+    for budget in results.budgets():
+        for name, method in METHODS.items():
+            runs = [run for run in results.select(budget, name) if split in run["scores"]]
+            if runs:
+                found = [scores(run, split) for run in runs]
+                by_structure = np.array([v.mean(axis=0) for v in found if v is not None]).T
+                cells = [mean_sd(values) for values in by_structure]
+                cells += [mean_sd(means(runs, split, MAIN, "hd95"), 1)]
+                cells += [mean_sd(means(runs, split, MAIN, "asd"), 2)]
+                rows.append([_title(results, budget), method.title, *cells])
     return rows
 
 
-def seeds(split: str) -> list[Row]:
-    """Mean Dice of each seed."""
-    rows = [["annotated", "trained with", "seed 0", "seed 1", "seed 2", "mean"]]
-    for row, cells in by_arm():
-        values = [f"{dice(cell, split):.3f}" for cell in cells]
-        rows.append([*row, *values, mean_dice(cells, split)])
+def views(results: Results, split: str) -> list[Row]:
+    """Which student, and how it is asked."""
+    rows = [["annotated", "trained with", *VIEWS.values()]]
+    for budget in results.budgets():
+        for name, method in METHODS.items():
+            runs = results.select(budget, name)
+            if len(means(runs, split)):
+                cells = [mean_sd(means(runs, split, view)) for view in VIEWS]
+                rows.append([_title(results, budget), method.title, *cells])
     return rows
 
 
-def turned() -> list[Row]:
-    """Patients who lie unlike the annotated ones, and the others."""
-    head = ["annotated", "trained with", "82 and 87", "other validation patients", "68"]
-    rows = [[*head, "other test patients"]]
-    for row, cells in by_arm():
-        means = [
-            np.mean([dice(cell, split, patients, others=others) for cell in cells])
-            for split, patients in TURNED.items()
-            for others in (False, True)
-        ]
-        rows.append([*row, *(f"{mean:.3f}" for mean in means)])
+def gains(results: Results, split: str, *, unlike: bool = True) -> list[Row]:
+    """Paired over patients, with or without those who lie unlike the annotated ones."""
+    leave_out = () if unlike else tuple(results.task.unlike.get(split, ()))
+    rows = [["annotated", "gain of", "over", *_GAIN_HEAD]]
+    for budget in results.budgets():
+        for method, over in GAINS:
+            rival = _named(results, budget, over, split)
+            found = results.gain(budget, method, rival, split, leave_out)
+            row = [_title(results, budget), METHODS[method].title, _rival_title(over, rival)]
+            rows.append([*row, *_gain_cells(found)])
     return rows
 
 
-def annotated() -> list[Row]:
-    """Validation and unlabelled patients by who is annotated."""
-    head = ["annotated patient", f"{ALONE}, validation", "with VESSA", f"{ALONE}, unlabelled"]
-    rows = [[*head, "with VESSA", f"{ALONE}, HD95 on validation", "with VESSA"]]
-    for name, (task, arm) in ANNOTATED.items():
-        both = runs(1, "unimatch", task), runs(1, arm, task)
-        found = [
-            (
-                mean_dice(cells, "val"),
-                mean_sd(unlabelled(cells), 3),
-                f"{np.mean([v['hd95'] for cell in cells for v in cell['val']]):.1f}",
-            )
-            for cells in both
-        ]
-        row = [
-            value
-            for without, with_vessa in zip(*found, strict=True)
-            for value in (without, with_vessa)
-        ]
-        rows.append([name, row[0], f"**{row[1]}**", row[2], f"**{row[3]}**", *row[4:]])
+_GAIN_HEAD = ("mean", "95 % interval", "p, Wilcoxon", "p, signs", "patients better", "by seed")
+
+
+def _gain_cells(found: Gain | None) -> Row:
+    if found is None:
+        return [NOTHING] * len(_GAIN_HEAD)
+    return [
+        f"**{signed(found.mean)}**",
+        _interval(found),
+        f"{found.wilcoxon:.3f}",
+        f"{found.permutation:.3f}",
+        f"{found.better} of {len(found.by_patient)}",
+        ", ".join(signed(value) for value in found.by_seed.values()),
+    ]
+
+
+def _interval(found: Gain) -> str:
+    return f"{signed(found.interval[0])} to {signed(found.interval[1])}"
+
+
+def annotated(results: Results, split: str) -> list[Row]:
+    """Each patient annotated alone; at the end all of them, each counting once."""
+    shown = ("unimatch", "unimatch-quarters", "unimatch-regions", "vessa")
+    rows = [["annotated patient", *(METHODS[name].title for name in shown), "gain over " + RIVAL]]
+    gained: list[float] = []
+    for patient, subset in sorted(results.alone().items()):
+        budget = subset, results.task.steps
+        cells = [mean_sd(means(results.select(budget, n), split), count=True) for n in shown]
+        found = results.gain(budget, "vessa", results.rival(budget, split), split)
+        gained += [] if found is None else [found.mean]
+        rows.append([patient, *cells, NOTHING if found is None else signed(found.mean)])
+    values = np.array(gained)
+    total = NOTHING
+    if gained:
+        p = f"p {wilcoxon_p(values):.3f} (Wilcoxon), {permutation_p(values):.3f} (signs)"
+        better = f"{int((values > 0).sum())} of {len(values)} better"
+        total = f"**{signed(float(values.mean()))}**, {better}, {p}"
+    rows.append(["all", *[""] * len(shown), total])
     return rows
 
 
-def compared(arms: Sequence[tuple[int, str, str]]) -> list[Row]:
-    """Mean Dice of arms, given as number of annotated patients, arm, and what to call it."""
-    rows = [["", "seeds", "validation", "test", "unlabelled"]]
-    for cases, arm, name in arms:
-        cells = runs(cases, arm)
-        means = [mean_dice(cells, split) for split in ("val", "test")]
-        late_dice = mean_sd(unlabelled(cells), 3)
-        rows.append([f"{cases}: {name}", str(len(cells)), *means, late_dice])
+def equal_time(results: Results, split: str) -> list[Row]:
+    """Fewer updates for what costs more, against the rival's usual number."""
+    head = ["annotated", "trained with", "updates", "CPU minutes", "Dice"]
+    rows = [
+        [*head, RIVAL, "updates", "CPU minutes", "Dice", "gain", "95 % interval", "p, Wilcoxon"]
+    ]
+    found = {(f["subset"], f["method"], f["steps"]) for f in results.runs if f["equal_time"]}
+    for subset, method, steps in sorted(found):
+        budget = subset, results.task.steps
+        rival, row = results.rival(budget, split), [subset]
+        for name, count in ((method, steps), (rival, budget[1])):
+            runs = [] if name is None else results.select((subset, count), name)
+            title = NOTHING if name is None else METHODS[name].title
+            row += [title, f"{count:,}", _minutes(runs), mean_sd(means(runs, split), count=True)]
+        won = results.gain(budget, method, rival, split, steps=steps)
+        cells = [NOTHING] * 3
+        if won is not None:
+            cells = [f"**{signed(won.mean)}**", _interval(won), f"{won.wilcoxon:.3f}"]
+        rows.append([*row, *cells])
     return rows
 
 
-ABLATIONS = (
-    (1, "unimatch", ALONE),
-    (1, "one-way", "one-way: no masks go back, weight falls to 0"),
-    (1, "mutual", "mutual"),
-    (1, "mutual-not-overruling", "mutual, not overruling, all pieces"),
-    (1, "mutual-pooled-early", "mutual, labels pooled early"),
-    (1, "mutual-unweighted", "mutual, without confidence weighting"),
-    (1, "mutual-adapted", "mutual, VESSA fitted to the bank"),
-    (3, "unimatch", ALONE),
-    (3, "mutual", "mutual"),
-    (3, "mutual-all-pieces", "mutual, all pieces"),
-    (3, "mutual-not-overruling", "mutual, not overruling, all pieces"),
-    (3, "mutual-constant", "mutual, weight stays"),
-    (3, "mutual-falling", "mutual, weight falls"),
-)
-TABLES: dict[str, Callable[[], list[Row]]] = {
-    "summary": summary,
-    "test": partial(scores, "test"),
-    "validation": partial(scores, "val"),
-    "test as predicted": partial(scores, "test" + AS_PREDICTED),
-    "seeds test": partial(seeds, "test"),
-    "seeds test as predicted": partial(seeds, "test" + AS_PREDICTED),
-    "turned": turned,
-    "annotated": annotated,
-    "ablations": partial(compared, ABLATIONS),
+def cost(results: Results) -> list[Row]:
+    """CPU minutes of a run, of trainer and server, and times those of UniMatch V2."""
+    rows = [["annotated", "trained with", "training", "server", "both", "times UniMatch V2"]]
+    for budget in results.budgets():
+        plain = _seconds(results.select(budget, "unimatch")).sum(axis=1)
+        for name, method in METHODS.items():
+            seconds = _seconds(results.select(budget, name))
+            if len(seconds):
+                both = seconds.sum(axis=1)
+                cells = [mean_sd(values / 60, 1) for values in (*seconds.T, both)]
+                times = f"{both.mean() / plain.mean():.2f}" if len(plain) else NOTHING
+                rows.append([_title(results, budget), method.title, *cells, times])
+    return rows
+
+
+def summary(results: Results, split: str) -> list[Row]:
+    """With and without VESSA, and what it gains."""
+    head = ["annotated", f"UniMatch V2, {RIVAL}", BEST, "with VESSA"]
+    rows = [[*head, f"gain over {RIVAL}, 95 % interval", "p, Wilcoxon"]]
+    for budget in results.budgets():
+        rival = results.rival(budget, split)
+        best = results.best(budget, WITHOUT_VESSA, split)
+        row = [_title(results, budget)]
+        for name in (rival, best, "vessa"):
+            values = np.zeros(0) if name is None else means(results.select(budget, name), split)
+            title = f" ({METHODS[name].title})" if name == best and name is not None else ""
+            row.append(mean_sd(values) + title)
+        found = results.gain(budget, "vessa", rival, split)
+        cells = [NOTHING, NOTHING]
+        if found is not None:
+            cells = [f"{signed(found.mean)}, {_interval(found)}", f"{found.wilcoxon:.3f}"]
+        rows.append([*row, *cells])
+    return rows
+
+
+def provenance(results: Results) -> list[Row]:
+    """Of what the results come."""
+    runs = results.runs
+    shares = [run["answered"] for run in runs if run["answered"] is not None]
+    facts = {
+        "runs": str(len(runs)),
+        "commits": _all(run["commit"][:9] for run in runs),
+        "with changes that are in none": str(sum(run["uncommitted"] for run in runs)),
+        "weights of VESSA": _all(run["vessa"][:12] for run in runs if run["vessa"]),
+        "least share of answers": f"{min(shares):.4g}" if shares else NOTHING,
+        "processors": _all(run["processor"] for run in runs),
+        "Python, PyTorch": _all(f"{run['python']}, {run['torch']}" for run in runs),
+    }
+    return [["", ""], *([name, value or NOTHING] for name, value in facts.items())]
+
+
+def _all(values: Iterable[str]) -> str:
+    return "; ".join(sorted(set(values)))
+
+
+def _title(results: Results, budget: Budget) -> str:
+    subset, steps = budget
+    return subset if steps == results.task.steps else f"{subset}, {steps:,} updates"
+
+
+def _named(results: Results, budget: Budget, over: str, split: str) -> str | None:
+    """The method that a name stands for in a budget."""
+    if over == RIVAL:
+        return results.rival(budget, split)
+    return results.best(budget, WITHOUT_VESSA, split) if over == BEST else over
+
+
+def _rival_title(over: str, rival: str | None) -> str:
+    title = over if rival is None else METHODS[rival].title
+    return f"{title} ({over})" if over in (RIVAL, BEST) and rival is not None else title
+
+
+def _unit(results: Results, split: str) -> str:
+    """Of the distances of all runs."""
+    found = {run["scores"][split]["unit"] for run in results.runs if split in run["scores"]}
+    return " and ".join(sorted(found)) or "mm"
+
+
+def _seconds(runs: Sequence[Facts]) -> Values:
+    """CPU seconds of training and of the server, (runs, 2), where both are known."""
+    found = [[run["training"], run["server"]] for run in runs]
+    return np.array([own for own in found if None not in own], dtype=np.float64).reshape(-1, 2)
+
+
+def _minutes(runs: Sequence[Facts]) -> str:
+    return mean_sd(_seconds(runs).sum(axis=1) / 60, 1)
+
+
+def of(task: str, table: Callable[..., list[Row]], *arguments: object, **options: bool) -> Table:
+    """A table of a task's results, read when it is written."""
+    return lambda: table(Results.load(task), *arguments, **options)
+
+
+Table = Callable[[], list[Row]]
+TABLES: dict[str, Table] = {
+    "summary": of("acdc", summary, "test"),
+    "test": of("acdc", dice, "test"),
+    "validation": of("acdc", dice, "val"),
+    "gains": of("acdc", gains, "test"),
+    "gains without unlike patients": of("acdc", gains, "test", unlike=False),
+    "gains on validation patients": of("acdc", gains, "val"),
+    "structures": of("acdc", structures, "test"),
+    "views": of("acdc", views, "test"),
+    "annotated": of("acdc", annotated, "test"),
+    "annotated on validation patients": of("acdc", annotated, "val"),
+    "equal time": of("acdc", equal_time, "test"),
+    "cost": of("acdc", cost),
+    "provenance": of("acdc", provenance),
+    "left atrium": of("left_atrium", dice, "test"),
+    "left atrium gains": of("left_atrium", gains, "test"),
 }
 
 

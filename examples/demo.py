@@ -31,7 +31,7 @@ from ssl_trainer.evaluation.evaluate import Predict, evaluate
 from ssl_trainer.evaluation.metrics import CaseScores
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.unimatch.progress import run_with_progress
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from vessa_client import (
     ClassDefinition,
     SegmentationRequest,
@@ -188,7 +188,7 @@ def one_shot_volume(client: VessaClient, case: Case) -> list[SegmentationResult]
 def train(config: TrainConfig, out: Path) -> Predictor:
     """Train a student; returns the best one."""
     run_with_progress(UniMatchTrainer(config, out))
-    return load_best(out, config)
+    return load_student(out, config)
 
 
 def dice_table(scores: dict[str, list[CaseScores]]) -> Table:

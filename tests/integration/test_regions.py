@@ -30,7 +30,7 @@ from ssl_trainer.data.frame import Roi
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.regions import find, training
 from ssl_trainer.regions.run import LOCATOR_FILE, REGIONS_FILE, load_regions
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
 from trainer_support import AFFINE, UNET, same, single_slices, small_config, write_dataset
 from vessa_client import SegmentationRequest, SegmentationResult
@@ -90,7 +90,7 @@ def test_a_run_that_begins_finds_its_own_regions(tmp_path: Path) -> None:
     stopped(config, tmp_path / "whole", after=1)
     whole = small_config(tmp_path / "data")
     UniMatchTrainer(whole, tmp_path / "whole").run()
-    assert load_best(tmp_path / "whole", whole).locator is None
+    assert load_student(tmp_path / "whole", whole).locator is None
 
 
 def _cli(*arguments: object) -> Result:

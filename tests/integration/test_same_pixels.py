@@ -19,7 +19,7 @@ from ssl_trainer import config as configuration
 from ssl_trainer.cli import app
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation.metrics import Spacing, score
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from trainer_support import UNET, small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files
 
@@ -225,7 +225,7 @@ def test_a_run_keeps_its_slicing_axis(tmp_path: Path) -> None:
     trainer.run()
     kept = configuration.load(tmp_path / "run" / "config.yaml")
     assert kept.data.axis == 2
-    predictor = load_best(tmp_path / "run", kept)
+    predictor = load_student(tmp_path / "run", kept)
     assert predictor.axis == predictor.plain().axis == 2
     _succeed("predict", tmp_path / "run", root / "train", "--out", tmp_path / "out")
     image = files.read(file, axis=2)

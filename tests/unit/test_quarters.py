@@ -33,7 +33,7 @@ from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.unimatch.state import BEST_FILE, save_student
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_best
+from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from support import picture
 from trainer_support import AFFINE, UNET, write_dataset
 from vessa_client import files
@@ -252,7 +252,7 @@ def test_a_student_is_asked_as_it_was_trained(tmp_path: Path) -> None:
     ):
         run = tmp_path / name
         UniMatchTrainer(config, run).run()
-        best = load_best(run, config)
+        best = load_student(run, config)
         assert best.quarters == default
         assert best.plain().quarters == "none"
         known = {"none", "choose"} | ({"average"} if default == "average" else set())
@@ -275,7 +275,7 @@ def test_scores_are_those_of_the_quarters_asked_for(tmp_path: Path) -> None:
     config = replace(config, labelled_augmentation=trained)
     UniMatchTrainer(config, run).run()
     save_student(run / BEST_FILE, _student(3), config)  # which finds more than one of two updates
-    best, split, scores = load_best(run, config), find(config.data), {}
+    best, split, scores = load_student(run, config), find(config.data), {}
     for quarters in ("none", "average", "choose"):
         command = ["evaluate", str(run), "--quarters", quarters]
         assert CliRunner().invoke(app, command).exit_code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,6 +36,12 @@ Plain = Annotated[
     typer.Option(
         "--plain",
         help="One view of each slice in place of five, and all pieces of what is found in it.",
+    ),
+]
+CheckpointOption = Annotated[
+    Literal["best", "last"],
+    typer.Option(
+        "--checkpoint", help="The student that was best on validation cases, or the last one."
     ),
 ]
 
@@ -182,11 +188,11 @@ def _report(run: Path) -> Path:
     from ssl_trainer.evaluation import evaluate as evaluation
     from ssl_trainer.evaluation import report as reporting
     from ssl_trainer.evaluation.predictor import write_choice
-    from ssl_trainer.unimatch.trainer import load_best
+    from ssl_trainer.unimatch.trainer import load_student
 
     config = load(run / "config.yaml")
     split, classes = find(config.data), config.data.classes
-    predictor = load_best(run, config)
+    predictor = load_student(run, config)
     with progress_bar() as progress:
         task = progress.add_task("Report", total=len(split.val), note="")
         advance = partial(progress.advance, task)
@@ -196,12 +202,17 @@ def _report(run: Path) -> Path:
     return reporting.write(run, config, split, predictor, scores)
 
 
-def _predictor(run: Path, config: TrainConfig, plain: bool = False) -> Predictor:
-    """The best student, with what was chosen for its predictions, or plain."""
-    from ssl_trainer.unimatch.trainer import load_best
+def _predictor(
+    run: Path,
+    config: TrainConfig,
+    plain: bool = False,
+    checkpoint: Literal["best", "last"] = "best",
+) -> Predictor:
+    """A student, with what was chosen for the run's predictions, or plain."""
+    from ssl_trainer.unimatch.trainer import load_student
 
-    best = load_best(run, config)
-    return best.plain() if plain else best.as_chosen(run, config)
+    student = load_student(run, config, checkpoint)
+    return student.plain() if plain else student.as_chosen(run, config)
 
 
 @app.command()
@@ -211,6 +222,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
     plain: Plain = False,
+    checkpoint: CheckpointOption = "best",
     quarters: Annotated[
         str | None,
         typer.Option(
@@ -220,7 +232,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score the best student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json."""
+    """Score a student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json."""
     import dataclasses
 
     import torch
@@ -238,7 +250,7 @@ def evaluate(
     chosen = [c for c in getattr(found, split) if c.labels is not None]
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
-    predictor = _predictor(run, config, plain)
+    predictor = _predictor(run, config, plain, checkpoint)
     if quarters is not None:
         predictor = predictor.turned(quarters, config)
     with progress_bar() as progress:
@@ -259,8 +271,9 @@ def predict(
     folder: Annotated[Path, typer.Argument(help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
     plain: Plain = False,
+    checkpoint: CheckpointOption = "best",
 ) -> None:
-    """Segment a folder with the best student; NIfTI in, NIfTI out, same geometry.
+    """Segment a folder with a student; NIfTI in, NIfTI out, same geometry.
 
     Files that cannot be read are named and left out, and the exit code is 1 then.
     """
@@ -268,7 +281,7 @@ def predict(
     from vessa_client import files
 
     config = load(run / "config.yaml")
-    predictor = _predictor(run, config, plain)
+    predictor = _predictor(run, config, plain, checkpoint)
     images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
     if not images:
         raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")

@@ -35,8 +35,10 @@ class Locator(nn.Module):
         features = unet.encode(self.net, image_B1HW)
         inside_B1HW = unet.decode(self.net, features)
         # How it is turned is seen where it is.
-        coarse, (rows, columns) = features[4], features[4].shape[2:]
-        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), (rows, columns))
+        coarse = features[4]
+        height, width = coarse.shape[2:]
+        inside = torch.sigmoid(inside_B1HW.detach())
+        weight = F.adaptive_avg_pool2d(inside, (height, width))
         pooled_BC = (coarse * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
         return inside_B1HW, self.turn(pooled_BC)
 

@@ -150,6 +150,16 @@ def load_student(file: Path, student: nn.Module) -> None:
     _fill(student, tensors, file)
 
 
+def load_teacher(file: Path, student: nn.Module) -> None:
+    """Fill a student with the teacher of a run's state.
+
+    Raises:
+        StateError: missing, damaged, or of another shape.
+    """
+    tensors, _ = _read(file)
+    _fill(student, _part(tensors, "teacher."), file)
+
+
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")

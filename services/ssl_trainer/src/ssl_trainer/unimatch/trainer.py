@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import structlog
@@ -40,6 +41,7 @@ from vessa_common.processes import BufferMean, Processes, own_device, postponed
 LOG_EVERY = 10
 log = structlog.get_logger(__name__)
 OnStep = Callable[[int, dict[str, float]], None]
+Checkpoint = Literal["best", "last"]
 
 
 class UniMatchTrainer:
@@ -313,17 +315,25 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
     return {f"seconds/server/{stage}": ms / 1000 for stage, ms in total.items()}
 
 
-def load_best(folder: Path, config: TrainConfig) -> Predictor:
-    """The best student of a run, with several views of each slice and all pieces that it finds.
+def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "best") -> Predictor:
+    """A student of a run, with several views of each slice and all pieces that it finds.
 
     On a GPU where there is one.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        checkpoint: the teacher that was best on validation cases, or the last one.
 
     Raises:
         StateError: missing or damaged.
     """
     student = models.build(config.student, len(config.data.classes))
-    state.load_student(folder / state.BEST_FILE, student)
+    if checkpoint == "best":
+        state.load_student(folder / state.BEST_FILE, student)
+    else:
+        state.load_teacher(folder / state.STATE_FILE, student)
     locator = regions.load_locator(folder, own_device()) if config.regions else None
-    best = Predictor.of(student.to(own_device()).eval(), config.data, locator)
+    found = Predictor.of(student.to(own_device()).eval(), config.data, locator)
     quarters: Quarters = "average" if turned_by_quarters(config) else "none"
-    return replace(best, turns=turns(config), quarters=quarters)
+    return replace(found, turns=turns(config), quarters=quarters)
