@@ -60,7 +60,7 @@ class Locator(nn.Module):
             inside, logits = self(torch.stack(views).to(device))
             heat_1HW += frame.restore(torch.sigmoid(inside).mean(0).cpu(), shape, whole)
             turns_4 += torch.log_softmax(logits.cpu(), dim=1).mean(0).roll(turns)
-        return _square(heat_1HW[0], int(turns_4.argmax()))
+        return _square(heat_1HW[0], int(turns_4.argmax())).or_whole(shape)
 
 
 def _square(heat_HW: Tensor, quarter_turns: int) -> Roi:
