@@ -5,7 +5,7 @@ Axes: B batch, C classes with background, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -16,8 +16,9 @@ from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.assistant.prompter import Prompter, known
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches, frame
-from ssl_trainer.data.batches import Regions, SliceSampler
+from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import Regions
 from ssl_trainer.unimatch import schedule
 from vessa_client import UInt8Array
 from vessa_common.processes import Processes
@@ -30,6 +31,8 @@ class Pipeline:
 
     Attributes:
         assistant: that is asked.
+        regions: of interest.
+        canvases: makes un-augmented slices from their numbers, where the teacher is.
         prompts: of the updates under way, 255 for 1, (B, C, H, W) uint8; None of those without.
     """
 
@@ -44,6 +47,7 @@ class Pipeline:
         self.config, self.slices, self.sampler = config, slices, sampler
         self.processes = processes
         self.regions: Regions = {}
+        self.canvases: Callable[[Sequence[int]], Tensor] | None = None
         self.assistant = Assistant(config.assistant, config.data.classes)
         self.prompts: dict[int, Future[Tensor] | None] = {}
         self._prompter = Prompter(teacher, config)
@@ -127,13 +131,9 @@ class Pipeline:
         """Prompts for the slices of ``step``, where it is time for that."""
         if not schedule.feedback(step, self.config.steps, self.config.assistant):
             return None
-        items = [i for n in self._numbers(step) for i in self._items(n)]
-        size, regions = self.config.data.size, self.regions
-
-        def canvases() -> list[Tensor]:
-            return [batches.canonical(i, size, regions.get(i.series)) for i in items]
-
-        return self._prompter.begin(canvases)
+        assert self.canvases is not None
+        rows = [row for n in self._numbers(step) for row in self.sampler.indices(n)]
+        return self._prompter.begin(partial(self.canvases, rows))
 
     def _ask(self, step: int, prompts: Future[Tensor] | None) -> None:
         self.prompts[step] = prompts
@@ -162,6 +162,6 @@ class Pipeline:
 
 def mask(maps_CHW: Tensor, shape: tuple[int, ...], roi: frame.Roi | None) -> UInt8Array:
     """Probabilities on a canvas to those of the classes in the native slice, 255 for 1."""
-    native = frame.restore(maps_CHW, shape, roi)[1:]
+    native = frame.restore(maps_CHW[1:], shape, roi)
     probabilities: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
     return probabilities
