@@ -22,9 +22,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import ROOT
-from ssl_results import Budget, Results, by_patient
+from ssl_results import MAIN, Budget, Results, Rival, by_patient
 from ssl_runs import Comparison
 from ssl_scores import VIEWS, predictor
+from ssl_tables import titled
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Task
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
@@ -109,18 +110,18 @@ def patients(results: Results) -> Figure | None:
     shown = [
         (budget, rival)
         for budget, rival in rivals.items()
-        if rival is not None and _mean(results, budget, "vessa")
+        if rival is not None and _mean(results, budget, ("vessa", MAIN))
     ]
     if not shown:
         return None
     figure, panels = _panels(len(shown))
     for axes, (budget, rival) in zip(panels, shown, strict=True):
-        without, with_vessa = (_mean(results, budget, name) for name in (rival, "vessa"))
+        without, with_vessa = (_mean(results, budget, own) for own in (rival, ("vessa", MAIN)))
         ordered = sorted(without, key=lambda name: without[name])
         for x, name in enumerate(ordered):
             ends = without[name], with_vessa[name]
             axes.plot([x, x], ends, color="C2" if ends[1] >= ends[0] else "C3", linewidth=3)
-        axes.plot([without[n] for n in ordered], "o", color="C1", label=METHODS[rival].title)
+        axes.plot([without[n] for n in ordered], "o", color="C1", label=titled(rival))
         axes.plot([with_vessa[n] for n in ordered], "D", color="C0", label=METHODS["vessa"].title)
         labels = [name.removeprefix("patient") for name in ordered]
         axes.set_xticks(range(len(ordered)), labels, fontsize="x-small")
@@ -130,9 +131,9 @@ def patients(results: Results) -> Figure | None:
     return figure
 
 
-def _mean(results: Results, budget: Budget, method: str) -> dict[str, float]:
+def _mean(results: Results, budget: Budget, of: Rival) -> dict[str, float]:
     """Of each test patient, over seeds."""
-    by_seed = list(by_patient(results.select(budget, method), "test").values())
+    by_seed = list(by_patient(results.select(budget, of[0]), "test", of[1]).values())
     names = by_seed[0] if by_seed else ()
     return {name: float(np.mean([own[name] for own in by_seed])) for name in names}
 

@@ -19,11 +19,15 @@ from vessa_client import files
 
 # Of a split, as checkpoint and views: what the comparison is about.
 MAIN = "last/views"
+# Views of which the best one counts for a rival: none of them is to harm it.
+VIEWS = (MAIN, "last/turned", "last/plain")
 # UniMatch V2 turned by quarters or not: the better one counts as VESSA's rival.
 RIVALS = ("unimatch", "unimatch-quarters")
 WITHOUT_VESSA = tuple(name for name, method in METHODS.items() if not method.server)
 # Whose labels, and how many updates.
 Budget = tuple[str, int]
+# A method, and how its students are asked.
+Rival = tuple[str, str]
 
 
 def results_of(task: str) -> Path:
@@ -110,17 +114,21 @@ class Results:
         found = [facts for facts in self.runs if key(facts)[:3] == (budget[0], method, budget[1])]
         return sorted(found, key=lambda facts: int(facts["seed"]))
 
-    def best(self, budget: Budget, methods: Sequence[str], split: str = "test") -> str | None:
-        """The method with the highest mean Dice over its runs; None where none was scored."""
-        found = {name: means(self.select(budget, name), split) for name in methods}
+    def best(self, budget: Budget, methods: Sequence[str], split: str = "test") -> Rival | None:
+        """The method and view with the highest mean Dice over runs; None where none was scored."""
+        found = {
+            (name, view): means(self.select(budget, name), split, view)
+            for name in methods
+            for view in VIEWS
+        }
         return max(
-            (name for name in methods if len(found[name])),
-            key=lambda name: float(found[name].mean()),
+            (rival for rival, values in found.items() if len(values)),
+            key=lambda rival: float(found[rival].mean()),
             default=None,
         )
 
-    def rival(self, budget: Budget, split: str = "test") -> str | None:
-        """The fair rival: of :data:`RIVALS` the one that is better on the very patients.
+    def rival(self, budget: Budget, split: str = "test") -> Rival | None:
+        """The fair rival: of :data:`RIVALS`, in any view, what is best on the very patients.
 
         So it is chosen in its own favour.
         """
@@ -130,7 +138,7 @@ class Results:
         self,
         budget: Budget,
         method: str,
-        rival: str | None,
+        rival: Rival | None,
         split: str = "test",
         leave_out: Sequence[str] = (),
         *,
@@ -141,7 +149,7 @@ class Results:
         Args:
             budget: of the rival.
             method: that gains.
-            rival: that it is compared with.
+            rival: that it is compared with, in its view.
             split: whose patients count.
             leave_out: those who do not.
             steps: updates of the method, where they are others.
@@ -149,5 +157,5 @@ class Results:
         if rival is None:
             return None
         own = self.select((budget[0], budget[1] if steps is None else steps), method)
-        others = self.select(budget, rival)
-        return gain(by_patient(own, split), by_patient(others, split), leave_out)
+        others = by_patient(self.select(budget, rival[0]), split, rival[1])
+        return gain(by_patient(own, split), others, leave_out)

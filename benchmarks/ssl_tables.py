@@ -3,8 +3,9 @@
     python benchmarks/ssl_tables.py
 
 A table stands between ``<!-- table NAME -->`` and ``<!-- end of table -->``. Scores are of volumes
-in 3D, of the last student, in the views of ``ssl_scores.py``; mean ± standard deviation over seeds,
-whose number is in brackets. What was not run is "–".
+in 3D, of the last student; mean ± standard deviation over seeds, whose number is in brackets. With
+VESSA in the views of ``ssl_scores.py``, without it in those that are best on the very patients.
+What was not run is "–".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from acdc import ROOT
-from ssl_results import MAIN, WITHOUT_VESSA, Budget, Results, means, scores
+from ssl_results import MAIN, WITHOUT_VESSA, Budget, Results, Rival, means, scores
 from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
 from ssl_tasks import METHODS, Facts
 from vessa_client import files
@@ -94,7 +95,7 @@ def dice(results: Results, split: str) -> list[Row]:
     budgets = results.budgets()
     rows = [["trained with", *(f"annotated: {_title(results, budget)}" for budget in budgets)]]
     for name, method in METHODS.items():
-        cells = [means(results.select(budget, name), split) for budget in budgets]
+        cells = [_means(results, budget, name, split) for budget in budgets]
         rows.append([method.title, *(mean_sd(values, count=True) for values in cells)])
     return rows
 
@@ -169,7 +170,7 @@ def annotated(results: Results, split: str) -> list[Row]:
     gained: list[float] = []
     for patient, subset in sorted(results.alone().items()):
         budget = subset, results.task.steps
-        cells = [mean_sd(means(results.select(budget, n), split), count=True) for n in shown]
+        cells = [mean_sd(_means(results, budget, name, split), count=True) for name in shown]
         found = results.gain(budget, "vessa", results.rival(budget, split), split)
         gained += [] if found is None else [found.mean]
         rows.append([patient, *cells, NOTHING if found is None else signed(found.mean)])
@@ -184,19 +185,20 @@ def annotated(results: Results, split: str) -> list[Row]:
 
 
 def equal_time(results: Results, split: str) -> list[Row]:
-    """Fewer updates for what costs more, against the rival's usual number."""
+    """Fewer updates for what costs more, against as many of the rival as cost the same."""
     head = ["annotated", "trained with", "updates", "CPU minutes", "Dice"]
     rows = [
         [*head, RIVAL, "updates", "CPU minutes", "Dice", "gain", "95 % interval", "p, Wilcoxon"]
     ]
-    found = {(f["subset"], f["method"], f["steps"]) for f in results.runs if f["equal_time"]}
-    for subset, method, steps in sorted(found):
-        budget = subset, results.task.steps
+    names = ("subset", "equal_time", "method", "steps")
+    found = {tuple(run[name] for name in names) for run in results.runs if run["equal_time"]}
+    for subset, usual, method, steps in sorted(found):
+        budget = subset, usual
         rival, row = results.rival(budget, split), [subset]
-        for name, count in ((method, steps), (rival, budget[1])):
-            runs = [] if name is None else results.select((subset, count), name)
-            title = NOTHING if name is None else METHODS[name].title
-            row += [title, f"{count:,}", _minutes(runs), mean_sd(means(runs, split), count=True)]
+        for own, count in (((method, MAIN), steps), (rival, budget[1])):
+            runs = [] if own is None else results.select((subset, count), own[0])
+            values = means(runs, split, MAIN if own is None else own[1])
+            row += [titled(own), f"{count:,}", _minutes(runs), mean_sd(values, count=True)]
         won = results.gain(budget, method, rival, split, steps=steps)
         cells = [NOTHING] * 3
         if won is not None:
@@ -228,9 +230,10 @@ def summary(results: Results, split: str) -> list[Row]:
         rival = results.rival(budget, split)
         best = results.best(budget, WITHOUT_VESSA, split)
         row = [_title(results, budget)]
-        for name in (rival, best, "vessa"):
-            values = np.zeros(0) if name is None else means(results.select(budget, name), split)
-            title = f" ({METHODS[name].title})" if name == best and name is not None else ""
+        for own in (rival, best, ("vessa", MAIN)):
+            runs = [] if own is None else results.select(budget, own[0])
+            values = means(runs, split, MAIN if own is None else own[1])
+            title = f" ({titled(own)})" if own in (rival, best) and own is not None else ""
             row.append(mean_sd(values) + title)
         found = results.gain(budget, "vessa", rival, split)
         cells = [NOTHING, NOTHING]
@@ -265,16 +268,31 @@ def _title(results: Results, budget: Budget) -> str:
     return subset if steps == results.task.steps else f"{subset}, {steps:,} updates"
 
 
-def _named(results: Results, budget: Budget, over: str, split: str) -> str | None:
-    """The method that a name stands for in a budget."""
+def _means(results: Results, budget: Budget, method: str, split: str) -> Values:
+    """Of each run; without VESSA in the best view."""
+    best = None if METHODS[method].server else results.best(budget, (method,), split)
+    return means(results.select(budget, method), split, MAIN if best is None else best[1])
+
+
+def titled(rival: Rival | None) -> str:
+    """A method, and its view where that is no usual one."""
+    if rival is None:
+        return NOTHING
+    method, view = rival
+    return METHODS[method].title + ("" if view == MAIN else f", {VIEWS[view]}")
+
+
+def _named(results: Results, budget: Budget, over: str, split: str) -> Rival | None:
+    """What a name stands for in a budget."""
     if over == RIVAL:
         return results.rival(budget, split)
-    return results.best(budget, WITHOUT_VESSA, split) if over == BEST else over
+    return results.best(budget, WITHOUT_VESSA if over == BEST else (over,), split)
 
 
-def _rival_title(over: str, rival: str | None) -> str:
-    title = over if rival is None else METHODS[rival].title
-    return f"{title} ({over})" if over in (RIVAL, BEST) and rival is not None else title
+def _rival_title(over: str, rival: Rival | None) -> str:
+    if over not in (RIVAL, BEST):
+        return METHODS[over].title if rival is None else titled(rival)
+    return over if rival is None else f"{titled(rival)} ({over})"
 
 
 def _unit(results: Results, split: str) -> str:

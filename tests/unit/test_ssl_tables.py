@@ -73,7 +73,7 @@ SOME: tuple[list[Run], ...] = (
     [],
     [run("vessa", 0.8)],
     [run("unimatch", 0.7), run("vessa", 0.8, seed=1)],
-    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, equal_time=1.5, steps=1667)],
+    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, equal_time=2500, steps=1667)],
     [run("unimatch", 0.7), run("vessa", 0.8, training=None, steps=10_000)],
 )
 
@@ -107,7 +107,7 @@ def test_scores_are_means_over_seeds_with_their_deviation() -> None:
 def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
     for better, other in (("unimatch", "unimatch-quarters"), ("unimatch-quarters", "unimatch")):
         found = results(run(better, 0.7), run(other, 0.6), run("bcp", 0.75), run("vessa", 0.8))
-        assert found.rival(("1", 2500)) == better
+        assert found.rival(("1", 2500)) == (better, "last/views")
         assert found.rival(("3", 2500)) is None
         rows = ssl_tables.gains(found, "test")
         over = [row[2] for row in rows[1:] if row[0] == "1"]
@@ -115,6 +115,25 @@ def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
         assert over[1] == "BCP (the best without VESSA)"
         assert float(rows[1][3].strip("*")) == pytest.approx(0.1, abs=0.02)
         assert rows[2][3] < rows[1][3]
+
+
+def test_a_rival_is_not_harmed_by_its_views() -> None:
+    both = run("unimatch-quarters", 0.6), run("vessa", 0.8)
+    one = run("unimatch-quarters", 0.7)["scores"]["test"]["last/plain"]["dice"]
+    for own in both:
+        own["scores"]["test"]["last/plain"] = {"dice": one}
+    found = results(*both, run("unimatch", 0.65))
+    assert found.rival(("1", 2500)) == ("unimatch-quarters", "last/plain")
+    gain = found.gain(("1", 2500), "vessa", found.rival(("1", 2500)))
+    assert gain is not None
+    vessa = both[1]["scores"]["test"]["last/views"]["dice"]
+    assert gain.mean == pytest.approx(np.mean(vessa) - np.mean(one))
+    rows = ssl_tables.gains(found, "test")
+    title = METHODS["unimatch-quarters"].title
+    assert rows[1][2] == f"{title}, one view (the fair rival)"
+    cells = column(ssl_tables.dice(found, "test"), "annotated: 1")
+    assert cells[title] == f"{np.mean(one):.3f} (1)"
+    assert cells[METHODS["vessa"].title] == f"{np.mean(vessa):.3f} (1)"
 
 
 def test_unlike_patients_are_left_out_where_that_is_said() -> None:
@@ -146,7 +165,7 @@ def test_each_annotated_patient_counts_once() -> None:
 
 
 def test_cost_counts_the_server_and_equal_time_has_its_own_row() -> None:
-    timed = run("vessa", 0.75, steps=1667, equal_time=1.5)
+    timed = run("vessa", 0.75, steps=1667, equal_time=2500)
     found = results(run("unimatch", 0.7), run("vessa", 0.8), timed)
     rows = {row[1]: row for row in ssl_tables.cost(found)}
     assert rows["VESSA: regions and labels"][4:] == ["15.0", "1.50"]
