@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Slice
-from ssl_trainer.data.frame import Regions, WeakTransform
+from ssl_trainer.data.frame import Regions, Roi, WeakTransform
 from ssl_trainer.data.planes import Planes
 from vessa_common.transfer import send
 
@@ -63,6 +63,10 @@ class SliceStore:
             if labelled:
                 self._labels = Planes.of([_labels(item) for item in slices]).to(device)
 
+    def roi(self, item: Slice) -> Roi | None:
+        """Region of interest of a slice; None for the whole of it."""
+        return self._regions.get(item.series)
+
     def images(self, rows: Sequence[int]) -> Planes:
         """Planes of some slices, float16."""
         if self._images is not None:
@@ -79,7 +83,7 @@ class SliceStore:
         """Where in its slice each pixel of a view is, (B, size, size, 2)."""
         theta_B23 = np.stack(
             [
-                frame.theta(item.image.shape, self._regions.get(item.series), transform)
+                frame.theta(item.image.shape, self.roi(item), transform)
                 for item, transform in zip([self.slices[r] for r in rows], transforms, strict=True)
             ]
         )
@@ -91,12 +95,12 @@ class SliceStore:
         return self.images(rows).sample(grid_BHW2, mode="bilinear")
 
     def _image(self, item: Slice) -> Tensor:
-        return item.unit(self.size, self._regions.get(item.series)).half()
+        return item.unit(self.size, self.roi(item)).half()
 
     def _bytes(self) -> int:
         """Of all planes, without making them."""
         seen = [
-            frame.shape_of_unit(item.image.shape, self.size, self._regions.get(item.series))
+            frame.shape_of_unit(item.image.shape, self.size, self.roi(item))
             for item in self.slices
         ]
         whole = [item.image.shape[:2] for item in self.slices] if self._labelled else []

@@ -203,8 +203,8 @@ def _warped(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Warpe
         return None
     nothing = np.zeros((1, 1), np.uint8)
     known = [answer or PseudoLabel(nothing, nothing, 0.0) for answer in answers]
-    labels = [torch.from_numpy(answer.labels)[None] for answer in known]
-    confidence = [torch.from_numpy(answer.confidence)[None] for answer in known]
+    labels = [torch.tensor(answer.labels)[None] for answer in known]
+    confidence = [torch.tensor(answer.confidence)[None] for answer in known]
     iou_B = torch.tensor([answer.predicted_iou for answer in known])
     return _Warped(
         batch.warp(labels, mode="nearest")[:, 0].long(),

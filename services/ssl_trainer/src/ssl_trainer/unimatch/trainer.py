@@ -90,13 +90,7 @@ class UniMatchTrainer:
         self.student, self.teacher = self.method.student, self.method.teacher
         self.optimizer = build_optimizer(self.method.students, config)
         self.pipeline = (
-            Pipeline(
-                config,
-                self.unlabelled,
-                self.unlabelled_sampler,
-                self.processes,
-                self.teacher.model,
-            )
+            Pipeline(config, self.unlabelled_sampler, self.processes, self.teacher.model)
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
@@ -162,9 +156,9 @@ class UniMatchTrainer:
         if self.config.regions:
             self._find_regions(stage, begins=loaded is None)
         if self.pipeline is not None:
-            self.pipeline.canvases = self._stores[1].canvases
-        if self.pipeline is not None and loaded is not None:
-            self._resume(self.pipeline, *loaded)
+            self.pipeline.store = self._stores[1]
+            if loaded is not None:
+                self._resume(self.pipeline, *loaded)
 
     def _find_regions(self, stage: regions.Stage, *, begins: bool) -> None:
         """Those of the run; where it begins, whatever another one left in its folder."""
@@ -175,8 +169,6 @@ class UniMatchTrainer:
         self.processes.meet()
         self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
-        if self.pipeline is not None:
-            self.pipeline.regions = self.regions
 
     @cached_property
     def _stores(self) -> tuple[SliceStore, SliceStore]:
