@@ -24,6 +24,7 @@ from ssl_trainer.data.planes import Planes
 from ssl_trainer.data.store import SliceStore
 from support_devices import DEVICES, skip_without
 from trainer_support import regions, small_config, stored, transforms
+from vessa_client import UInt8Array
 from vessa_common.transfer import to_device
 
 SIZE = 32
@@ -42,10 +43,11 @@ def _cases(draw: Callable[[st.SearchStrategy[Any]], Any]) -> list[tuple[Shape, R
     return found
 
 
-def _smooth(shape: Shape, number: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _smooth(shape: Shape, number: int) -> UInt8Array:
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     wave = np.sin(rows / (6 + number)) + np.cos(columns / (5 + number))
-    return np.rint(127 + 60 * wave).astype(np.uint8)
+    values: UInt8Array = np.rint(127 + 60 * wave).astype(np.uint8)
+    return values
 
 
 def _slices(found: list[tuple[Shape, Roi | None, WeakTransform]]) -> list[Slice]:

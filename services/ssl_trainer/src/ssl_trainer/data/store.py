@@ -100,8 +100,7 @@ class SliceStore:
     def _bytes(self) -> int:
         """Of all planes, without making them."""
         seen = [
-            frame.shape_of_unit(item.image.shape, self.size, self.roi(item))
-            for item in self.slices
+            frame.shape_of_unit(item.image.shape, self.size, self.roi(item)) for item in self.slices
         ]
         whole = [item.image.shape[:2] for item in self.slices] if self._labelled else []
         return 2 * _pixels(seen) + _pixels(whole)
@@ -119,5 +118,4 @@ def _pixels(shapes: Sequence[tuple[int, ...]]) -> int:
     """Of planes that are large enough for all."""
     if not shapes:
         return 0
-    heights, widths = zip(*shapes, strict=True)
-    return len(shapes) * max(heights) * max(widths)
+    return len(shapes) * max(height for height, _ in shapes) * max(width for _, width in shapes)

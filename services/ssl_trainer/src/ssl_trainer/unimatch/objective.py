@@ -82,9 +82,9 @@ class _Drawn:
         dropout = config.unimatch.dropout_probability
         masks = complementary_masks(count, channels, dropout, generator)
         size, probability = config.data.size, config.unimatch.cutmix_probability
-        boxes = [Boxes.draw(count, size, probability, rng) for _ in range(2)]
+        first, second = (Boxes.draw(count, size, probability, rng) for _ in range(2))
         both = torch.cat([torch.cat(view, dim=1) for view in masks])
-        return _Drawn(Jitter.draw(rng, 2 * count), *boxes, both)
+        return _Drawn(Jitter.draw(rng, 2 * count), first, second, both)
 
 
 def strong_views(

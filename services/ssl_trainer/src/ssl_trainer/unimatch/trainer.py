@@ -156,7 +156,7 @@ class UniMatchTrainer:
         if self.config.regions:
             self._find_regions(stage, begins=loaded is None)
         if self.pipeline is not None:
-            self.pipeline.store = self._stores[1]
+            self.pipeline.store = self._unlabelled_store
             if loaded is not None:
                 self._resume(self.pipeline, *loaded)
 
@@ -170,14 +170,18 @@ class UniMatchTrainer:
         self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
 
+    # As they are sampled, once regions are known.
     @cached_property
-    def _stores(self) -> tuple[SliceStore, SliceStore]:
-        """Labelled and unlabelled slices as they are sampled: once regions are known."""
+    def _labelled_store(self) -> SliceStore:
+        return self._stored(self.labelled, labelled=True)
+
+    @cached_property
+    def _unlabelled_store(self) -> SliceStore:
+        return self._stored(self.unlabelled)
+
+    def _stored(self, slices: list[cases.Slice], *, labelled: bool = False) -> SliceStore:
         size, device = self.config.data.size, self.processes.device
-        return (
-            SliceStore(self.labelled, size, self.regions, device, labelled=True),
-            SliceStore(self.unlabelled, size, self.regions, device),
-        )
+        return SliceStore(slices, size, self.regions, device, labelled=labelled)
 
     def train_step(self) -> dict[str, float]:
         """One update; validates and saves where the configuration says so.
@@ -251,13 +255,12 @@ class UniMatchTrainer:
     def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, number, 2])
-        known, others = self._stores
         rows = self.labelled_sampler.indices(number)
-        labelled = batches.labelled_batch(known, rows, config, rng)
+        labelled = batches.labelled_batch(self._labelled_store, rows, config, rng)
         unlabelled = None
         if self.unlabelled_sampler is not None:
             rows = self.unlabelled_sampler.indices(number)
-            unlabelled = batches.unlabelled_batch(others, rows, config, rng)
+            unlabelled = batches.unlabelled_batch(self._unlabelled_store, rows, config, rng)
         logged = self._logged(self.step + 1)
         return methods.Batch(labelled, unlabelled, answers, self.step, rng, logged)
 
