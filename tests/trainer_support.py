@@ -21,7 +21,8 @@ from ssl_trainer.config import (
     UNetConfig,
 )
 from ssl_trainer.data.cases import Slice
-from ssl_trainer.data.frame import Roi, WeakTransform
+from ssl_trainer.data.frame import Regions, Roi, WeakTransform
+from ssl_trainer.data.store import SliceStore
 from ssl_trainer.unimatch import state
 from support import picture
 
@@ -63,6 +64,13 @@ def write_dataset(root: Path) -> Path:
 def single_slices(count: int) -> list[Slice]:
     """Slices of as many volumes."""
     return [Slice(f"{i}/0", picture(i)[0], None, str(i)) for i in range(count)]
+
+
+def stored(
+    slices: list[Slice], size: int, regions: Regions | None = None, *, labelled: bool = False
+) -> SliceStore:
+    """Slices as a training on a CPU samples them."""
+    return SliceStore(slices, size, regions or {}, torch.device("cpu"), labelled=labelled)
 
 
 def small_config(

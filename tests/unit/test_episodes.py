@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 
 from vessa_common.layouts import DataError
+from vessa_common.transfer import to_device
 from vessa_server.model import prompts
 from vessa_server.model.preprocess import PALETTE
 from vessa_server.training import pack as packs
@@ -26,7 +27,6 @@ from vessa_server.training.noise import smooth_noise
 from vessa_server.training.pack import Pack, PackedSource
 from vessa_server.training.planning import Planner, Texts
 from vessa_server.training.tasks import MAX_CLASSES, ClassText, PackedSlice
-from vessa_server.training.transfer import to_device
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(steps=4, groups=3, images_per_group=4, max_templates=3)

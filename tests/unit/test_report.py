@@ -111,8 +111,8 @@ def test_only_slices_that_vessa_answered_count_for_it() -> None:
     truth = np.zeros((16, 16), dtype=np.uint8)
     truth[4:12, 4:12] = 1
     item = Slice("s", truth, truth, "s")
-    grid = frame.grid(frame.theta(truth.shape), 16)
-    batch = UnlabelledBatch((item, item), (grid, grid), torch.zeros(2, 1, 16, 16))
+    grids = torch.stack([frame.grid(frame.theta(truth.shape), 16)] * 2)
+    batch = UnlabelledBatch((item, item), grids, torch.zeros(2, 1, 16, 16))
     right, nothing = torch.from_numpy(truth).long(), torch.zeros(16, 16, dtype=torch.long)
     labels = torch.stack([right, nothing])
     scores = quality.watch(batch, labels, labels, [True, False])

@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from ssl_trainer import config as configuration
 from ssl_trainer.config import AugmentationConfig, ConfigError, RichAugmentationConfig
-from ssl_trainer.data import batches, cases, frame, rich
+from ssl_trainer.data import batches, cases, frame
 from support import ROOT
-from trainer_support import small_config, write_case, write_dataset
+from trainer_support import small_config, stored, write_case, write_dataset
 from vessa_client import files
 
 
@@ -228,35 +228,39 @@ def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:
         cases.read_slices(split.labelled, 1, labelled=True)
 
 
+def _varied(
+    image: np.ndarray, labels: np.ndarray, how: RichAugmentationConfig, seed: int
+) -> batches.LabelledBatch:
+    item = cases.Slice("", image, labels, "", windowed=True)
+    config = replace(small_config(Path()), labelled_augmentation=how)
+    config = replace(config, data=replace(config.data, size=64))
+    store = stored([item], 64, labelled=True)
+    return batches.labelled_batch(store, [0], config, np.random.default_rng(seed))
+
+
 def test_rich_augmentation_moves_image_and_labels_alike() -> None:
-    labels = torch.zeros(1, 60, 60)
-    labels[:, 20:40, 25:45] = 1
-    config = RichAugmentationConfig(structure_shift=0.0, gamma=0.0, bias=0.0, noise=0.0)
+    labels = np.zeros((60, 60), np.uint8)
+    labels[20:40, 25:45] = 1
+    how = RichAugmentationConfig(structure_shift=0.0, gamma=0.0, bias=0.0, noise=0.0)
     for seed in range(8):
-        image, found = rich.vary(labels, labels, 64, config, np.random.default_rng(seed))
-        bright = image > (image.min() + image.max()) / 2
-        differing = int((bright != (found > 0)).sum())
-        assert differing < 0.1 * int(found.sum()), seed
-    again = rich.vary(labels, labels, 64, config, np.random.default_rng(7))
-    assert torch.equal(again[0], image)
+        found = _varied(255 * labels, labels, how, seed)
+        bright = found.image_B1HW > (found.image_B1HW.min() + found.image_B1HW.max()) / 2
+        differing = int((bright[:, 0] != (found.labels_BHW > 0)).sum())
+        assert differing < 0.1 * int(found.labels_BHW.sum()), seed
+    again = _varied(255 * labels, labels, how, 7)
+    assert torch.equal(again.image_B1HW, found.image_B1HW)
 
 
 def test_rich_augmentation_changes_each_structure_on_its_own() -> None:
-    labels = torch.zeros(1, 60, 60)
-    labels[:, 10:25], labels[:, 35:50] = 1, 2
-    config = RichAugmentationConfig(elastic=0.0, gamma=0.0, bias=0.0, noise=0.0)
-    flat, differences = torch.full((1, 60, 60), 0.5), []
+    labels = np.zeros((60, 60), np.uint8)
+    labels[10:25], labels[35:50] = 1, 2
+    how = RichAugmentationConfig(elastic=0.0, gamma=0.0, bias=0.0, noise=0.0)
+    flat, differences = np.full((60, 60), 128, np.uint8), []
     for seed in range(12):
-        image, found = rich.vary(flat, labels, 64, config, np.random.default_rng(seed))
-        differences.append(float(image[found == 1].median() - image[found == 2].median()))
+        found = _varied(flat, labels, how, seed)
+        one, two = (found.image_B1HW[:, 0][found.labels_BHW == value] for value in (1, 2))
+        differences.append(float(one.median() - two.median()))
     assert np.std(differences) > 0.05
-
-
-def test_smooth_noise_is_smooth() -> None:
-    field = rich.smooth_noise(2, 64, np.random.default_rng(0))
-    assert field.shape == (2, 64, 64)
-    assert float(field.std()) == pytest.approx(1, abs=1e-4)
-    assert float((field[:, 1:] - field[:, :-1]).abs().max()) < 0.6
 
 
 def test_slicing_axes_have_names() -> None:
@@ -409,7 +413,8 @@ def test_labels_of_a_reduced_slice_are_sampled_as_they_are(
     config = replace(small_config(tmp_path), labelled_augmentation=rich_one)
 
     def batch(seed: int) -> batches.LabelledBatch:
-        return batches.labelled_batch([item], [0], config, np.random.default_rng(seed), {})
+        store = stored([item], config.data.size, labelled=True)
+        return batches.labelled_batch(store, [0], config, np.random.default_rng(seed))
 
     assert item.unit(config.data.size).shape[1:] == (64, 54)
     reduced = [batch(seed) for seed in range(4)]

@@ -27,18 +27,18 @@ from ssl_trainer.unimatch import losses, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
 from ssl_trainer.unimatch.ema import EmaTeacher
 from ssl_trainer.unimatch.objective import strong_views
-from ssl_trainer.unimatch.views import CutMix, gaussian_blur, jitter, random_box
+from ssl_trainer.unimatch.views import Boxes, Jitter, blurred, jittered, kernels, random_box
 from trainer_support import UNET, regions, small_config, transforms
 from vessa_common.precision import autocast
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
 def test_cutmix_pastes_the_partner_inside_of_the_box(batch: int, seed: int) -> None:
-    mix = CutMix.draw(batch, 16, 0.8, np.random.default_rng(seed))
+    mix = Boxes.draw(batch, 16, 0.8, np.random.default_rng(seed)).cutmix(16)
     images = torch.rand(batch, 2, 16, 16, generator=torch.Generator().manual_seed(seed))
     mixed, labels = mix.mix(images), mix.mix(images[:, 0])
     for index in range(batch):
-        partner = int(mix.partner_B[index])
+        partner = (index + mix.turn) % batch
         assert partner != index
         for row in range(16):
             for column in range(16):
@@ -50,9 +50,10 @@ def test_cutmix_pastes_the_partner_inside_of_the_box(batch: int, seed: int) -> N
 
 def test_cutmix_happens_with_its_probability() -> None:
     rng = np.random.default_rng(0)
-    drawn = [CutMix.draw(4, 32, 0.5, rng).inside_BHW.flatten(1).any(dim=1) for _ in range(300)]
+    boxes = [Boxes.draw(4, 32, 0.5, rng).cutmix(32) for _ in range(300)]
+    drawn = [mix.inside_BHW.flatten(1).any(dim=1) for mix in boxes]
     assert abs(float(torch.stack(drawn).float().mean()) - 0.5) < 0.05
-    assert not bool(CutMix.draw(4, 32, 0.0, rng).inside_BHW.any())
+    assert not bool(Boxes.draw(4, 32, 0.0, rng).cutmix(32).inside_BHW.any())
 
 
 @given(st.integers(8, 200), st.integers(0, 1000))
@@ -107,7 +108,7 @@ def test_the_teacher_is_the_moving_average_of_the_student() -> None:
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         student(torch.randn(4, 3))
-        teacher.update(student, step)
+        teacher.update(step)
         decay = min(1 - 1 / (step + 1), 0.9)
         for name, value in student.state_dict().items():
             floating = value.is_floating_point()
@@ -216,7 +217,7 @@ def test_the_teacher_has_a_share_of_vessas_labels(tmp_path: Path, share: float) 
         labels=labels, confidence=np.full((16, 16), 204, np.uint8), predicted_iou=iou
     )
     item = Slice("a", np.zeros((16, 16), np.uint8), None, "a")
-    grids = (frame.grid(frame.theta((16, 16)), 16),) * 2
+    grids = torch.stack([frame.grid(frame.theta((16, 16)), 16)] * 2)
     batch = UnlabelledBatch((item, item), grids, torch.zeros(2, 1, 16, 16))
     rng = np.random.default_rng(0)
     step = config.steps  # the share has grown to its end
@@ -258,7 +259,7 @@ def test_padding_counts_for_neither_teacher_nor_vessa(
     shape = (40, 52)
     item = Slice("a", np.zeros(shape, np.uint8), None, "a")
     matrix = frame.theta(shape, roi, transform)
-    batch = UnlabelledBatch((item,), (frame.grid(matrix, 16),), torch.zeros(1, 1, 16, 16))
+    batch = UnlabelledBatch((item,), frame.grid(matrix, 16)[None], torch.zeros(1, 1, 16, 16))
     answer = PseudoLabel(np.ones(shape, np.uint8), np.full(shape, 255, np.uint8), 1.0)
     rng = np.random.default_rng(0)
     views, _ = strong_views(batch, [answer], _Sure(), (4,), config, 0, rng, logged=False)
@@ -314,16 +315,23 @@ def test_prompts_begin_when_they_are_to() -> None:
     assert schedule.poly(50, 100, 0.9) == pytest.approx(0.5**0.9)
 
 
-def test_blur_is_gaussian() -> None:
-    image = torch.rand(1, 24, 24, generator=torch.Generator().manual_seed(0))
-    expected = ndimage.gaussian_filter(image[0].numpy(), 1.3, mode="mirror", truncate=4 / 1.3)
-    assert np.abs(gaussian_blur(image, 1.3)[0].numpy() - expected).max() < 1e-4
+def test_blur_is_gaussian_of_each_images_own_width() -> None:
+    image = torch.rand(4, 1, 24, 30, generator=torch.Generator().manual_seed(0))
+    sigmas = (0.0, 0.2, 1.3, 2.0)
+    found = blurred(image, kernels(np.array(sigmas)))
+    assert torch.equal(found[0], image[0])
+    for index, sigma in enumerate(sigmas[1:], start=1):
+        cut = max(1, math.ceil(3 * sigma)) / sigma
+        expected = ndimage.gaussian_filter(
+            image[index, 0].numpy(), sigma, mode="mirror", truncate=cut
+        )
+        assert np.abs(found[index, 0].numpy() - expected).max() < 1e-5
 
 
 def test_jitter_changes_intensities_and_not_places() -> None:
     image = torch.zeros(3, 1, 16, 16)
     image[..., 8:, :] = 1
-    changed = jitter(image, np.random.default_rng(1))
+    changed = jittered(image, Jitter.draw(np.random.default_rng(1), 3))
     assert not torch.equal(changed, image)
     assert bool((changed[..., 15, :].mean() > changed[..., 0, :].mean()).all())
 
@@ -341,9 +349,9 @@ def test_prompts_are_what_the_model_predicted_when_they_were_begun() -> None:
     prompter = Prompter(teacher, dataclasses.replace(small_config(Path()), precision="fp32"))
     images, changed = torch.rand(2, 1, 32, 32), threading.Event()
 
-    def canvases() -> list[Tensor]:
+    def canvases() -> Tensor:
         assert changed.wait(10)
-        return list(images)
+        return images
 
     expected = (255 * predict_probabilities(teacher, images)).round()
     prompts = prompter.begin(canvases)
@@ -370,7 +378,7 @@ def test_predicting_prompts_does_not_change_gradients() -> None:
         with autocast(torch.device("cpu"), "bf16"):
             loss = student(images).float().square().sum()
             if beside:
-                prompter.begin(lambda: [images[0]]).result()
+                prompter.begin(lambda: images[:1]).result()
             loss = loss + student(images.flip(-1)).float().square().sum()
         loss.backward()
         gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])

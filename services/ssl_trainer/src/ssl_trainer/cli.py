@@ -120,8 +120,9 @@ def train(
     from ssl_trainer.config import load
     from ssl_trainer.unimatch.progress import run_with_progress
     from ssl_trainer.unimatch.trainer import UniMatchTrainer
-    from vessa_common import processes
+    from vessa_common import memory, processes
 
+    memory.keep_freed()
     changes = list(overrides or [])
     for key, value in (("steps", steps), ("seed", seed), ("assistant.server", server)):
         if value is not None:

@@ -66,6 +66,12 @@ class Processes:
             value = value / self.world
         return value
 
+    def highest(self, value: Tensor) -> Tensor:
+        """Maximum over the processes; nobody waits for a GPU."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
     def agree(self, value: int) -> int:
         """The first process's value."""
         if self.world == 1:
@@ -141,13 +147,12 @@ class BufferMean:
     @torch.no_grad()
     def take(self) -> None:
         """Count what the last batch made of the buffers, and put back the beginning."""
-        for buffer, start, total in zip(self._buffers, self._start, self._sums, strict=True):
-            total.add_(buffer)
-            buffer.copy_(start)
+        torch._foreach_add_(self._sums, self._buffers)
+        torch._foreach_copy_(self._buffers, self._start)
         self._count += 1
 
     @torch.no_grad()
     def settle(self, processes: Processes) -> None:
         """Put the mean into the buffers."""
-        for buffer, total in zip(self._buffers, self._sums, strict=True):
-            buffer.copy_(processes.mean(total / self._count))
+        means = torch._foreach_div(self._sums, self._count)
+        torch._foreach_copy_(self._buffers, [processes.mean(mean) for mean in means])

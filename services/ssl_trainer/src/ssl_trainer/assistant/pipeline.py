@@ -16,8 +16,9 @@ from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.assistant.prompter import Prompter, known
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches, frame
-from ssl_trainer.data.batches import Regions, SliceSampler
+from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.store import SliceStore
 from ssl_trainer.unimatch import schedule
 from vessa_client import UInt8Array
 from vessa_common.processes import Processes
@@ -30,20 +31,19 @@ class Pipeline:
 
     Attributes:
         assistant: that is asked.
+        store: of the slices, with their regions of interest; it is given before anything is asked.
         prompts: of the updates under way, 255 for 1, (B, C, H, W) uint8; None of those without.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        slices: list[Slice],
         sampler: SliceSampler,
         processes: Processes,
         teacher: nn.Module,
     ) -> None:
-        self.config, self.slices, self.sampler = config, slices, sampler
-        self.processes = processes
-        self.regions: Regions = {}
+        self.config, self.sampler, self.processes = config, sampler, processes
+        self.store: SliceStore
         self.assistant = Assistant(config.assistant, config.data.classes)
         self.prompts: dict[int, Future[Tensor] | None] = {}
         self._prompter = Prompter(teacher, config)
@@ -127,13 +127,8 @@ class Pipeline:
         """Prompts for the slices of ``step``, where it is time for that."""
         if not schedule.feedback(step, self.config.steps, self.config.assistant):
             return None
-        items = [i for n in self._numbers(step) for i in self._items(n)]
-        size, regions = self.config.data.size, self.regions
-
-        def canvases() -> list[Tensor]:
-            return [batches.canonical(i, size, regions.get(i.series)) for i in items]
-
-        return self._prompter.begin(canvases)
+        rows = [row for n in self._numbers(step) for row in self.sampler.indices(n)]
+        return self._prompter.begin(partial(self.store.canvases, rows))
 
     def _ask(self, step: int, prompts: Future[Tensor] | None) -> None:
         self.prompts[step] = prompts
@@ -142,14 +137,14 @@ class Pipeline:
             rows = slice(index * batch, (index + 1) * batch)
             masks = None if prompts is None else partial(self._masks, prompts, rows, number)
             items = self._items(number)
-            rois = [self.regions.get(item.series) for item in items]
+            rois = [self.store.roi(item) for item in items]
             self.assistant.ask(number, items, masks, rois)
 
     def _masks(self, prompts: Future[Tensor], rows: slice, number: int) -> list[UInt8Array]:
         """Probabilities are sent, not labels: where the teacher is unsure VESSA corrects more."""
         maps_BCHW = prompts.result()[rows].float() / 255
         return [
-            mask(maps_CHW, item.image.shape, self.regions.get(item.series))
+            mask(maps_CHW, item.image.shape, self.store.roi(item))
             for maps_CHW, item in zip(maps_BCHW, self._items(number), strict=True)
         ]
 
@@ -157,11 +152,11 @@ class Pipeline:
         return batches.numbers(step, self.config, self.processes)
 
     def _items(self, number: int) -> list[Slice]:
-        return [self.slices[index] for index in self.sampler.indices(number)]
+        return [self.store.slices[index] for index in self.sampler.indices(number)]
 
 
 def mask(maps_CHW: Tensor, shape: tuple[int, ...], roi: frame.Roi | None) -> UInt8Array:
     """Probabilities on a canvas to those of the classes in the native slice, 255 for 1."""
-    native = frame.restore(maps_CHW, shape, roi)[1:]
+    native = frame.restore(maps_CHW[1:], shape, roi)
     probabilities: UInt8Array = (255 * native).round().to(torch.uint8).numpy()
     return probabilities

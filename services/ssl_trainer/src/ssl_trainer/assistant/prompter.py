@@ -6,27 +6,28 @@ Axes: B batch, C classes with background, H W space.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
 from ssl_trainer.config import TrainConfig
-from ssl_trainer.models import predict_probabilities
+from ssl_trainer.models import probabilities
 from vessa_common.precision import autocast
 
-# Canvases, (1, H, W) each.
-Canvases = Callable[[], Sequence[Tensor]]
+# Canvases where the teacher is, (B, 1, H, W).
+Canvases = Callable[[], Tensor]
 
 
 class Prompter:
     """A copy of the teacher in a thread of its own."""
 
     def __init__(self, teacher: nn.Module, config: TrainConfig) -> None:
-        self._teacher = teacher
         self._copy = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self._own = list(self._copy.state_dict().values())
+        self._own, self._teachers = (
+            list(model.state_dict().values()) for model in (self._copy, teacher)
+        )
         device = next(teacher.parameters()).device
         # Entered once and never left: leaving it would throw away the casts of weights that both
         # passes of the student share, in whichever thread they run.
@@ -39,11 +40,11 @@ class Prompter:
         """Begin to predict with the teacher as it is now; returns at once.
 
         Returns:
-            Probabilities, 255 for 1, (B, C, H, W) uint8.
+            Probabilities, 255 for 1, (B, C, H, W) uint8 on the CPU.
         """
         if self._last is not None:
             self._last.result()  # it still needs the copy
-        torch._foreach_copy_(self._own, list(self._teacher.state_dict().values()))
+        torch._foreach_copy_(self._own, self._teachers)
         self._last = self._worker.submit(self._predict, canvases)
         return self._last
 
@@ -52,8 +53,8 @@ class Prompter:
         self._worker.shutdown(wait=True)
 
     def _predict(self, canvases: Canvases) -> Tensor:
-        maps_BCHW = predict_probabilities(self._copy, torch.stack(list(canvases())))
-        return (255 * maps_BCHW).round().to(torch.uint8)
+        maps_BCHW = probabilities(self._copy, canvases())
+        return (255 * maps_BCHW).round().to(torch.uint8).cpu()
 
 
 def known(prompts: Tensor) -> Future[Tensor]:

@@ -1,25 +1,25 @@
 """Batches by step number: which slices, which transforms. Resuming needs no other state.
 
-Axes: B batch, H W space.
+Axes: B batch, C channels, H W space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ssl_trainer.config import TrainConfig
+from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig, TrainConfig
 from ssl_trainer.data import frame, rich
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import WeakTransform
+from ssl_trainer.data.planes import Planes
+from ssl_trainer.data.store import SliceStore
 from vessa_common.processes import Processes
-
-# Region of interest of each series; of one that is not in it the whole slices are seen.
-Regions = Mapping[str, frame.Roi]
+from vessa_common.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class UnlabelledBatch:
     """Weak views of unlabelled slices, and where in its slice each pixel of a view is."""
 
     slices: tuple[Slice, ...]
-    grids: tuple[Tensor, ...]
+    grid_BHW2: Tensor
     image_B1HW: Tensor
 
     def inside(self) -> Tensor:
         """Which pixels of the views show the slice, (B, H, W) bool; the others are padding."""
-        return torch.stack([grid.abs().amax(dim=-1) <= 1 for grid in self.grids])
+        return self.grid_BHW2.abs().amax(dim=-1) <= 1
 
-    def warp(self, index: int, maps_CHW: Tensor, *, mode: str) -> Tensor:
-        """Maps of slice ``index`` in its view, (C, size, size)."""
-        return frame.sample(maps_CHW, self.grids[index], mode=mode)
+    def warp(self, maps: Sequence[Tensor], *, mode: str) -> Tensor:
+        """Maps of all slices, (C, H, W) of the host each, in their views, (B, C, size, size)."""
+        return Planes.of(maps).to(self.grid_BHW2.device).sample(self.grid_BHW2, mode=mode)
 
 
 class SliceSampler:
@@ -78,65 +78,46 @@ def numbers(step: int, config: TrainConfig, processes: Processes) -> range:
 
 
 def labelled_batch(
-    slices: list[Slice],
-    indices: list[int],
-    config: TrainConfig,
-    rng: np.random.Generator,
-    regions: Regions,
+    store: SliceStore, rows: Sequence[int], config: TrainConfig, rng: np.random.Generator
 ) -> LabelledBatch:
-    """Augment labelled slices in place, shape and intensity."""
-    size = config.data.size
-    images, labels = [], []
-    for index in indices:
-        item = slices[index]
-        assert item.labels is not None
-        roi = regions.get(item.series)
-        unit = item.unit(size, roi)
-        truth = torch.from_numpy(item.labels).float()[None]
-        if config.labelled_augmentation is not None:
-            image, mask = rich.vary(unit, truth, size, config.labelled_augmentation, rng, roi)
-        else:
-            image, mask = _vary_weakly(unit, truth, config, rng, roi)
-        images.append(image)
-        labels.append(mask[0].long())
-    return LabelledBatch(torch.stack(images).float(), torch.stack(labels))
+    """Augment labelled slices in place, shape and intensity.
+
+    Args:
+        store: of all labelled slices.
+        rows: which of them.
+        config: of the run.
+        rng: of the batch.
+    """
+    how = config.labelled_augmentation or _weak(config.augmentation)
+    drawn = rich.draw(rng, how, len(rows), len(config.data.classes) + 1)
+    plain_BHW2 = store.grids(rows, _transforms(rng, how.geometry, len(rows)))
+    variation = to_device(drawn, store.device)
+    grid_BHW2 = rich.bent(plain_BHW2, variation)
+    labels_BHW = store.labels(rows).sample(grid_BHW2, mode="nearest")[:, 0].long()
+    image_B1HW = store.images(rows).sample(grid_BHW2, mode="bilinear")
+    return LabelledBatch(rich.recoloured(image_B1HW, labels_BHW, variation), labels_BHW)
 
 
-def _vary_weakly(
-    image_1HW: Tensor,
-    labels_1HW: Tensor,
-    config: TrainConfig,
-    rng: np.random.Generator,
-    roi: frame.Roi | None,
-) -> tuple[Tensor, Tensor]:
-    size = config.data.size
-    transform = frame.WeakTransform.draw(rng, config.augmentation)
-    grid = frame.grid(frame.theta(labels_1HW.shape[1:], roi, transform), size)
-    view = frame.sample(image_1HW, grid, mode="bilinear")
-    mask = frame.sample(labels_1HW, grid, mode="nearest")
-    gain, lift = rng.uniform(0.8, 1.2), rng.normal(0, 0.05)
-    return (view ** float(np.exp(rng.normal(0, 0.2)))) * gain + lift, mask
+def _weak(geometry: AugmentationConfig) -> RichAugmentationConfig:
+    """The weak augmentation of labelled slices."""
+    return RichAugmentationConfig(
+        geometry=geometry, elastic=0, structure_shift=0, gamma=rich.WEAK_GAMMA, bias=0, noise=0
+    )
 
 
 def unlabelled_batch(
-    slices: list[Slice],
-    indices: list[int],
-    config: TrainConfig,
-    rng: np.random.Generator,
-    regions: Regions,
+    store: SliceStore, rows: Sequence[int], config: TrainConfig, rng: np.random.Generator
 ) -> UnlabelledBatch:
-    """Weak views of unlabelled slices."""
-    size = config.data.size
-    chosen = tuple(slices[index] for index in indices)
-    grids, views = [], []
-    for item in chosen:
-        roi = regions.get(item.series)
-        transform = frame.WeakTransform.draw(rng, config.augmentation)
-        grid = frame.grid(frame.theta(item.image.shape, roi, transform), size)
-        unit = item.unit(size, roi)
-        grids.append(grid)
-        views.append(frame.sample(unit, grid, mode="bilinear"))
-    return UnlabelledBatch(chosen, tuple(grids), torch.stack(views))
+    """Weak views of unlabelled slices; see :func:`labelled_batch`."""
+    grid_BHW2 = store.grids(rows, _transforms(rng, config.augmentation, len(rows)))
+    image_B1HW = store.images(rows).sample(grid_BHW2, mode="bilinear")
+    return UnlabelledBatch(tuple(store.slices[row] for row in rows), grid_BHW2, image_B1HW)
+
+
+def _transforms(
+    rng: np.random.Generator, config: AugmentationConfig, count: int
+) -> list[WeakTransform]:
+    return [WeakTransform.draw(rng, config) for _ in range(count)]
 
 
 def canonical(item: Slice, size: int, roi: frame.Roi | None) -> Tensor:

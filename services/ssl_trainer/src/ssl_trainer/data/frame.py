@@ -9,6 +9,7 @@ Axes: B batch, C channels, H W space.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,10 @@ class Roi:
         return torch.maximum(*beside) <= self.side / 2
 
 
+# Region of interest of each series; of one that is not in it the whole slices are seen.
+Regions = Mapping[str, Roi]
+
+
 def theta(
     shape: tuple[int, ...], roi: Roi | None = None, transform: WeakTransform = IDENTITY
 ) -> Theta:
@@ -184,6 +189,12 @@ def unit(image: AnyArray, size: int, limits: Window | None, roi: Roi | None = No
     return reduced(scaled, whole) if is_large(image.shape, whole) else scaled
 
 
+def shape_of_unit(shape: tuple[int, ...], size: int, roi: Roi | None) -> tuple[int, ...]:
+    """Height and width of :func:`unit`."""
+    whole = size_of_whole(shape, size, roi)
+    return _reduced(shape[:2], whole) if is_large(shape, whole) else shape[:2]
+
+
 def is_large(shape: tuple[int, ...], size: int) -> bool:
     """Whether a slice is :func:`reduced` before it is sampled onto a canvas of ``size``."""
     return max(shape[:2]) > MOST_PIXELS * size
@@ -195,10 +206,14 @@ def reduced(maps_CHW: Tensor, size: int) -> Tensor:
     Area means, so that a slice of any resolution is the same to a student. Borders, and so
     ``grid_sample`` coordinates, stay where they are.
     """
-    height, width = maps_CHW.shape[1:]
-    scale = RESIDUAL * size / max(height, width)
-    rows, columns = (_shares(n, max(1, round(n * scale))) for n in (height, width))
+    before = maps_CHW.shape[1:]
+    rows, columns = (_shares(*pair) for pair in zip(before, _reduced(before, size), strict=True))
     return rows @ maps_CHW @ columns.T
+
+
+def _reduced(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    scale = RESIDUAL * size / max(shape)
+    return tuple(max(1, round(n * scale)) for n in shape)
 
 
 def _shares(before: int, after: int) -> Tensor:
@@ -236,8 +251,12 @@ def to_unit_range(image: npt.NDArray[np.generic], limits: Window | None = None) 
 
 def grid(matrix: Theta, size: int) -> Tensor:
     """Where in its slice each pixel of a view is, (size, size, 2)."""
-    theta_123 = torch.from_numpy(matrix).float()[None]
-    return F.affine_grid(theta_123, [1, 1, size, size], align_corners=False)[0]
+    return grids(torch.from_numpy(matrix).float()[None], size)[0]
+
+
+def grids(theta_B23: Tensor, size: int) -> Tensor:
+    """The same for a batch, (B, size, size, 2)."""
+    return F.affine_grid(theta_B23, [len(theta_B23), 1, size, size], align_corners=False)
 
 
 def sample(maps_CHW: Tensor, grid_HW2: Tensor, *, mode: str) -> Tensor:

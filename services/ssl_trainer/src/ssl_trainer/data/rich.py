@@ -1,50 +1,96 @@
-"""Strong variation of a labelled slice. Axes: H W space."""
+"""Variation of labelled slices. Axes: B batch, L labels, H W space.
+
+What is drawn is drawn on the host, pixels are made on the device, of all slices at once.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.config import RichAugmentationConfig
-from ssl_trainer.data import frame
+from ssl_trainer.data import noise
+from ssl_trainer.data.noise import Knots
+
+# Deviation of the logarithm of the contrast's exponent where labelled slices are varied weakly.
+WEAK_GAMMA = 0.2
 
 
-def vary(
-    image_1HW: Tensor,
-    labels_1HW: Tensor,
-    size: int,
-    config: RichAugmentationConfig,
-    rng: np.random.Generator,
-    roi: frame.Roi | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Move, deform and recolour a slice in [0, 1], which may be reduced, and its labels.
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """What is drawn for each slice, (B,) unless said otherwise.
 
-    Returns:
-        (1, size, size) in about [0, 1], and labels (1, size, size).
+    Attributes:
+        elastic_B, bend: strength of the displacement in coordinates of the grid, whose side is 2,
+            and its fields, of x and y.
+        shift_BL: what each label's pixels are brighter by.
+        gamma_B: exponent of the contrast curve.
+        bias_B, shade: strength of what brightens and darkens, and its field.
+        noise_B, place_B2: strength of white noise, and which it is.
+        gain_B, lift_B: of the result.
     """
-    transform = frame.WeakTransform.draw(rng, config.geometry)
-    matrix = frame.theta(labels_1HW.shape[1:], roi, transform)
-    # Displacements are in the coordinates of the grid, whose side is 2.
-    field = 2 * config.elastic * float(rng.uniform()) * smooth_noise(2, size, rng)
-    grid = frame.grid(matrix, size) + field.permute(1, 2, 0)
-    image = frame.sample(image_1HW, grid, mode="bilinear")
-    labels = frame.sample(labels_1HW, grid, mode="nearest")
-    for value in labels.unique().tolist():
-        if value:
-            soft = F.avg_pool2d((labels == value).float()[None], 3, stride=1, padding=1)[0]
-            image = image + soft * float(rng.normal(0, config.structure_shift))
-    image = image.clamp(0, 1) ** float(np.exp(rng.normal(0, config.gamma)))
-    image = image * torch.exp(config.bias * float(rng.uniform()) * smooth_noise(1, size, rng))
-    grain = torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
-    image = image + config.noise * float(rng.uniform()) * grain
-    return image * float(rng.uniform(0.8, 1.2)) + float(rng.normal(0, 0.05)), labels
+
+    elastic_B: Tensor
+    bend: Knots
+    shift_BL: Tensor
+    gamma_B: Tensor
+    bias_B: Tensor
+    shade: Knots
+    noise_B: Tensor
+    place_B2: Tensor
+    gain_B: Tensor
+    lift_B: Tensor
 
 
-def smooth_noise(channels: int, size: int, rng: np.random.Generator) -> Tensor:
-    """Fields with 2 to 5 bumps along each side and unit deviation, (channels, size, size)."""
-    cells = int(rng.integers(3, 7))
-    knots = torch.from_numpy(rng.standard_normal((1, channels, cells, cells)).astype(np.float32))
-    out = F.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)[0]
-    return out / out.std().clamp(min=1e-6)
+def draw(
+    rng: np.random.Generator, config: RichAugmentationConfig, batch: int, labels: int
+) -> Variation:
+    """Draw the variation of as many slices, with label values below ``labels``."""
+
+    def up_to(strength: float) -> Tensor:
+        return _float(strength * rng.uniform(size=batch))
+
+    shift_BL = rng.normal(0, config.structure_shift, (batch, labels))
+    shift_BL[:, 0] = 0
+    return Variation(
+        elastic_B=up_to(2 * config.elastic),
+        bend=Knots.draw(rng, batch, channels=2),
+        shift_BL=_float(shift_BL),
+        gamma_B=_float(np.exp(rng.normal(0, config.gamma, batch))),
+        bias_B=up_to(config.bias),
+        shade=Knots.draw(rng, batch),
+        noise_B=up_to(config.noise),
+        place_B2=noise.draw_places(rng, batch),
+        gain_B=_float(rng.uniform(0.8, 1.2, batch)),
+        lift_B=_float(rng.normal(0, 0.05, batch)),
+    )
+
+
+def bent(grid_BHW2: Tensor, variation: Variation) -> Tensor:
+    """Grids with the displacement."""
+    field_B2HW = noise.smooth(variation.bend, grid_BHW2.shape[1])
+    return grid_BHW2 + variation.elastic_B[:, None, None, None] * field_B2HW.permute(0, 2, 3, 1)
+
+
+def recoloured(image_B1HW: Tensor, labels_BHW: Tensor, variation: Variation) -> Tensor:
+    """Views of slices in [0, 1] with other intensities, in about [0, 1]."""
+    size = image_B1HW.shape[-1]
+    shift_BHW = variation.shift_BL.gather(1, labels_BHW.flatten(1)).view(labels_BHW.shape)
+    out = image_B1HW + F.avg_pool2d(shift_BHW[:, None], 3, stride=1, padding=1)
+    out = out.clamp(0, 1) ** _over_pixels(variation.gamma_B)
+    out = out * torch.exp(_over_pixels(variation.bias_B) * noise.smooth(variation.shade, size))
+    out = out + _over_pixels(variation.noise_B) * noise.white(variation.place_B2, size)
+    return out * _over_pixels(variation.gain_B) + _over_pixels(variation.lift_B)
+
+
+def _over_pixels(values_B: Tensor) -> Tensor:
+    return values_B[:, None, None, None]
+
+
+def _float(values: npt.NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))

@@ -17,6 +17,8 @@ from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.evaluation.predictor import largest_pieces
 from ssl_trainer.methods.method import Batch, Method
 from ssl_trainer.unimatch import losses
+from ssl_trainer.unimatch.losses import Scalars
+from vessa_common.transfer import send
 
 # Side of the pasted square, of that of the image.
 SIDE = 2 / 3
@@ -25,28 +27,27 @@ SIDE = 2 / 3
 class BidirectionalCopyPaste(Method):
     """Pre-training with labelled images in one another, then with unlabelled ones."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Scalars]:
         """See :class:`Method`."""
         pretraining = batch.step < self.config.bcp.pretraining * self.config.steps
-        pasted_HW = square(batch.labelled.image_B1HW.shape[-1], batch.rng)
+        image_B1HW = batch.labelled.image_B1HW
+        pasted_HW = send(square(image_B1HW.shape[-1], batch.rng), image_B1HW.device)
         if pretraining or batch.unlabelled is None:
             return self._pretraining(batch.labelled, pasted_HW)
         return self._self_training(batch, batch.unlabelled, pasted_HW)
 
-    def _pretraining(
-        self, labelled: LabelledBatch, pasted_HW: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _pretraining(self, labelled: LabelledBatch, pasted_HW: Tensor) -> tuple[Tensor, Scalars]:
         """Each labelled image with a piece of the next one."""
         image_B1HW, labels_BHW = labelled.image_B1HW, labelled.labels_BHW
         mixed_B1HW = torch.where(pasted_HW, image_B1HW.roll(1, dims=0), image_B1HW)
         (logits_BCHW,) = self.logits(self.student, mixed_B1HW)
         total = region_loss(logits_BCHW, labels_BHW, ~pasted_HW)
         total = total + region_loss(logits_BCHW, labels_BHW.roll(1, dims=0), pasted_HW)
-        return total, {"loss/supervised": float(total.detach())}
+        return total, {"loss/supervised": total.detach()}
 
     def _self_training(
         self, batch: Batch, unlabelled: UnlabelledBatch, pasted_HW: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Scalars]:
         """Labelled pieces in unlabelled images, and unlabelled pieces in labelled images."""
         labels_BHW, image_B1HW = batch.labelled.labels_BHW, batch.labelled.image_B1HW
         view_B1HW, inside_BHW = unlabelled.image_B1HW, unlabelled.inside()
@@ -63,9 +64,9 @@ class BidirectionalCopyPaste(Method):
         known = known + region_loss(outward, labels_BHW, ~pasted_HW)
         guessed = region_loss(inward, pseudo_BHW, inside_BHW & ~pasted_HW)
         guessed = guessed + region_loss(outward, others_BHW, inside_BHW.roll(1, dims=0) & pasted_HW)
-        scalars = {
-            "loss/supervised": float(known.detach()),
-            "loss/consistency": float(guessed.detach()),
+        scalars: Scalars = {
+            "loss/supervised": known.detach(),
+            "loss/consistency": guessed.detach(),
             **self.watched(batch, pseudo_BHW),
         }
         return known + self.config.bcp.weight * guessed, scalars
@@ -82,7 +83,6 @@ def square(size: int, rng: np.random.Generator) -> Tensor:
 
 def region_loss(logits_BCHW: Tensor, labels_BHW: Tensor, where: Tensor) -> Tensor:
     """Mean of cross-entropy and Dice of a part of the pixels, (B, H, W) or (H, W) bool."""
-    labels_BHW = labels_BHW.to(logits_BCHW.device)
     weight_BHW = where.expand(labels_BHW.shape).to(logits_BCHW)
     log_probability_BCHW = torch.log_softmax(logits_BCHW, dim=1)
     per_pixel_BHW = F.nll_loss(log_probability_BCHW, labels_BHW, reduction="none")
@@ -91,8 +91,11 @@ def region_loss(logits_BCHW: Tensor, labels_BHW: Tensor, where: Tensor) -> Tenso
 
 
 def largest_components(labels_BHW: Tensor, classes: int) -> Tensor:
-    """Of each image and class the largest connected component; the rest becomes background."""
+    """Of each image and class the largest connected component; the rest becomes background.
+
+    They are found on the host, so a GPU is waited for.
+    """
     values = range(1, classes + 1)
-    plain_BHW = labels_BHW.to(torch.uint8).numpy()
+    plain_BHW = labels_BHW.to(torch.uint8).cpu().numpy()
     kept = [largest_pieces(labels_HW[None], values)[0] for labels_HW in plain_BHW]
-    return torch.from_numpy(np.stack(kept)).long()
+    return send(torch.from_numpy(np.stack(kept)), labels_BHW.device).long()

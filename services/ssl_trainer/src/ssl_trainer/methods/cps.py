@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssl_trainer.methods.method import Batch, Method
 from ssl_trainer.unimatch import losses, schedule
+from ssl_trainer.unimatch.losses import Scalars
 
 
 class CrossPseudoSupervision(Method):
@@ -21,23 +22,22 @@ class CrossPseudoSupervision(Method):
 
     count = 2
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Scalars]:
         """See :class:`Method`."""
         labelled, unlabelled = batch.labelled, batch.unlabelled
         images = [labelled.image_B1HW]
         if unlabelled is not None:
             images.append(unlabelled.image_B1HW)
         both = [self.logits(student, *images) for student in self.students]
-        labels_BHW = labelled.labels_BHW.to(both[0][0].device)
+        labels_BHW = labelled.labels_BHW
         total = torch.stack([losses.supervised_loss(own[0], labels_BHW) for own in both]).sum()
-        scalars = {"loss/supervised": float(total.detach())}
+        scalars: Scalars = {"loss/supervised": total.detach()}
         if unlabelled is None:
             return total, scalars
         one_BCHW, other_BCHW = (own[1] for own in both)
-        inside_BHW = unlabelled.inside().to(labels_BHW.device)
-        crossed = cross_supervision(one_BCHW, other_BCHW, inside_BHW)
+        crossed = cross_supervision(one_BCHW, other_BCHW, unlabelled.inside())
         weight = self.config.cps.weight * schedule.ramp_up(batch.step, self.config.steps)
-        scalars["loss/consistency"] = float(crossed.detach())
+        scalars["loss/consistency"] = crossed.detach()
         scalars |= self.watched(batch, other_BCHW.argmax(dim=1))
         return total + weight * crossed, scalars
 

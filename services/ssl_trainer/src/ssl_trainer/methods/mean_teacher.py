@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_trainer.data import noise
 from ssl_trainer.methods.method import Batch, Method
 from ssl_trainer.unimatch import losses, schedule
+from ssl_trainer.unimatch.losses import Scalars
+from vessa_common.transfer import send
 
 # Deviation of white noise and where it is cut off, for images in [0, 1]; SSL4MIS.
 NOISE, MOST_NOISE = 0.1, 0.2
@@ -19,32 +22,32 @@ NOISE, MOST_NOISE = 0.1, 0.2
 class MeanTeacher(Method):
     """The student should say of a noisy view what the teacher says of the clean one."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Scalars]:
         """See :class:`Method`."""
         labelled, unlabelled = batch.labelled, batch.unlabelled
         images = [labelled.image_B1HW]
         if unlabelled is not None:
             images.append(noisy(unlabelled.image_B1HW, batch.rng))
         logits, *others = self.logits(self.student, *images)
-        total = losses.supervised_loss(logits, labelled.labels_BHW.to(logits.device))
-        scalars = {"loss/supervised": float(total.detach())}
+        total = losses.supervised_loss(logits, labelled.labels_BHW)
+        scalars: Scalars = {"loss/supervised": total.detach()}
         if unlabelled is None:
             return total, scalars
         taught_BCHW = self.taught(unlabelled.image_B1HW)
         found_BCHW = torch.softmax(others[0], dim=1)
-        inside_BHW = unlabelled.inside().to(logits.device)
-        consistency = squared_error(found_BCHW, taught_BCHW.to(logits.device), inside_BHW)
+        consistency = squared_error(found_BCHW, taught_BCHW, unlabelled.inside())
         weight = self.config.mean_teacher.weight
         weight *= schedule.ramp_up(batch.step, self.config.steps)
-        scalars["loss/consistency"] = float(consistency.detach())
+        scalars["loss/consistency"] = consistency.detach()
         scalars |= self.watched(batch, taught_BCHW.argmax(dim=1))
         return total + weight * consistency, scalars
 
 
 def noisy(image_B1HW: Tensor, rng: np.random.Generator) -> Tensor:
     """With white noise of small values."""
-    grain = torch.from_numpy(rng.standard_normal(image_B1HW.shape).astype(np.float32))
-    return image_B1HW + (NOISE * grain).clamp(-MOST_NOISE, MOST_NOISE)
+    place_B2 = send(noise.draw_places(rng, len(image_B1HW)), image_B1HW.device)
+    grain_B1HW = noise.white(place_B2, image_B1HW.shape[-1])
+    return image_B1HW + (NOISE * grain_B1HW).clamp(-MOST_NOISE, MOST_NOISE)
 
 
 def squared_error(found_BCHW: Tensor, target_BCHW: Tensor, inside_BHW: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
-from ssl_trainer.models import Student, predict_probabilities
+from ssl_trainer.models import Student, probabilities
 from ssl_trainer.unimatch import quality
 from ssl_trainer.unimatch.ema import EmaTeacher
+from ssl_trainer.unimatch.losses import Scalars
 from vessa_common.precision import autocast
 from vessa_common.processes import Processes
 
@@ -77,24 +78,22 @@ class Method(ABC):
         return {"student": self.student, "teacher": self.teacher.model, **others}
 
     @abstractmethod
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Scalars]:
         """The loss of a batch, whose gradient is wanted, and what to log of it."""
 
     def logits(self, student: nn.Module, *images_B1HW: Tensor) -> list[Tensor]:
         """Of several batches in one pass, so that batch normalisation sees them together."""
-        device = next(student.parameters()).device
-        with autocast(device, self.config.precision):
-            logits: Tensor = student(torch.cat(images_B1HW).to(device))
+        with autocast(images_B1HW[0].device, self.config.precision):
+            logits: Tensor = student(torch.cat(images_B1HW))
         return list(logits.float().split([len(images) for images in images_B1HW]))
 
     def taught(self, image_B1HW: Tensor) -> Tensor:
-        """The teacher's probabilities, (B, C, H, W) on the CPU."""
-        device = next(self.teacher.model.parameters()).device
-        with autocast(device, self.config.precision):
-            return predict_probabilities(self.teacher.model, image_B1HW)
+        """The teacher's probabilities, (B, C, H, W)."""
+        with autocast(image_B1HW.device, self.config.precision):
+            return probabilities(self.teacher.model, image_B1HW)
 
     def watched(self, batch: Batch, labels_BHW: Tensor) -> dict[str, float]:
         """How good pseudo-labels are, where that is logged and the truth is at hand."""
         if batch.unlabelled is None or not (batch.logged and self.config.data.watch_quality):
             return {}
-        return quality.watch(batch.unlabelled, labels_BHW.cpu(), None, [])
+        return quality.watch(batch.unlabelled, labels_BHW, None, [])

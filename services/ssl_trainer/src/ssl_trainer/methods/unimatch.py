@@ -7,6 +7,7 @@ from torch import Tensor
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.methods.method import Batch, Method
 from ssl_trainer.unimatch import schedule
+from ssl_trainer.unimatch.losses import Scalars
 from ssl_trainer.unimatch.objective import StudentPasses, batch_loss, strong_views
 from vessa_common.processes import Processes
 
@@ -18,10 +19,11 @@ class UniMatch(Method):
         super().__init__(config, processes, config.unimatch.ema_decay)
         self.passes = processes.wrap(StudentPasses(self.student, config.precision))
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Scalars]:
         """See :class:`Method`."""
         config, step = self.config, batch.step
-        views, scalars = None, dict[str, float]()
+        views = None
+        scalars: Scalars = {}
         if batch.unlabelled is not None:
             views, scalars = strong_views(
                 batch.unlabelled,

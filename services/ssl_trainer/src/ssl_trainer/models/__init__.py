@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ssl_trainer.config import StudentConfig, UNetConfig
-from ssl_trainer.models.student import Student, predict_probabilities
+from ssl_trainer.models.student import Student, predict_probabilities, probabilities
 from ssl_trainer.models.unet import UNetStudent
 
 
@@ -24,4 +24,4 @@ def build(config: StudentConfig, num_classes: int) -> Student:
     return DptStudent(config, num_classes)
 
 
-__all__ = ["Student", "build", "predict_probabilities"]
+__all__ = ["Student", "build", "predict_probabilities", "probabilities"]

@@ -41,13 +41,20 @@ class Student(nn.Module, ABC):
 
 
 @torch.no_grad()
-def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
-    """Softmax in evaluation mode, (B, classes + 1, H, W) on the CPU; the mode is put back."""
+def probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
+    """Softmax in evaluation mode, (B, classes + 1, H, W); the mode is put back.
+
+    Images and probabilities are where the student is.
+    """
     training = student.training
     if training:  # changing the mode visits every module
         student.eval()
-    device = next(student.parameters()).device
-    logits = student(image_B1HW.to(device)).float()
+    logits = student(image_B1HW).float()
     if training:
         student.train()
-    return torch.softmax(logits, dim=1).cpu()
+    return torch.softmax(logits, dim=1)
+
+
+def predict_probabilities(student: nn.Module, image_B1HW: Tensor) -> Tensor:
+    """The same of images anywhere, on the CPU."""
+    return probabilities(student, image_B1HW.to(next(student.parameters()).device)).cpu()

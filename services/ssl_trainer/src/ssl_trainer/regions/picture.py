@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ssl_trainer.data import frame
+from ssl_trainer.data.batches import canonical
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
 from vessa_client import UInt8Array, files, pictures
@@ -47,7 +47,6 @@ def _tile(item: Slice, roi: Roi, vessas: Roi | None) -> UInt8Array:
             left, top = (at - square.side / 2 for at in (square.column, square.row))
             corners = (left, top, left + square.side, top + square.side)
             pen.rectangle([scale * at for at in corners], outline=colour, width=2)
-    unit = item.unit(SIDE, roi)
-    seen = frame.resample(unit, frame.theta(item.image.shape, roi), SIDE, mode="bilinear")[0]
+    seen = canonical(item, SIDE, roi)[0]
     close = np.repeat((255 * seen.clamp(0, 1)).byte().numpy()[..., None], 3, axis=2)
     return pictures.panels([(item.series[-22:], np.asarray(canvas)), ("", close)], height=SIDE)

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_trainer.data import frame
+from ssl_trainer.data import frame, noise
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
-from ssl_trainer.data.rich import smooth_noise
+from ssl_trainer.data.planes import Planes
 from ssl_trainer.regions.locator import SIZE, Locator
 
 STEPS, BATCH, RATE = 400, 16, 2e-3
@@ -77,7 +77,7 @@ def _batch(
     chosen: Sequence[Slice], regions: Mapping[str, Roi], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole slices turned by any quarter and varied, their regions, and the turns to upright."""
-    images, insides, turns = [], [], []
+    grids, insides, turns = [], [], []
     for item in chosen:
         roi, turned, shape = regions[item.series], int(rng.integers(4)), item.image.shape
         transform = frame.WeakTransform(
@@ -86,16 +86,23 @@ def _batch(
             shift_x=float(rng.uniform(-SHIFT, SHIFT)),
             shift_y=float(rng.uniform(-SHIFT, SHIFT)),
         )
-        grid = frame.grid(frame.theta(shape, Roi.whole(shape, turned), transform), SIZE)
-        image = frame.sample(item.unit(SIZE), grid, mode="bilinear").clamp(0, 1)
-        images.append(_varied(image, rng))
-        insides.append(roi.contains(grid, shape)[None].float())
+        grids.append(frame.grid(frame.theta(shape, Roi.whole(shape, turned), transform), SIZE))
+        insides.append(roi.contains(grids[-1], shape)[None].float())
         turns.append((roi.quarter_turns - turned) % 4)
-    return torch.stack(images), torch.stack(insides), torch.tensor(turns)
+    planes = Planes.of([item.unit(SIZE) for item in chosen])
+    image_B1HW = planes.sample(torch.stack(grids), mode="bilinear").clamp(0, 1)
+    return _varied(image_B1HW, rng), torch.stack(insides), torch.tensor(turns)
 
 
-def _varied(image_1HW: Tensor, rng: np.random.Generator) -> Tensor:
-    image = image_1HW ** float(np.exp(rng.normal(0, GAMMA)))
-    image = image * torch.exp(BIAS * float(rng.uniform()) * smooth_noise(1, SIZE, rng))
-    grain = torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
-    return image + NOISE * float(rng.uniform()) * grain
+def _varied(image_B1HW: Tensor, rng: np.random.Generator) -> Tensor:
+    batch = len(image_B1HW)
+    gamma, shade, grain = (
+        torch.from_numpy(values.astype(np.float32))[:, None, None, None]
+        for values in (
+            np.exp(rng.normal(0, GAMMA, batch)),
+            rng.uniform(0, BIAS, batch),
+            rng.uniform(0, NOISE, batch),
+        )
+    )
+    image = image_B1HW**gamma * torch.exp(shade * noise.smooth(noise.Knots.draw(rng, batch), SIZE))
+    return image + grain * noise.white(noise.draw_places(rng, batch), SIZE)

@@ -15,15 +15,17 @@ class EmaTeacher:
         self.decay = decay
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
+        # All at once, and found once: there are many small ones.
+        pairs = zip(self.model.state_dict().values(), student.state_dict().values(), strict=True)
+        both = list(pairs)
+        self._averaged = [pair for pair in both if pair[0].is_floating_point()]
+        self._copied = [pair for pair in both if not pair[0].is_floating_point()]
+
     @torch.no_grad()
-    def update(self, student: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Average parameters and floating-point buffers; copy the others."""
         decay = min(1 - 1 / (step + 1), self.decay)
-        own, current = self.model.state_dict(), student.state_dict()
-        averaged = [name for name, value in own.items() if value.is_floating_point()]
-        # All at once: there are many small ones.
-        means = [own.pop(name) for name in averaged]
-        torch._foreach_mul_(means, decay)
-        torch._foreach_add_(means, [current[name] for name in averaged], alpha=1 - decay)
-        for name, value in own.items():
-            value.copy_(current[name])
+        means, current = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(means, current, 1 - decay)
+        for own, value in self._copied:
+            own.copy_(value)

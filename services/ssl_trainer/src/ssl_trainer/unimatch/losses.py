@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
 
+# What is logged of a batch; tensors are read where it is, since a GPU would be waited for.
+Scalars = dict[str, Tensor | float]
 DICE_SMOOTH = 1e-5
 _dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=True)
 

@@ -5,6 +5,7 @@ Axes: B batch, C classes with background, H W space.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
-from ssl_trainer.models import Student, predict_probabilities
+from ssl_trainer.models import Student, probabilities
 from ssl_trainer.unimatch import losses, pooling, quality, schedule
 from ssl_trainer.unimatch.dropout import complementary_masks
-from ssl_trainer.unimatch.views import CutMix, jitter
+from ssl_trainer.unimatch.losses import Scalars
+from ssl_trainer.unimatch.views import Boxes, CutMix, Jitter, jittered
 from vessa_common.precision import Precision, autocast
+from vessa_common.transfer import send, to_device
 
 
 class Target(NamedTuple):
@@ -30,10 +33,6 @@ class Target(NamedTuple):
     def mix(self, cutmix: CutMix) -> Target:
         """The target of the mixed view."""
         return Target(cutmix.mix(self.labels_BHW), cutmix.mix(self.weight_BHW))
-
-    def to(self, device: torch.device) -> Target:
-        """The target on another device."""
-        return Target(self.labels_BHW.to(device), self.weight_BHW.to(device))
 
 
 class StrongViews(NamedTuple):
@@ -58,14 +57,34 @@ class StudentPasses(nn.Module):
         self, labelled_B1HW: Tensor, views: StrongViews | None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of labelled slices and, where there are any, of strong views."""
-        device = next(self.student.parameters()).device
-        with autocast(device, self.wanted):
-            labelled = self.student(labelled_B1HW.to(device))
+        with autocast(labelled_B1HW.device, self.wanted):
+            labelled = self.student(labelled_B1HW)
             if views is None:
                 return labelled.float(), None
-            masks = [mask.to(device) for mask in views.channel_masks]
-            strong = self.student(views.image_B1HW.to(device), masks)
+            strong = self.student(views.image_B1HW, views.channel_masks)
         return labelled.float(), strong.float()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn for the two strong views: jitter and channels of both, and boxes of each."""
+
+    jitter: Jitter
+    first: Boxes
+    second: Boxes
+    channels_BC: Tensor
+
+    @staticmethod
+    def draw(
+        rng: np.random.Generator, count: int, channels: tuple[int, ...], config: TrainConfig
+    ) -> _Drawn:
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        dropout = config.unimatch.dropout_probability
+        masks = complementary_masks(count, channels, dropout, generator)
+        size, probability = config.data.size, config.unimatch.cutmix_probability
+        first, second = (Boxes.draw(count, size, probability, rng) for _ in range(2))
+        both = torch.cat([torch.cat(view, dim=1) for view in masks])
+        return _Drawn(Jitter.draw(rng, 2 * count), first, second, both)
 
 
 def strong_views(
@@ -78,19 +97,17 @@ def strong_views(
     rng: np.random.Generator,
     *,
     logged: bool,
-) -> tuple[StrongViews, dict[str, float]]:
+) -> tuple[StrongViews, Scalars]:
     """Labels of teacher and VESSA for a batch, its two strong views, and what to log if it is."""
-    size, count = config.data.size, len(batch.slices)
-    with autocast(next(teacher.parameters()).device, config.precision):
-        teacher_BCHW = predict_probabilities(teacher, batch.image_B1HW)
+    device = batch.image_B1HW.device
+    drawn = to_device(_Drawn.draw(rng, len(batch.slices), channels, config), device)
+    with autocast(device, config.precision):
+        teacher_BCHW = probabilities(teacher, batch.image_B1HW)
     targets = _targets(batch, answers, teacher_BCHW, config, step)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    dropout = config.unimatch.dropout_probability
-    masks = complementary_masks(count, channels, dropout, generator)
-    mixes = [CutMix.draw(count, size, config.unimatch.cutmix_probability, rng) for _ in range(2)]
-    images = torch.cat([mix.mix(jitter(batch.image_B1HW, rng)) for mix in mixes])
-    both = [torch.cat(pair) for pair in zip(*masks, strict=True)]
-    views = StrongViews(images, both, mixes, *targets)
+    mixes = [boxes.cutmix(config.data.size) for boxes in (drawn.first, drawn.second)]
+    strong = jittered(batch.image_B1HW.repeat(2, 1, 1, 1), drawn.jitter).chunk(2)
+    images = torch.cat([mix.mix(view) for mix, view in zip(mixes, strong, strict=True)])
+    views = StrongViews(images, list(drawn.channels_BC.split(channels, dim=1)), mixes, *targets)
     return views, _scalars(batch, answers, views, config) if logged else {}
 
 
@@ -99,17 +116,17 @@ def _scalars(
     answers: list[PseudoLabel | None],
     views: StrongViews,
     config: TrainConfig,
-) -> dict[str, float]:
+) -> Scalars:
     """How sure the teacher is, how far VESSA agrees, and how good both are where it is watched."""
     teacher, vessa = views.from_teacher, views.from_vessa
     answered = [answer is not None for answer in answers]
-    scalars = {"teacher/confident": float(teacher.weight_BHW.mean())}
+    scalars: Scalars = {"teacher/confident": teacher.weight_BHW.mean()}
     if config.data.watch_quality:
         vessa_BHW = None if vessa is None else vessa.labels_BHW
         scalars |= quality.watch(batch, teacher.labels_BHW, vessa_BHW, answered)
     if vessa is not None:
         same_BHW = (vessa.labels_BHW == teacher.labels_BHW)[answered]
-        scalars["assistant/agreement"] = float(same_BHW.float().mean())
+        scalars["assistant/agreement"] = same_BHW.float().mean()
     return scalars
 
 
@@ -119,23 +136,23 @@ def batch_loss(
     views: StrongViews | None,
     config: TrainConfig,
     assistant_weight: float,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Scalars]:
     """The loss of one batch, and its parts."""
     logits, strong_logits = passes(labelled.image_B1HW, views)
-    total = losses.supervised_loss(logits, labelled.labels_BHW.to(logits.device))
-    scalars = {"loss/supervised": float(total.detach())}
+    total = losses.supervised_loss(logits, labelled.labels_BHW)
+    scalars: Scalars = {"loss/supervised": total.detach()}
     if views is None:
         return total, scalars
     assert strong_logits is not None
     strong = torch.log_softmax(strong_logits, dim=1)
     consistency = _mixed(views.from_teacher, views, strong, config.unimatch.loss)
     total = total + config.unimatch.weight * consistency
-    scalars["loss/consistency"] = float(consistency.detach())
+    scalars["loss/consistency"] = consistency.detach()
     if views.from_vessa is not None:
         assistance = _mixed(views.from_vessa, views, strong, config.assistant.loss)
         total = total + assistant_weight * assistance
         scalars |= {
-            "loss/assistant": float(assistance.detach()),
+            "loss/assistant": assistance.detach(),
             "assistant/weight": assistant_weight,
         }
     return total, scalars
@@ -145,7 +162,7 @@ def _mixed(target: Target, views: StrongViews, strong: Tensor, kind: UnlabelledL
     """Mean loss of the two strong views."""
     loss = losses.UNLABELLED[kind]
     both = zip(strong.chunk(2), views.mixes, strict=True)
-    return torch.stack([loss(own, *target.mix(mix).to(own.device)) for own, mix in both]).mean()
+    return torch.stack([loss(own, *target.mix(mix)) for own, mix in both]).mean()
 
 
 def _targets(
@@ -184,15 +201,13 @@ def _warped(batch: UnlabelledBatch, answers: list[PseudoLabel | None]) -> _Warpe
     """None without any answer."""
     if all(answer is None for answer in answers):
         return None
-    shape = (len(answers), *batch.image_B1HW.shape[-2:])
-    warped = _Warped(
-        torch.zeros(shape, dtype=torch.long), torch.zeros(shape), torch.zeros(len(answers))
+    nothing = np.zeros((1, 1), np.uint8)
+    known = [answer or PseudoLabel(nothing, nothing, 0.0) for answer in answers]
+    labels = [torch.tensor(answer.labels)[None] for answer in known]
+    confidence = [torch.tensor(answer.confidence)[None] for answer in known]
+    iou_B = torch.tensor([answer.predicted_iou for answer in known])
+    return _Warped(
+        batch.warp(labels, mode="nearest")[:, 0].long(),
+        batch.warp(confidence, mode="bilinear")[:, 0] / 255,
+        send(iou_B, batch.image_B1HW.device),
     )
-    for index, answer in enumerate(answers):
-        if answer is not None:
-            labels, sure = torch.tensor(answer.labels).float(), torch.tensor(answer.confidence)
-            warped.labels_BHW[index] = batch.warp(index, labels[None], mode="nearest")[0]
-            confidence_HW = batch.warp(index, sure.float()[None] / 255, mode="bilinear")[0]
-            warped.confidence_BHW[index] = confidence_HW
-            warped.iou_B[index] = answer.predicted_iou
-    return warped

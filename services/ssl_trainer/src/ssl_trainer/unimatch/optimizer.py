@@ -17,8 +17,8 @@ def build_optimizer(students: nn.Module, config: TrainConfig) -> torch.optim.Opt
     """AdamW as UniMatch V2, or SGD with momentum as UniMatch V1 on medical images."""
     groups, decay = layer_groups(students, config), config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=decay)
-    return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay)
+        return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+    return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=decay, fused=True)
 
 
 def layer_groups(students: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -24,13 +24,16 @@ def run_with_progress(trainer: UniMatchTrainer) -> None:
             return partial(progress.advance, progress.add_task(name, total=total, note=""))
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
+            if not progress.tasks[training].started:
+                progress.start_task(training)
+            progress.update(training, completed=step, visible=True)
+            if "loss/total" not in scalars:
+                return
             note = f"loss {scalars['loss/total']:.3f}"
             if trainer.best >= 0:
                 note += f"  best val Dice {trainer.best:.3f}"
             if trainer.pipeline is not None and trainer.pipeline.assistant.away:
                 note += "  VESSA away"
-            if not progress.tasks[training].started:
-                progress.start_task(training)
-            progress.update(training, completed=step, note=note, visible=True)
+            progress.update(training, note=note)
 
         trainer.run(on_step, stage)

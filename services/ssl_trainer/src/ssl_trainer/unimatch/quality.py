@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,18 +25,15 @@ def watch(
 
     ``answered`` says of which slices VESSA gave labels; only those count for it.
     """
-    known = {
-        i: batch.warp(i, torch.tensor(item.labels).float()[None], mode="nearest")[0].long()
-        for i, item in enumerate(batch.slices)
-        if item.labels is not None
-    }
-    scores = {"quality/teacher": _dice(teacher_BHW, known, list(known))}
-    if vessa_BHW is not None:
-        scores["quality/vessa"] = _dice(vessa_BHW, known, [i for i in known if answered[i]])
+    known = [row for row, item in enumerate(batch.slices) if item.labels is not None]
+    if not known:
+        return {}
+    nothing = np.zeros((1, 1), np.uint8)
+    truth = [nothing if item.labels is None else item.labels for item in batch.slices]
+    truth_BHW = batch.warp([torch.from_numpy(one)[None] for one in truth], mode="nearest")[:, 0]
+    truth_BHW = truth_BHW.cpu().long()
+    scores = {"quality/teacher": foreground_dice(teacher_BHW.cpu()[known], truth_BHW[known])}
+    rows = [row for row in known if answered and answered[row]]
+    if vessa_BHW is not None and rows:
+        scores["quality/vessa"] = foreground_dice(vessa_BHW.cpu()[rows], truth_BHW[rows])
     return {name: score for name, score in scores.items() if score is not None}
-
-
-def _dice(labels_BHW: Tensor, truth: dict[int, Tensor], rows: list[int]) -> float | None:
-    if not rows:
-        return None
-    return foreground_dice(labels_BHW[rows], torch.stack([truth[row] for row in rows]))

@@ -106,6 +106,7 @@ def load_state(
         restored.setdefault(int(index), {})[key] = value
     state["state"] = restored
     optimizer.load_state_dict(state)
+    _lay_out(optimizer)
     requested, received = json.loads(metadata["window"])
     progress = Progress(
         int(metadata["step"]),
@@ -114,6 +115,14 @@ def load_state(
         (requested, received),
     )
     return progress, {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their parameters: fused updates go through memory as it lies."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _check_same(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

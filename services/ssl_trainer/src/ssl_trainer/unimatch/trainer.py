@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +30,14 @@ from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.pipeline import Answers, Pipeline
 from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
+from ssl_trainer.data.frame import Regions
+from ssl_trainer.data.store import SliceStore
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions.locator import Locator
 from ssl_trainer.unimatch import resuming, schedule, state
+from ssl_trainer.unimatch.losses import Scalars
 from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
 from ssl_trainer.unimatch.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
@@ -86,19 +90,15 @@ class UniMatchTrainer:
         self.student, self.teacher = self.method.student, self.method.teacher
         self.optimizer = build_optimizer(self.method.students, config)
         self.pipeline = (
-            Pipeline(
-                config,
-                self.unlabelled,
-                self.unlabelled_sampler,
-                self.processes,
-                self.teacher.model,
-            )
+            Pipeline(config, self.unlabelled_sampler, self.processes, self.teacher.model)
             if config.assistant.server and self.unlabelled_sampler
             else None
         )
-        self.regions: batches.Regions = {}
+        self.regions: Regions = {}
         self.locator: Locator | None = None
         self.step, self.best = 0, -1.0
+        # The first update whose loss was not finite; -1 for none.
+        self._bad = torch.full((), -1, device=self.processes.device)
 
     def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
         """With channel and axis: all volumes of a run are read alike, however each was acquired."""
@@ -118,12 +118,14 @@ class UniMatchTrainer:
         """Train to the last step, resuming from ``out``; writes state, best student, logs.
 
         Args:
-            on_step: called after each update with what is logged of it.
+            on_step: called after each update with what is logged of it; on a GPU, which would be
+                waited for, losses are there where they are logged.
             stage: told what is done before the first update.
 
         Raises:
             AssistantError: VESSA cannot help. The state is written before that, but for other
                 processes' sake.
+            FloatingPointError: a loss is not finite. No state is written after that.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         self.prepare(stage)
@@ -153,8 +155,10 @@ class UniMatchTrainer:
             connection.check(self.config.assistant, self.config.data.classes)
         if self.config.regions:
             self._find_regions(stage, begins=loaded is None)
-        if self.pipeline is not None and loaded is not None:
-            self._resume(self.pipeline, *loaded)
+        if self.pipeline is not None:
+            self.pipeline.store = self._unlabelled_store
+            if loaded is not None:
+                self._resume(self.pipeline, *loaded)
 
     def _find_regions(self, stage: regions.Stage, *, begins: bool) -> None:
         """Those of the run; where it begins, whatever another one left in its folder."""
@@ -165,11 +169,27 @@ class UniMatchTrainer:
         self.processes.meet()
         self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
-        if self.pipeline is not None:
-            self.pipeline.regions = self.regions
+
+    # As they are sampled, once regions are known.
+    @cached_property
+    def _labelled_store(self) -> SliceStore:
+        return self._stored(self.labelled, labelled=True)
+
+    @cached_property
+    def _unlabelled_store(self) -> SliceStore:
+        return self._stored(self.unlabelled)
+
+    def _stored(self, slices: list[cases.Slice], *, labelled: bool = False) -> SliceStore:
+        size, device = self.config.data.size, self.processes.device
+        return SliceStore(slices, size, self.regions, device, labelled=labelled)
 
     def train_step(self) -> dict[str, float]:
-        """One update; validates and saves where the configuration says so."""
+        """One update; validates and saves where the configuration says so.
+
+        Raises:
+            FloatingPointError: the loss of this or an earlier update is not finite. It changed
+                nothing, and is looked for where something is read from the device anyway.
+        """
         step, config = self.step, self.config
         scale_rates(self.optimizer, schedule.poly(step, config.steps, config.poly_power))
         started = time.perf_counter()
@@ -180,16 +200,20 @@ class UniMatchTrainer:
         self.method.students.train()
         self.optimizer.zero_grad(set_to_none=True)
         buffers = BufferMean(self.method.students)
-        scalars: dict[str, float] = {}
+        losses: Scalars = {}
         numbers = batches.numbers(step, config, self.processes)
         for number in numbers:
             with nullcontext() if number == numbers[-1] else postponed(self.method.passes):
-                scalars = self._backward(number, answers.get(number, []))
+                losses = self._backward(number, answers.get(number, []))
             buffers.take()
         buffers.settle(self.processes)
+        self._bad = self.processes.highest(self._bad)
+        # Where this is not 0 the fused optimiser leaves everything as it is.
+        self.optimizer.found_inf = (self._bad >= 0).float()  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.teacher.update(self.student, step)
+        self.teacher.update(step)
         self.step += 1
+        scalars = self._read(losses)
         if self.pipeline is not None:
             scalars |= _server_stages(answers)
             scalars |= {"seconds/wait": collected - started, "seconds/ask": asked - collected}
@@ -198,31 +222,45 @@ class UniMatchTrainer:
             scalars |= self.validate()
         if self.pipeline is not None and self._logged(self.step):
             scalars |= answered.log_line(self.pipeline.assistant, self.processes)
-        if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+        if self._saves(self.step):
             self.save()
         return scalars
 
-    def _backward(self, number: int, answers: list[PseudoLabel | None]) -> dict[str, float]:
+    def _backward(self, number: int, answers: list[PseudoLabel | None]) -> Scalars:
         """Gradients of one batch; returns its losses."""
         loss, scalars = self.method.loss(self._batch(number, answers))
-        scalars |= {"loss/total": float(loss.detach())}
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"loss at step {self.step} is not finite: {scalars}")
+        broken = (self._bad < 0) & ~torch.isfinite(loss.detach())
+        self._bad = torch.where(broken, self.step, self._bad)
         (loss / self.config.accumulate).backward()
-        return scalars
+        return scalars | {"loss/total": loss.detach()}
+
+    def _read(self, losses: Scalars) -> dict[str, float]:
+        """What is logged of an update, and whether all is well; on a GPU only where it is logged.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        reads = self._logged(self.step) or self._saves(self.step)
+        if self.processes.device.type == "cuda" and not reads:
+            return {}
+        values = {name: float(value) for name, value in losses.items()}
+        if (bad := int(self._bad)) >= 0:
+            raise FloatingPointError(
+                f"loss at step {bad} is not finite; losses of step {self.step - 1}: {values}. The "
+                f"state in {self.out} is from before; go on with it at a lower learning_rate in "
+                "another folder, or with precision: fp32"
+            )
+        return values
 
     def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, number, 2])
-        labelled = batches.labelled_batch(
-            self.labelled, self.labelled_sampler.indices(number), config, rng, self.regions
-        )
+        rows = self.labelled_sampler.indices(number)
+        labelled = batches.labelled_batch(self._labelled_store, rows, config, rng)
         unlabelled = None
         if self.unlabelled_sampler is not None:
-            indices = self.unlabelled_sampler.indices(number)
-            unlabelled = batches.unlabelled_batch(
-                self.unlabelled, indices, config, rng, self.regions
-            )
+            rows = self.unlabelled_sampler.indices(number)
+            unlabelled = batches.unlabelled_batch(self._unlabelled_store, rows, config, rng)
         logged = self._logged(self.step + 1)
         return methods.Batch(labelled, unlabelled, answers, self.step, rng, logged)
 
@@ -294,6 +332,9 @@ class UniMatchTrainer:
 
     def _validates(self, step: int) -> bool:
         return step % self.config.validate_every == 0 or step == self.config.steps
+
+    def _saves(self, step: int) -> bool:
+        return step % self.config.checkpoint_every == 0 or step == self.config.steps
 
     def _logged(self, step: int) -> bool:
         return step % LOG_EVERY == 0 or self._validates(step)

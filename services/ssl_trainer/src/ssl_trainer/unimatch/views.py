@@ -1,4 +1,7 @@
-"""Strong views: colour jitter, blur and CutMix. Axes: B batch, H W space."""
+"""Strong views: colour jitter, blur and CutMix, of all images at once.
+
+What is drawn is drawn on the host. Axes: B batch, K taps, H W space.
+"""
 
 from __future__ import annotations
 
@@ -6,63 +9,112 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 AREA_RANGE, ASPECT_RANGE = (0.02, 0.4), (0.3, 1 / 0.3)
 JITTER = 0.5
+# Deviation of the widest blur in pixels, and where it is cut off.
+MOST_SIGMA, CUT_OFF = 2.0, 3.0
+RADIUS = math.ceil(CUT_OFF * MOST_SIGMA)
 
 
-def jitter(image_B1HW: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brightness and contrast (probability 0.8) and Gaussian blur (0.5) for each image."""
-    out = []
-    for image in image_B1HW:
-        view = image
-        if rng.uniform() < 0.8:
-            gain, lift = rng.uniform(1 - JITTER, 1 + JITTER, 2)
-            mean = view.mean()
-            view = ((view - mean) * float(gain) + mean) * float(lift)
-        if rng.uniform() < 0.5:
-            view = gaussian_blur(view, float(rng.uniform(0.1, 2.0)))
-        out.append(view)
-    return torch.stack(out)
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """What is drawn for each image: contrast, brightness, and the kernel of its blur.
+
+    Attributes:
+        gain_B, lift_B: 1 for an image that keeps its intensities.
+        kernel_BK: 1 in the middle for one that is not blurred.
+    """
+
+    gain_B: Tensor
+    lift_B: Tensor
+    kernel_BK: Tensor
+
+    @staticmethod
+    def draw(rng: np.random.Generator, batch: int) -> Jitter:
+        """Intensities change with probability 0.8, and an image is blurred with 0.5."""
+        changed_B1 = rng.uniform(size=(batch, 1)) < 0.8
+        factors_B2 = np.where(changed_B1, rng.uniform(1 - JITTER, 1 + JITTER, (batch, 2)), 1.0)
+        gain_B, lift_B = torch.from_numpy(factors_B2.astype(np.float32)).unbind(dim=1)
+        blurred_B = rng.uniform(size=batch) < 0.5
+        sigma_B = np.where(blurred_B, rng.uniform(0.1, MOST_SIGMA, batch), 0.0)
+        return Jitter(gain_B=gain_B, lift_B=lift_B, kernel_BK=kernels(sigma_B))
 
 
-def gaussian_blur(image_1HW: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur with reflected borders."""
-    radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, dtype=image_1HW.dtype)
-    kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    padded = F.pad(image_1HW[None], (radius, radius, radius, radius), mode="reflect")
-    rows = F.conv2d(padded, kernel.view(1, 1, -1, 1))
-    return F.conv2d(rows, kernel.view(1, 1, 1, -1))[0]
+def kernels(sigma_B: npt.NDArray[np.float64]) -> Tensor:
+    """Gaussians of these deviations in pixels, (B, 2 * RADIUS + 1); 0 leaves an image as it is."""
+    x_K = np.arange(-RADIUS, RADIUS + 1)
+    sigma_B1 = sigma_B[:, None]
+    reach_B1 = np.maximum(1, np.ceil(CUT_OFF * sigma_B1)) * (sigma_B1 > 0)
+    kernel_BK = np.exp(-(x_K**2) / (2 * np.maximum(sigma_B1, 1e-3) ** 2)) * (abs(x_K) <= reach_B1)
+    return torch.from_numpy((kernel_BK / kernel_BK.sum(axis=1, keepdims=True)).astype(np.float32))
+
+
+def jittered(image_B1HW: Tensor, drawn: Jitter) -> Tensor:
+    """Brightness, contrast and Gaussian blur."""
+    gain, lift = (values[:, None, None, None] for values in (drawn.gain_B, drawn.lift_B))
+    mean = image_B1HW.mean(dim=(1, 2, 3), keepdim=True)
+    return blurred(((image_B1HW - mean) * gain + mean) * lift, drawn.kernel_BK)
+
+
+def blurred(image_B1HW: Tensor, kernel_BK: Tensor) -> Tensor:
+    """Separable blur with a kernel for each image and reflected borders.
+
+    Sums of moved images: convolutions with a kernel for each image are up to five times as slow.
+    """
+    out = F.pad(image_B1HW, (RADIUS,) * 4, mode="reflect")
+    taps_KB = kernel_BK.T[:, :, None, None, None]
+    for axis in (2, 3):
+        length = image_B1HW.shape[axis]
+        moved = [out.narrow(axis, start, length) for start in range(len(taps_KB))]
+        out = moved[0] * taps_KB[0]
+        for tap, part in zip(taps_KB[1:], moved[1:], strict=True):
+            out.addcmul_(part, tap)
+    return out
 
 
 @dataclass(frozen=True)
 class CutMix:
-    """Boxes of a batch: ``inside_BHW`` is where image ``partner_B`` is pasted."""
+    """Boxes of a batch: ``inside_BHW`` is where the image ``turn`` places further is pasted."""
 
     inside_BHW: Tensor
-    partner_B: Tensor
-
-    @staticmethod
-    def draw(batch: int, size: int, probability: float, rng: np.random.Generator) -> CutMix:
-        """A box for each image with ``probability``; the partner is another image."""
-        inside = torch.zeros(batch, size, size, dtype=torch.bool)
-        for index in range(batch):
-            if rng.uniform() < probability:
-                top, left, height, width = random_box(size, rng)
-                inside[index, top : top + height, left : left + width] = True
-        # A rotation by a random amount gives every image another one as partner.
-        turn = int(rng.integers(1, batch)) if batch > 1 else 0
-        return CutMix(inside, (torch.arange(batch) + turn) % batch)
+    turn: int
 
     def mix(self, maps: Tensor) -> Tensor:
         """Mix images (B, C, H, W) or maps (B, H, W)."""
         inside = self.inside_BHW if maps.ndim == 3 else self.inside_BHW[:, None]
-        return torch.where(inside, maps[self.partner_B], maps)
+        return torch.where(inside, maps.roll(-self.turn, dims=0), maps)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What is drawn of a CutMix: first and last rows and columns, (B, 4); and the partner."""
+
+    edge_B4: Tensor
+    turn: int
+
+    @staticmethod
+    def draw(batch: int, size: int, probability: float, rng: np.random.Generator) -> Boxes:
+        """A box for each image with ``probability``; the partner is another image."""
+        edge_B4 = np.zeros((batch, 4), np.int64)
+        for edges in edge_B4:
+            if rng.uniform() < probability:
+                top, left, height, width = random_box(size, rng)
+                edges[:] = top, top + height, left, left + width
+        # A rotation by a random amount gives every image another one as partner.
+        turn = int(rng.integers(1, batch)) if batch > 1 else 0
+        return Boxes(torch.from_numpy(edge_B4), turn)
+
+    def cutmix(self, size: int) -> CutMix:
+        """On the device of the boxes."""
+        along = torch.arange(size, device=self.edge_B4.device)
+        top, bottom, left, right = self.edge_B4[:, :, None].unbind(dim=1)
+        rows_BH, columns_BW = (along >= top) & (along < bottom), (along >= left) & (along < right)
+        return CutMix(rows_BH[:, :, None] & columns_BW[:, None], self.turn)
 
 
 def random_box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vessa_common.transfer import to_device
 from vessa_server.model import prompts
 from vessa_server.model.preprocess import PALETTE
 from vessa_server.training import scenes, views
@@ -26,7 +27,6 @@ from vessa_server.training.corruption import corrupt
 from vessa_server.training.draws import Draws
 from vessa_server.training.pack import Pack
 from vessa_server.training.planning import Plan, Planner
-from vessa_server.training.transfer import to_device
 
 STUDENT_STRIDE = 2
 # Annotated pixels from which an image can be a template.

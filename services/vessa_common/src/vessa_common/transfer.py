@@ -21,7 +21,7 @@ def to_device(record: Record, device: torch.device) -> Record:
     flat = list(_tensors(record))
     floats = [t.float().flatten() for t in flat if t.is_floating_point()]
     whole = [t.long().flatten() for t in flat if not t.is_floating_point()]
-    moved = {True: _sent(floats, device), False: _sent(whole, device)}
+    moved = {True: _joined(floats, device), False: _joined(whole, device)}
     starts = {True: 0, False: 0}
     done: dict[int, Tensor] = {}
     for tensor in flat:
@@ -33,13 +33,15 @@ def to_device(record: Record, device: torch.device) -> Record:
     return _rebuilt(record, done)
 
 
-def _sent(parts: list[Tensor], device: torch.device) -> Tensor:
-    if not parts:
-        return torch.empty(0, device=device)
-    block = torch.cat(parts)
-    if device.type == "cuda":
-        block = block.pin_memory()
-    return block.to(device, non_blocking=True)
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``; to a GPU from pinned memory, so that nobody waits."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
+    return send(torch.cat(parts), device) if parts else torch.empty(0, device=device)
 
 
 def _tensors(record: object) -> Iterator[Tensor]:
