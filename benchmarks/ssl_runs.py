@@ -157,7 +157,7 @@ def complete(comparison: Comparison, run: Run) -> Facts:
         RunError: training or scoring did.
     """
     folder = comparison.folder(run)
-    facts = known(comparison, run)
+    facts = _known(comparison, run)
     if facts is None:
         with locked(folder / LOCK) as lock:
             facts = _trained(comparison, run, folder, lock)
@@ -169,21 +169,22 @@ def complete(comparison: Comparison, run: Run) -> Facts:
     return facts
 
 
-def known(comparison: Comparison, run: Run) -> Facts | None:
+def _known(comparison: Comparison, run: Run) -> Facts | None:
     """What is known of a run that was trained before: here, or among the results."""
     file = comparison.folder(run) / RUN
     here: Facts | None = json.loads(file.read_text()) if file.is_file() else None
-    if here is not None and not _same(comparison, run, here):
+    if here is not None and not same(comparison, run, here):
         raise RunError(
             f"{file.parent}: is of other settings, or other weights of VESSA; move it away to "
             "train again"
         )
     committed = {ssl_results.key(facts): facts for facts in ssl_results.read(comparison.results)}
     found = here or committed.get(run.key)
-    return found if found is not None and _same(comparison, run, found) else None
+    return found if found is not None and same(comparison, run, found) else None
 
 
-def _same(comparison: Comparison, run: Run, facts: Facts) -> bool:
+def same(comparison: Comparison, run: Run, facts: Facts) -> bool:
+    """Whether facts are of a run with such settings, and of these weights of VESSA."""
     weights = comparison.vessa if run.server else None
     return agree(facts["config"], run.settings) and facts["vessa"] == weights
 

@@ -92,8 +92,16 @@ JOBS = {
                 "subsets": ["1", "3", "7"],
                 # Those that decide come first: the clock ends the list somewhere.
                 "methods": [
-                    "vessa", "unimatch", "unimatch-quarters", "unimatch-regions", "vessa-regions",
-                    "vessa-labels", "bcp", "cps", "mean-teacher", "supervised",
+                    "vessa",
+                    "unimatch",
+                    "unimatch-quarters",
+                    "unimatch-regions",
+                    "vessa-regions",
+                    "vessa-labels",
+                    "bcp",
+                    "cps",
+                    "mean-teacher",
+                    "supervised",
                 ],
                 "seeds": [0, 1, 2],
                 "steps": [2500, 10000],

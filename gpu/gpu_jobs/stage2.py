@@ -10,7 +10,6 @@ import json
 import os
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import ssl_results
@@ -117,7 +116,7 @@ def run(context: Stage2Context) -> dict[str, Any]:
         JobError: runs failed, or it is not worth going on; the result is written all the same.
     """
     runs = context.plan.runs(context.task)
-    missing = [run for run in runs if ssl_runs.known(context.comparison, run) is None]
+    missing = _missing(context, runs)
     result = context.result() | {"task": context.task.name, "runs": []}
     if not missing:
         raise JobError("all runs are made; choose others with settings")
@@ -130,13 +129,18 @@ def run(context: Stage2Context) -> dict[str, Any]:
         flush=True,
     )
     subsets = [run.subset for run in missing if run.server]
+    folder, device = context.run / "servers", context.device.type
     with Sampler() as sampler:
         stop = context.clock.watch(kill_children)
-        with Servers(context.task, subsets, context.run / "servers", context.device.type) as servers:
+        with Servers(context.task, subsets, folder, device) as servers:
             trainings = Trainings(
-                context.comparison, missing, servers, context.clock.deadline, context.options(),
+                context.comparison,
+                missing,
+                servers,
+                context.clock.deadline,
+                context.options(),
                 context.complete,
-            )  # fmt: skip
+            )
             try:
                 _train(context, trainings, sampler, result)
             finally:
@@ -145,6 +149,17 @@ def run(context: Stage2Context) -> dict[str, Any]:
                 _write(context, trainings, sampler, result)
         stop.set()
     return _ended(context, trainings, result)
+
+
+def _missing(context: Stage2Context, runs: list[Run]) -> list[Run]:
+    """Runs whose results are not in the tree."""
+    comparison = context.comparison
+    made = {ssl_results.key(facts): facts for facts in ssl_results.read(comparison.results)}
+    return [
+        run
+        for run in runs
+        if run.key not in made or not ssl_runs.same(comparison, run, made[run.key])
+    ]
 
 
 def _train(
@@ -177,9 +192,9 @@ def _resume(context: Stage2Context, missing: list[Run]) -> int:
 def _states(context: Stage2Context, trainings: Trainings) -> dict[str, Any]:
     """Pack the runs that were cut off, those with the most updates first."""
     cut = [*(training.run for training in trainings.running), *trainings.waiting]
-    notes = {run: _note(context, run) for run in cut if context.comparison.folder(run).is_dir()}
+    notes = [(run, _note(context, run)) for run in cut if context.comparison.folder(run).is_dir()]
     found: dict[str, Any] = {}
-    for run, note in sorted(notes.items(), key=lambda item: -item[1].step):
+    for run, note in sorted(notes, key=lambda pair: -pair[1].step):
         if sum("file" in state for state in found.values()) == states.MOST:
             found[run.name] = {"step": note.step, "lost": f"{states.MOST} others come back"}
             continue
@@ -212,9 +227,7 @@ def _write(
     files.write_text(context.out / RESULT, json.dumps(result) + "\n")
 
 
-def _ended(
-    context: Stage2Context, trainings: Trainings, result: dict[str, Any]
-) -> dict[str, Any]:
+def _ended(context: Stage2Context, trainings: Trainings, result: dict[str, Any]) -> dict[str, Any]:
     """The result.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import nn
 
 # Updates before the first and between both measures, and of a measure.
@@ -39,14 +39,14 @@ class Compiling:
             self._compile()
         elif count == 2 * (WARM + MEASURED):
             self.found["compiled_ms"] = self._median()
-            warming = self._times[WARM + MEASURED : -MEASURED]
+            warming = self._times[WARM + MEASURED - 1 : -MEASURED]
             self.found["compiling_seconds"] = round(warming[-1] - warming[0], 1)
             if self.found["compiled_ms"] > WORTH * self.found["eager_ms"]:
                 self._undo()
 
     def _median(self) -> float:
-        last = self._times[-MEASURED:]
-        return round(1000 * statistics.median(b - a for a, b in zip(last, last[1:], strict=False)), 2)
+        seconds = statistics.median(b - a for a, b in pairwise(self._times[-MEASURED:]))
+        return round(1000 * seconds, 2)
 
     def _compile(self) -> None:
         import torch._dynamo

@@ -1,4 +1,4 @@
-"""Which trainings of the comparison a job of Stage 2 makes, in which order, and how many at once."""
+"""Which runs of the comparison a job of Stage 2 makes, in which order, and how many at once."""
 
 from __future__ import annotations
 

@@ -265,7 +265,9 @@ class Trainings:
                 f"a run takes {min(whole):.0f} s, expected {LONGEST:.0f} at most", TOO_SLOW
             )
         if busy is not None and busy < LEAST_BUSY:
-            raise JobError(f"the GPU is busy {busy} % of the time: training runs elsewhere", TOO_SLOW)
+            raise JobError(
+                f"the GPU is busy {busy} % of the time: training runs elsewhere", TOO_SLOW
+            )
 
     def _shed(self, begun: list[Training]) -> None:
         """Where no run would come to its end, let the others wait, as far as that helps one.
@@ -295,11 +297,12 @@ class Trainings:
 
 
 def _line(found: Facts) -> str:
-    compiled = {name: found[name] for name in ("eager_ms", "compiled_ms") if name in found}
+    measured = [f"{name} {found[name]}" for name in ("eager_ms", "compiled_ms") if name in found]
+    compiled = f", {', '.join(measured)}" if measured else ""
     return (
-        f"update {found['step']}, loss {found['loss']:.3f}, {found['updates_per_second']} a second, "
-        f"{found['seconds_left']} s left, {found['device']}, {found['memory_mib']} MiB, "
-        f"{found['threads']} threads{f', {compiled}' if compiled else ''}"
+        f"update {found['step']}, {found['updates_per_second']} a second, "
+        f"loss {found['loss']:.3f}, {found['seconds_left']} s left, {found['device']}, "
+        f"{found['memory_mib']} MiB, {found['threads']} threads{compiled}"
     )
 
 
@@ -308,4 +311,3 @@ def kill_children() -> None:
     for file in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
         for pid in file.read_text().split():
             os.kill(int(pid), signal.SIGKILL)
-
