@@ -62,8 +62,7 @@ class Comparison:
         results: file of a line for each.
         workers: runs side by side.
         test: score on test patients, too.
-        equal_time: how many times the CPU seconds of UniMatch V2 the methods cost, where that
-            shortened the runs.
+        equal_time: updates of UniMatch V2 that cost as much as the runs, where those are shorter.
     """
 
     task: Task
@@ -71,7 +70,7 @@ class Comparison:
     results: Path
     workers: int = 1
     test: bool = False
-    equal_time: float | None = None
+    equal_time: int | None = None
 
     @cached_property
     def vessa(self) -> str:
@@ -105,9 +104,8 @@ def main() -> None:
             parser.error(f"--subsets: {name!r}, expected some of {', '.join(task.subsets)}")
     if not task.root.is_dir():
         parser.error(f"--data: no folder {task.root}")
-    steps = arguments.steps or task.steps
-    if arguments.equal_time:
-        steps = round(steps / arguments.equal_time)
+    usual = arguments.steps or task.steps
+    steps = round(usual / arguments.equal_time) if arguments.equal_time else usual
     runs = [
         task.run(subset, method, seed, steps)
         for seed in arguments.seeds
@@ -120,7 +118,7 @@ def main() -> None:
         ssl_results.results_of(task.name),
         arguments.workers,
         arguments.test,
-        arguments.equal_time,
+        usual if arguments.equal_time else None,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(1 if complete_all(comparison, runs) else 0)
