@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from vessa_client import VessaClient
 
@@ -29,8 +32,11 @@ class Process:
     """A Python program; what it prints is added to a log.
 
     Attributes:
+        started: all that may still run.
         cpu_seconds: its own and its children's; 0 before it has ended.
     """
+
+    started: ClassVar[weakref.WeakSet[Process]] = weakref.WeakSet()
 
     def __init__(self, log: Path, *command: str, pass_fds: tuple[int, ...] = ()) -> None:
         """Start it."""
@@ -44,6 +50,7 @@ class Process:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 pass_fds=pass_fds,
             )
+        Process.started.add(self)
 
     @property
     def ended(self) -> bool:
@@ -69,18 +76,18 @@ class Process:
         if self.wait():
             raise RunError(f"{self.log}: {self.log.read_text()[-TAIL:].strip()}")
 
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end, or kill it."""
+        if self._process.returncode is None:  # not Popen's, which would lose what it cost
+            os.kill(self._process.pid, how)
 
     def stop(self) -> None:
         """Ask it to end, and wait."""
-        if self._process.returncode is None:
-            self._process.terminate()
-            timer = threading.Timer(PATIENCE, self._process.kill)
-            timer.start()
-            self.wait()
-            timer.cancel()
+        self.end()
+        timer = threading.Timer(PATIENCE, self.end, [signal.SIGKILL])
+        timer.start()
+        self.wait()
+        timer.cancel()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import contextlib
 import json
 import math
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -61,8 +62,7 @@ class Comparison:
         results: file of a line for each.
         workers: runs side by side.
         test: score on test patients, too.
-        equal_time: how many times the CPU seconds of UniMatch V2 the methods cost, where that
-            shortened the runs.
+        equal_time: updates of UniMatch V2 that cost as much as the runs, where those are shorter.
     """
 
     task: Task
@@ -70,7 +70,7 @@ class Comparison:
     results: Path
     workers: int = 1
     test: bool = False
-    equal_time: float | None = None
+    equal_time: int | None = None
 
     @cached_property
     def vessa(self) -> str:
@@ -104,9 +104,8 @@ def main() -> None:
             parser.error(f"--subsets: {name!r}, expected some of {', '.join(task.subsets)}")
     if not task.root.is_dir():
         parser.error(f"--data: no folder {task.root}")
-    steps = arguments.steps or task.steps
-    if arguments.equal_time:
-        steps = round(steps / arguments.equal_time)
+    usual = arguments.steps or task.steps
+    steps = round(usual / arguments.equal_time) if arguments.equal_time else usual
     runs = [
         task.run(subset, method, seed, steps)
         for seed in arguments.seeds
@@ -119,8 +118,9 @@ def main() -> None:
         ssl_results.results_of(task.name),
         arguments.workers,
         arguments.test,
-        arguments.equal_time,
+        usual if arguments.equal_time else None,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(1 if complete_all(comparison, runs) else 0)
 
 
@@ -128,12 +128,16 @@ def complete_all(comparison: Comparison, runs: Sequence[Run]) -> int:
     """Train and score what is not there, side by side; returns how many runs failed."""
     failed = 0
     with ThreadPoolExecutor(comparison.workers) as pool:
-        for run, outcome in zip(runs, pool.map(partial(_tried, comparison), runs), strict=True):
-            if isinstance(outcome, Exception):
-                failed += 1
-                print_error(f"{run.name}: {outcome}")
-            else:
-                console.print(f"{run.name}: {_said(outcome)}", highlight=False)
+        outcomes = pool.map(partial(_tried, comparison), runs)
+        try:
+            for run, outcome in zip(runs, outcomes, strict=True):
+                failed += isinstance(outcome, Exception)
+                _say(run, outcome)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(Process.started):
+                process.end()
+            raise
     return failed
 
 
@@ -144,10 +148,14 @@ def _tried(comparison: Comparison, run: Run) -> Facts | Exception:
         return error
 
 
-def _said(facts: Facts) -> str:
-    """Mean Dice of the last student."""
-    found = {split: ssl_results.means([facts], split) for split in ("val", "test")}
-    return ", ".join(f"{split} Dice {dice[0]:.3f}" for split, dice in found.items() if len(dice))
+def _say(run: Run, outcome: Facts | Exception) -> None:
+    """What went wrong, or mean Dice of the last student."""
+    if isinstance(outcome, Exception):
+        print_error(f"{run.name}: {outcome}")
+        return
+    found = {split: ssl_results.means([outcome], split) for split in ("val", "test")}
+    said = ", ".join(f"{split} Dice {dice[0]:.3f}" for split, dice in found.items() if len(dice))
+    console.print(f"{run.name}: {said}", highlight=False)
 
 
 def complete(comparison: Comparison, run: Run) -> Facts:

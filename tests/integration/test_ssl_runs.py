@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import ssl_scores
 import ssl_tables
 from ssl_processes import Process, RunError, Server, locked, served
 from ssl_runs import Comparison
-from ssl_tasks import METHODS, Task
+from ssl_tasks import METHODS, Facts, Run, Task
 from ssl_trainer.config import load, to_dict
 from ssl_trainer.data.cases import find
 from ssl_trainer.evaluation.evaluate import evaluate
@@ -71,7 +73,7 @@ def test_a_run_without_vessa_is_trained_once_and_scored_in_all_views(
     assert "test Dice" in capsys.readouterr().out
 
 
-def _check_scores(comparison: Comparison, folder: Path, facts: ssl_runs.Facts) -> None:
+def _check_scores(comparison: Comparison, folder: Path, facts: Facts) -> None:
     """Each view's Dice is that of the predictor that is meant."""
     config = load(folder / "config.yaml")
     cases = find(config.data).test
@@ -102,13 +104,10 @@ def test_a_run_that_was_cut_off_goes_on_and_costs_both_starts(comparison: Compar
     starts = json.loads((folder / ssl_runs.STARTS).read_text())
     assert facts["starts"] == len(starts) == 2
     assert facts["training"] == pytest.approx(sum(s["training"] for s in starts), abs=0.1)
-    other = replace(comparison, task=replace(comparison.task, train=_longer(comparison.task)))
+    train = {**comparison.task.train, "weight_decay": 0.0}
+    other = replace(comparison, task=replace(comparison.task, train=train))
     with pytest.raises(RunError, match="move it away"):
         ssl_runs.complete(other, other.task.run("1", "bcp", 0))
-
-
-def _longer(task: Task) -> ssl_runs.Facts:
-    return {**task.train, "labelled_batch": 3}
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Comparison) -> None:
@@ -124,6 +123,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(comparison: Comparison) 
     assert rows[METHODS["unimatch-quarters"].title] != rows["UniMatch V2"] == "–"
 
 
+@pytest.mark.timeout(900)  # on a busy machine
 def test_runs_with_vessa_have_all_answers_or_fail(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,10 +149,30 @@ def test_runs_with_vessa_have_all_answers_or_fail(
         server = servers.get(timeout=120)
         while not log.is_file():  # until it is under way
             assert not wait([ending], 0.2).done
-        server.process.kill()
+        server.process.end(signal.SIGKILL)
         with pytest.raises(RunError, match="VESSA"):
             ending.result(120)
     assert [own["method"] for own in ssl_results.read(comparison.results)] == ["vessa"]
+
+
+def test_who_stops_the_comparison_stops_its_processes(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Process] = []
+
+    def complete(comparison: Comparison, run: Run) -> Facts:
+        process = Process(comparison.out / "log", "-c", "import time; time.sleep(300)")
+        started.append(process)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        process.check()
+        return {}
+
+    comparison.out.mkdir()
+    monkeypatch.setattr(ssl_runs, "complete", complete)
+    runs = [comparison.task.run("1", "unimatch", seed) for seed in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        ssl_runs.complete_all(comparison, runs)
+    assert [process.wait() for process in started] == [-signal.SIGTERM]
 
 
 def test_a_program_that_fails_says_why_in_its_log(tmp_path: Path) -> None:

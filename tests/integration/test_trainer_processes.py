@@ -261,6 +261,7 @@ def test_another_number_of_processes_is_refused_where_requests_were_under_way(
     assert len(state["prompts.5"]) == config.unlabelled_batch
     # Without a group: it only says that there are two.
     trainer = UniMatchTrainer(config, tmp_path / "run")
-    trainer.processes = Processes(rank=1, world=2)
+    assert trainer.pipeline is not None
+    trainer.processes = trainer.pipeline.processes = Processes(rank=1, world=2)
     with pytest.raises(StateError, match="as many processes as before"):
         trainer.prepare()

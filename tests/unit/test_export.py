@@ -14,6 +14,7 @@ from ssl_trainer import models
 from ssl_trainer.config import StudentConfig
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.export import ExportError, export
+from ssl_trainer.regions.locator import SIZE, Locator
 from support_devices import DEVICES, skip_without
 from trainer_support import DPT, UNET
 
@@ -49,6 +50,7 @@ def test_an_exported_student_answers_like_the_student(
     assert facts == {
         "classes": ["disc", "bar"],
         "size": side,
+        "regions": False,
         "window": None if window is None else list(window),
         "percentiles": [0.5, 99.5] if window is None else None,
         "axis": 2,
@@ -56,6 +58,25 @@ def test_an_exported_student_answers_like_the_student(
         "quarters": "none",
         "one_piece": ["bar"],
     }
+
+
+def test_a_locator_is_exported_beside_its_student(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    locator = Locator()
+    for _ in range(2):
+        locator(torch.rand(4, 1, SIZE, SIZE))
+    predictor = Predictor(models.build(UNET, 2).eval(), 32, locator=locator.eval())
+    file = tmp_path / "student.pt2"
+    assert export(predictor, file, ("disc", "bar")) <= 1e-4
+    extra = {"vessa.json": ""}
+    beside = torch.export.load(tmp_path / "student.locator.pt2", extra_files=extra).module()
+    image = torch.rand(3, 1, SIZE, SIZE)
+    found = beside(image)
+    with torch.no_grad():
+        inside, turns = locator(image)
+    assert torch.allclose(found[:, :1], torch.sigmoid(inside), atol=1e-4)
+    assert torch.allclose(found[:, 1:].mean((2, 3)), torch.softmax(turns, 1), atol=1e-4)
+    assert json.loads(extra["vessa.json"])["size"] == SIZE
 
 
 def test_a_student_that_would_answer_otherwise_is_not_written(tmp_path: Path) -> None:

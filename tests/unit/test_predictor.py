@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -27,7 +27,8 @@ from ssl_trainer.evaluation.predictor import (
     turns,
     write_choice,
 )
-from ssl_trainer.unimatch import trainer
+from ssl_trainer.unimatch import state
+from ssl_trainer.unimatch import trainer as training
 from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
@@ -153,6 +154,37 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     assert not np.array_equal(whole, found["--plain",])
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str) -> None:
+    root = write_dataset(tmp_path / "data")
+    run, config = tmp_path / "run", small_config(root, steps=60)
+    trainer = UniMatchTrainer(config, run)
+    trainer.run()
+    last = trainer.teacher.model
+    # Another one was best.
+    best = models.build(config.student, 2)
+    state.save_student(run / state.BEST_FILE, best, config)
+    students: dict[training.Checkpoint, torch.nn.Module] = {"best": best, "last": last}
+    for checkpoint, expected in students.items():
+        predictor = load_student(run, config, checkpoint)
+        found = predictor.student.state_dict()
+        assert all(torch.equal(found[n], value) for n, value in expected.state_dict().items())
+        own = [] if checkpoint == "best" else ["--checkpoint", "last"]
+        if command == "evaluate":
+            assert CliRunner().invoke(app, [command, str(run), *own]).exit_code == 0
+            scores = evaluate(predictor, find(config.data).val, config.data.classes)
+            written = json.loads((run / "scores_val.json").read_text())
+            assert written == json.loads(json.dumps([asdict(score) for score in scores]))
+        else:
+            out = tmp_path / checkpoint
+            arguments = [command, str(run), str(root / "val"), "--out", str(out), *own]
+            assert CliRunner().invoke(app, arguments).exit_code == 0
+            file = next(out.glob("p3_frame01_seg*"))
+            labels = np.stack(list(files.read(file, labels=True).slices()))
+            image = files.read(root / "val" / "p3_frame01.nii.gz")
+            assert np.array_equal(labels, np.stack(predictor(image)))
+
+
 def test_the_best_student_is_on_the_device_at_hand(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     run, config = tmp_path / "run", small_config(root)
@@ -181,7 +213,7 @@ def test_commands_ask_the_student_where_there_is_a_gpu(
     """Tensors of ``meta`` have a device, as those of a GPU, and no values."""
     run, config = tmp_path / "run", small_config(write_dataset(tmp_path / "data"), steps=1)
     UniMatchTrainer(config, run).run()
-    monkeypatch.setattr(trainer, "own_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(training, "own_device", lambda: torch.device("meta"))
     best = load_student(run, config)
     for predictor in (best, best.plain(), best.as_chosen(run, config)):
         assert {p.device.type for p in predictor.student.parameters()} == {"meta"}

@@ -24,6 +24,7 @@ from ssl_trainer.regions.locator import SIZE, Locator
 from ssl_trainer.unimatch.state import StateError
 from trainer_support import AFFINE, regions, small_config, transforms, write_dataset
 from vessa_client import Region, UInt8Array, files
+from vessa_server.model.preprocess import Canvas
 
 SHAPE = (40, 52)
 SHAPES = st.tuples(st.integers(20, 90), st.integers(20, 90))
@@ -109,6 +110,39 @@ def test_places_are_in_a_region_or_not(roi: Roi, view: Roi, transform: frame.Wea
         distance = max(abs(at_row - roi.row), abs(at_column - roi.column))
         if abs(distance - roi.side / 2) > 1e-3:
             assert bool(found[row, column]) == (distance < roi.side / 2)
+
+
+@given(roi=regions(SHAPE))
+def test_the_server_is_asked_about_the_part_that_is_in_the_slice(roi: Roi) -> None:
+    region = roi.region(SHAPE)
+    Canvas.of(region, *SHAPE, 64)  # or it would refuse it
+    assert region.quarter_turns == roi.quarter_turns
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]] + 0.5
+    beside = np.maximum(abs(rows - roi.row), abs(columns - roi.column)) - roi.side / 2
+    shown = np.zeros(SHAPE, bool)
+    shown[region.top :, region.left :][: region.height, : region.width] = True
+    assert shown[beside < 0].all()
+    assert not shown[beside > 1].any()
+    whole = Region(top=0, left=0, height=SHAPE[0], width=SHAPE[1], quarter_turns=1)
+    assert Roi(-50.0, 20.0, 30.0, 1).region(SHAPE) == whole, "where nothing of it is there"
+
+
+def test_intensities_are_those_of_the_region() -> None:
+    """Bright fat beside the structures does not make them dark; in training as in prediction."""
+    image = np.random.default_rng(0).integers(20, 80, (200, 240)).astype(np.int16)
+    image[:, 160:] = 2000
+    roi = Roi(90.0, 70.0, 60.0)
+    low, high = frame.window(image, roi)
+    assert (low, high) == frame.window(image[60:120, 40:100])
+    assert high < 80 < frame.window(image)[1]
+    for size in (16, 32):  # reduced and not
+        item = Slice("a/0", image, None, "a")
+        seen = batches.canonical(item, size, roi)
+        unit = frame.unit(image, size, None, roi)
+        expected = frame.resample(unit, frame.theta(image.shape, roi), size, mode="bilinear")
+        assert torch.allclose(seen, expected, atol=5e-4)
+        assert float(seen.mean()) == pytest.approx(0.5, abs=0.1)
+        assert float(batches.canonical(item, size, None).mean()) < 0.4
 
 
 def _slice(series: str, number: int, labels: UInt8Array | None) -> Slice:

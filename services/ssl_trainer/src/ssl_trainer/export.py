@@ -16,11 +16,26 @@ from torch import Tensor, nn
 
 from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
 from ssl_trainer.evaluation.predictor import ONE_PIECE, Predictor
-from ssl_trainer.models import predict_probabilities
+from ssl_trainer.regions.find import SLICES
+from ssl_trainer.regions.locator import ENOUGH, SIZE
 
 # Largest difference of probabilities that rounding in another runtime may cause.
 TOLERANCE = 1e-4
 INPUT, OUTPUT = "image", "probabilities"
+
+
+WHOLE_SQUARE = "Put it in the middle of a square of zeros whose side is the slice's longer one."
+REGION_SQUARE = (
+    "Take the square that the locator, the file beside this one, finds in the volume, with zeros "
+    "beyond the slice, and turn it counter-clockwise by its quarter turns."
+)
+LOCATOR_INPUT = (
+    "Whole slices, with zeros in the shorter side, at `size` pixels, `slices` of a volume, evenly "
+    "spread, and each turned by 0 to 3 quarters. Channel 0 is the probability of being inside; "
+    "turn it back, and take the mean of all. What is at least `enough` of its maximum is the "
+    "region: a square of that area, its centre the mean place, weighted. Channels 1 to 4 are the "
+    "probabilities of the quarter turns that are left; the most likely sum of logarithms counts."
+)
 
 
 class ExportError(ValueError):
@@ -39,10 +54,25 @@ class Deployed(nn.Module):
         return torch.softmax(self.student(image), dim=1)
 
 
+class DeployedLocator(nn.Module):
+    """What is exported of a locator: whole slices in [0, 1] to where the student is to look."""
+
+    def __init__(self, locator: nn.Module) -> None:
+        super().__init__()
+        self.locator = locator
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, S, S) to (B, 5, S, S): inside of the region; 0 to 3 quarter turns, all over it."""
+        inside, turns = self.locator(image)
+        spread = torch.softmax(turns, dim=1)[:, :, None, None].expand(-1, -1, *image.shape[2:])
+        return torch.cat([torch.sigmoid(inside), spread], dim=1)
+
+
 def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
     """Write a student to ``file`` and compare the two on random canvases of two batch sizes.
 
-    What is written runs on CPUs wherever the student is; the student answers where it is.
+    What is written runs on CPUs wherever the student is; the student answers where it is. A
+    locator is written beside it, as ``NAME.locator.SUFFIX``.
 
     Args:
         predictor: whose student is exported, in evaluation mode. How it is asked is stored beside
@@ -58,24 +88,40 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
     """
     if file.suffix not in FORMATS:
         raise ExportError(f"--out: {file}, expected a name that ends in {' or '.join(FORMATS)}")
-    model, size = Deployed(copy.deepcopy(predictor.student).cpu()).eval(), predictor.size
     facts = {
         "classes": list(classes),
-        "size": size,
+        "size": predictor.size,
         **_preparation(predictor),
         "turns": list(predictor.turns),
         "quarters": predictor.quarters,
         ONE_PIECE: [classes[value - 1] for value in predictor.one_piece],
     }
+    difference = _write(Deployed(predictor.student), file, predictor.size, facts)
+    if predictor.locator is not None:
+        beside = locator_file(file)
+        about = {"size": SIZE, "slices": SLICES, "enough": ENOUGH, "input": LOCATOR_INPUT}
+        found = _write(DeployedLocator(predictor.locator), beside, SIZE, about)
+        difference = max(difference, found)
+    return difference
+
+
+def locator_file(file: Path) -> Path:
+    """Where the locator of an exported student is."""
+    return file.with_name(f"{file.stem}.locator{file.suffix}")
+
+
+def _write(model: nn.Module, file: Path, size: int, facts: dict[str, object]) -> float:
+    """Write a model, compare what was written with it, and return the largest difference."""
+    model.eval()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"partial.{file.name}")
-    run = FORMATS[file.suffix](model, partial, size, facts)
-    difference = 0.0
+    run = FORMATS[file.suffix](copy.deepcopy(model).cpu(), partial, size, facts)
+    device, difference = next(model.parameters()).device, 0.0
     generator = torch.Generator().manual_seed(0)
     for batch in (1, 3):
         image = torch.rand(batch, 1, size, size, generator=generator)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            expected = predict_probabilities(predictor.student, image)
+            expected = model(image.to(device)).cpu()
             difference = max(difference, float((run(image) - expected).abs().max()))
     if not difference <= TOLERANCE:
         partial.unlink()
@@ -88,18 +134,21 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
 
 def _preparation(predictor: Predictor) -> dict[str, object]:
     """How a slice becomes a canvas; in words, too, for whoever finds the file alone."""
-    window = predictor.window
-    known = "`window`" if window else "its `percentiles`"
+    window, regions = predictor.window, predictor.locator is not None
+    seen = "the region of interest of its volume" if regions else "a slice"
+    known = "`window`" if window else f"the `percentiles` of {seen}"
+    square = REGION_SQUARE if regions else WHOLE_SQUARE
     return {
+        "regions": regions,
         "window": None if window is None else list(window),
         "percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE] if window is None else None,
         "axis": predictor.axis,
         "input": (
             "Bring a volume to right, anterior, superior, and take slices along `axis` (0, 1, 2; "
             "null: the one along which it was acquired), with the first of the other two axes "
-            f"downwards. Clip a slice to {known} and map that to 0..1. Put it in the middle of a "
-            "square of zeros whose side is the slice's longer one. Resample that to `size` pixels: "
-            "where that is less than a third, to twice as many by area means first; then bilinear."
+            f"downwards. Clip a slice to {known} and map that to 0..1. {square} Resample that to "
+            "`size` pixels: where that is less than a third, to twice as many by area means first; "
+            "then bilinear."
         ),
     }
 
