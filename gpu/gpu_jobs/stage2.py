@@ -25,7 +25,7 @@ from gpu_jobs.stage2_plan import Plan
 from gpu_jobs.stage2_servers import Servers
 from gpu_jobs.stage2_states import Note
 from gpu_jobs.stage2_train import PROGRESS
-from gpu_jobs.stage2_trainings import Trainings, kill_children
+from gpu_jobs.stage2_trainings import Trainings, kill_all
 from ssl_results import results_of
 from ssl_runs import Comparison
 from ssl_tasks import Facts, Run, Task, merged
@@ -131,7 +131,7 @@ def run(context: Stage2Context) -> dict[str, Any]:
     subsets = [run.subset for run in missing if run.server]
     folder, device = context.run / "servers", context.device.type
     with Sampler() as sampler:
-        stop = context.clock.watch(kill_children)
+        stop = context.clock.watch(kill_all)
         with Servers(context.task, subsets, folder, device) as servers:
             trainings = Trainings(
                 context.comparison,
@@ -144,7 +144,7 @@ def run(context: Stage2Context) -> dict[str, Any]:
             try:
                 _train(context, trainings, sampler, result)
             finally:
-                kill_children()
+                kill_all()
                 result["states"] = _states(context, trainings)
                 _write(context, trainings, sampler, result)
         stop.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -286,7 +285,7 @@ class Trainings:
         for training in begun[self.slots :]:
             # Its folder has a state: it goes on from there.
             training.shed = True
-            training.process.kill()
+            training.process.end(signal.SIGKILL)
         print(f"  too slow side by side: from now on {self.slots} at once", flush=True)
 
     def _tails(self) -> str:
@@ -306,8 +305,7 @@ def _line(found: Facts) -> str:
     )
 
 
-def kill_children() -> None:
-    """End every process that this one has started, at once."""
-    for file in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
-        for pid in file.read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
+def kill_all() -> None:
+    """End every training and server at once."""
+    for process in list(Process.started):
+        process.end(signal.SIGKILL)

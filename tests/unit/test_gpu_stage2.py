@@ -190,8 +190,7 @@ def trainings(comparison: Comparison) -> Iterator[Trainings]:
         found = Trainings(comparison, runs, servers, time.time() + 300, [], lambda facts: facts)
         yield found
         for training in found.running:
-            training.process.kill()
-            training.process.wait()
+            training.process.stop()
 
 
 def _running(trainings: Trainings, seed: int, step: int, rate: float, device: str) -> Training:
