@@ -22,7 +22,7 @@ from gpu_jobs.errors import FAILED_CHECK, OUT_OF_TIME, JobError
 from gpu_jobs.gpu import Sampler
 from gpu_jobs.jobs import RESULT, rehearsal
 from gpu_jobs.stage2_plan import Plan
-from gpu_jobs.stage2_servers import Servers
+from gpu_jobs.stage2_servers import SETTINGS, Servers
 from gpu_jobs.stage2_states import Note
 from gpu_jobs.stage2_train import PROGRESS
 from gpu_jobs.stage2_trainings import Trainings, kill_all
@@ -101,12 +101,15 @@ class Stage2Context(Context):
 
     def options(self) -> list[str]:
         """Of each training's command."""
-        cores = os.cpu_count() or 1
-        threads = max(1, min(MOST_THREADS, cores // (2 * self.plan.workers)))
+        threads = max(1, min(MOST_THREADS, _cores() // (2 * self.plan.workers)))
         # Convolutions are measured where nothing else is on the GPU that would be measured, too.
         found = ["--threads", str(threads)]
         found += ["--compile"] if self.plan.compile else []
         return found + (["--tune"] if self.plan.workers == 1 else [])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def run(context: Stage2Context) -> dict[str, Any]:
@@ -117,19 +120,20 @@ def run(context: Stage2Context) -> dict[str, Any]:
     """
     runs = context.plan.runs(context.task)
     missing = _missing(context, runs)
-    result = context.result() | {"task": context.task.name, "runs": []}
+    result = context.result() | {"task": context.task.name, "runs": [], "states": {}}
     if not missing:
         raise JobError("all runs are made; choose others with settings")
     count, resumed = context.unpack(), _resume(context, missing)
     print(
         f"{count} files of {context.task.name}; {len(missing)} of {len(runs)} runs to make, "
         f"{resumed} of them begun; {context.plan.workers} side by side, "
-        f"{' '.join(context.options())}, {os.cpu_count()} cores; {context.clock.gone():.0f} s "
+        f"{' '.join(context.options())}, {_cores()} cores; {context.clock.gone():.0f} s "
         "after the command",
         flush=True,
     )
     subsets = [run.subset for run in missing if run.server]
     folder, device = context.run / "servers", context.device.type
+    os.environ.update(SETTINGS)
     with Sampler() as sampler:
         stop = context.clock.watch(kill_all)
         with Servers(context.task, subsets, folder, device) as servers:
@@ -253,7 +257,7 @@ def table(result: dict[str, Any]) -> str:
         dice = {split: ssl_results.means([facts], split) for split in ("val", "test")}
         scores = ", ".join(f"{split} Dice {v[0]:.3f}" for split, v in dice.items() if len(v))
         name = f"{facts['subset']}/{facts['method']}/{facts['steps']}/{facts['seed']}"
-        lines.append(f"{name:<36} {facts['seconds']:.0f} s, {scores}")
+        lines.append(f"{name:<36} {facts['seconds'] or 'unknown'} s, {scores}")
     for name, state in result["states"].items():
         kept = state.get("file", f"lost: {state.get('lost')}")
         lines.append(f"{name:<36} update {state['step']}, {kept}")

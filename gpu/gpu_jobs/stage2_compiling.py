@@ -53,7 +53,8 @@ class Compiling:
 
         torch._dynamo.config.suppress_errors = True
         for network in self.networks:
-            network.compile(backend=self.backend)
+            # Batches of the same few sizes for the whole of the training.
+            network.compile(backend=self.backend, dynamic=False)
 
     def _undo(self) -> None:
         for network in self.networks:

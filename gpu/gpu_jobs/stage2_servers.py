@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,15 +15,15 @@ from ssl_runs import fill_bank
 from ssl_tasks import Task
 from vessa_client import VessaClient
 
-# Of each server: looks of several runs in one forward, and no run is turned away.
-SETTINGS = {"VESSA_BATCH_MODE": "fused", "VESSA_MAX_QUEUE": "1024", "VESSA_ENCODE_BANK": "true"}
+# Of the environment that servers start in: looks of several runs in one forward, and no run is
+# turned away.
+SETTINGS = {"VESSA_BATCH_MODE": "fused", "VESSA_MAX_QUEUE": "1024"}
 
 
 class Servers:
     """All start at once, while other runs train."""
 
     def __init__(self, task: Task, subsets: Iterable[str], folder: Path, device: str) -> None:
-        os.environ.update(SETTINGS)
         self.task, self.folder, self.device = task, folder, device
         self._stack = ExitStack()
         names = list(dict.fromkeys(subsets))

@@ -71,8 +71,9 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
     config = load(folder / INPUT, [f"assistant.server={json.dumps(server)}"])
     with processes.joined() as group:
         trainer = UniMatchTrainer(config, folder, group)
-        networks = [trainer.student, trainer.teacher.model]
-        compiling = Compiling(networks) if compiled and group.device.type == "cuda" else None
+        # Not the teacher: it also predicts volumes, each with as many slices as it has.
+        students = list(trainer.method.students)
+        compiling = Compiling(students) if compiled and group.device.type == "cuda" else None
         watch = Watch(trainer, folder, stop, compiling)
         try:
             trainer.run(watch.on_step)

@@ -170,6 +170,7 @@ class Trainings:
         # CPU seconds of trainer and server mean nothing beside a GPU that many share.
         start: Facts = {"vessa": vessa, "seconds": None, "training": None, "server": None}
         starts.append(start)
+        files.write_text(file, json.dumps(starts))
         command = ["-m", "gpu_jobs.stage2_train", str(folder), *self.options]
         command += ["--stop", str(self.deadline - STOP)]
         if address is not None:
