@@ -184,14 +184,15 @@ def annotated(results: Results, split: str) -> list[Row]:
 
 
 def equal_time(results: Results, split: str) -> list[Row]:
-    """Fewer updates for what costs more, against the rival's usual number."""
+    """Fewer updates for what costs more, against as many of the rival as cost the same."""
     head = ["annotated", "trained with", "updates", "CPU minutes", "Dice"]
     rows = [
         [*head, RIVAL, "updates", "CPU minutes", "Dice", "gain", "95 % interval", "p, Wilcoxon"]
     ]
-    found = {(f["subset"], f["method"], f["steps"]) for f in results.runs if f["equal_time"]}
-    for subset, method, steps in sorted(found):
-        budget = subset, results.task.steps
+    names = ("subset", "equal_time", "method", "steps")
+    found = {tuple(run[name] for name in names) for run in results.runs if run["equal_time"]}
+    for subset, usual, method, steps in sorted(found):
+        budget = subset, usual
         rival, row = results.rival(budget, split), [subset]
         for name, count in ((method, steps), (rival, budget[1])):
             runs = [] if name is None else results.select((subset, count), name)

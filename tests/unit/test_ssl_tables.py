@@ -73,7 +73,7 @@ SOME: tuple[list[Run], ...] = (
     [],
     [run("vessa", 0.8)],
     [run("unimatch", 0.7), run("vessa", 0.8, seed=1)],
-    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, equal_time=1.5, steps=1667)],
+    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, equal_time=2500, steps=1667)],
     [run("unimatch", 0.7), run("vessa", 0.8, training=None, steps=10_000)],
 )
 
@@ -146,7 +146,7 @@ def test_each_annotated_patient_counts_once() -> None:
 
 
 def test_cost_counts_the_server_and_equal_time_has_its_own_row() -> None:
-    timed = run("vessa", 0.75, steps=1667, equal_time=1.5)
+    timed = run("vessa", 0.75, steps=1667, equal_time=2500)
     found = results(run("unimatch", 0.7), run("vessa", 0.8), timed)
     rows = {row[1]: row for row in ssl_tables.cost(found)}
     assert rows["VESSA: regions and labels"][4:] == ["15.0", "1.50"]
