@@ -26,7 +26,7 @@ from gpu_jobs.stage2_servers import Servers
 from gpu_jobs.stage2_states import Note
 from gpu_jobs.stage2_trainings import Trainings
 from gpu_queue import machine as machines
-from gpu_queue import paths
+from gpu_queue import paths, travel
 from gpu_queue import stage2 as queue
 from gpu_queue.collect import collect
 from gpu_queue.prepare import prepare
@@ -208,7 +208,7 @@ def test_states_are_kept_and_carried_as_far_as_they_fit(brought: Path, tmp_path:
     assert len(list(queue.kept(CELLS).iterdir())) == 3
     assert states()["stage2-cells"].startswith("ended early: ")
     machine, folder = machines.read(paths.MACHINE), paths.WORK / CELLS.name
-    total = queue.travel.load(paths.ROOT, folder).total
+    total = travel.load(paths.ROOT, folder).total
     room = dict(vars(machine)) | {"travels": total + int(2.7 * (1 << 20))}
     settings = {**CELLS.settings, "methods": ["cps", "bcp", "supervised"], "steps": 2500}
     queue.put_states(CELLS, settings, folder, type(machine)(**room))
