@@ -80,7 +80,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def brought(rehearsed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a GPU would have brought: the rehearsal's, as of a GPU and of the real settings."""
     root, out = rehearsed
-    shutil.copytree(root, tmp_path / "project", ignore=shutil.ignore_patterns(".git", "packs"))
+    shutil.copytree(root, tmp_path / "project", ignore=shutil.ignore_patterns("packs"))
     shutil.copytree(out, tmp_path / "out")
     use(tmp_path / "project", monkeypatch)
 
