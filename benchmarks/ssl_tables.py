@@ -23,6 +23,7 @@ from vessa_client.console import console
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 NOTHING = "–"
+FIGURE = re.compile(r"\d\.\d")
 # What gains over what: a method, a name of :func:`_named`, or both rivals.
 RIVAL, BEST = "the fair rival", "the best without VESSA"
 GAINS = (
@@ -55,7 +56,7 @@ def filled(text: str) -> str:
     """The document with each of its tables as the results files have it."""
     return re.sub(
         r"(?<=<!-- table )([\w ]+)( -->\n).*?(?=<!-- end of table -->)",
-        lambda found: f"{found[1]}{found[2]}{markdown(TABLES[found[1]]())}\n",
+        lambda found: f"{found[1]}{found[2]}{markdown(with_figures(TABLES[found[1]]()))}\n",
         text,
         flags=re.DOTALL,
     )
@@ -66,6 +67,13 @@ def markdown(rows: Sequence[Row]) -> str:
     head, *others = rows
     lines = [head, ["---"] * len(head), *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_figures(rows: Sequence[Row]) -> list[Row]:
+    """A table without the rows of what has not been run; of nothing it says so."""
+    head, *others = rows
+    shown = [row for row in others if NOTHING not in row or any(map(FIGURE.search, row))]
+    return [head, *(shown or [["not run yet", *[NOTHING] * (len(head) - 1)]])]
 
 
 def mean_sd(values: Values, digits: int = 3, *, count: bool = False) -> str:

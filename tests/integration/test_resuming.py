@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ssl_trainer.assistant.assistant import Students
 from ssl_trainer.config import TrainConfig, parse, to_dict
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import Roi
 from ssl_trainer.unimatch.state import STATE_FILE, StateError
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from support import RunningServer, engine_of, running
@@ -170,9 +171,14 @@ def test_a_run_may_become_longer_and_says_so_once(
     with_prompts: dict[int, bool] = {}
     ask = longer.pipeline.assistant.ask
 
-    def note(number: int, slices: Sequence[Slice], students: Students | None) -> None:
+    def note(
+        number: int,
+        slices: Sequence[Slice],
+        students: Students | None,
+        rois: Sequence[Roi | None],
+    ) -> None:
         with_prompts[number] = students is not None
-        ask(number, slices, students)
+        ask(number, slices, students, rois)
 
     monkeypatch.setattr(longer.pipeline.assistant, "ask", note)
     rates: dict[int, float] = {}

@@ -163,7 +163,9 @@ def test_who_stops_the_comparison_stops_its_processes(
     def complete(comparison: Comparison, run: Run) -> Facts:
         process = Process(comparison.out / "log", "-c", "import time; time.sleep(300)")
         started.append(process)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
         process.check()
         return {}
 

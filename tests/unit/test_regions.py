@@ -22,7 +22,14 @@ from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.regions import find, run, training
 from ssl_trainer.regions.locator import SIZE, Locator
 from ssl_trainer.unimatch.state import StateError
-from trainer_support import AFFINE, regions, small_config, transforms, write_dataset
+from trainer_support import (
+    AFFINE,
+    regions,
+    single_slices,
+    small_config,
+    transforms,
+    write_dataset,
+)
 from vessa_client import Region, UInt8Array, files
 from vessa_server.model.preprocess import Canvas
 
@@ -169,7 +176,7 @@ def test_the_region_of_labels_is_around_all_slices_and_frames_of_a_series() -> N
 
 
 def test_vessas_window_becomes_a_square_with_the_same_middle() -> None:
-    found = find.of_answer(Region(top=10, left=20, height=30, width=16, quarter_turns=3))
+    found = find.of_answer(Region(top=10, left=20, height=30, width=16, quarter_turns=3), (90, 90))
     assert found == Roi(25.0, 28.0, find.WINDOW_MARGIN * 30, 3)
 
 
@@ -206,7 +213,7 @@ def test_slices_of_two_resolutions_show_the_same_region(turns: int) -> None:
     fine = coarse.repeat(4, axis=0).repeat(4, axis=1)
     one, other = (
         batches.canonical(
-            Slice("", image, None, ""), 16, Roi(*(scale * v for v in (50.0, 40.0, 32.0)), turns)
+            Slice("", image, None, ""), 16, Roi(50.0 * scale, 40.0 * scale, 32.0 * scale, turns)
         )
         for image, scale in ((coarse, 1), (fine, 4))
     )
@@ -378,3 +385,36 @@ def test_what_is_beside_a_region_does_not_make_it_dark() -> None:
     item = Slice("a/0", image, None, "a")
     assert torch.equal(item.unit(32, roi), frame.unit(image, 32, None, roi))
     assert torch.equal(item.unit(32), frame.unit(image, 32, None))
+
+
+@given(side=st.floats(1, 200), shape=SHAPES, turns=st.integers(0, 3))
+def test_a_region_that_is_most_of_a_slice_is_all_of_it(
+    side: float, shape: tuple[int, int], turns: int
+) -> None:
+    roi = Roi(3.0, 4.0, side, turns)
+    large = side**2 >= 0.7 * shape[0] * shape[1]
+    assert roi.or_whole(shape) == (Roi.whole(shape, turns) if large else roi)
+
+
+def test_structures_all_over_a_picture_need_no_region() -> None:
+    labels = np.zeros((40, 52), np.uint8)
+    labels[2:38, 3:50] = 1
+    item = Slice("a/0", labels, labels, "a")
+    assert find.of_labels([item]) == {"a": Roi.whole(labels.shape)}
+    window = Region(top=0, left=0, height=40, width=52)
+    assert find.of_answer(window, labels.shape) == Roi.whole(labels.shape)
+
+
+def test_of_very_many_pictures_vessa_is_asked_about_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Slice] = []
+
+    class Asked:
+        def regions(self, slices: list[Slice], advance: object) -> dict[str, Region]:
+            asked.extend(slices)
+            return {i.series: Region(top=0, left=0, height=9, width=9) for i in slices}
+
+    monkeypatch.setattr(run, "MOST_ASKED", 7)
+    slices = single_slices(30)
+    found = run._asked(Asked(), slices, run.no_stage)  # type: ignore[arg-type]
+    assert len(found) == 7
+    assert len({item.series for item in asked}) == 7

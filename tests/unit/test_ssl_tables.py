@@ -88,6 +88,13 @@ def test_tables_of_few_runs_are_tables(runs: list[Run]) -> None:
     ssl_pictures.patients(results(*runs))
 
 
+def test_what_was_not_run_has_no_row() -> None:
+    rows = ssl_tables.dice(results(run("bcp", 0.7)), "test")
+    assert [row[0] for row in ssl_tables.with_figures(rows)[1:]] == ["BCP"]
+    nothing = ssl_tables.with_figures(ssl_tables.dice(results(), "test"))
+    assert nothing[1:] == [["not run yet", *["–"] * (len(nothing[0]) - 1)]]
+
+
 def test_scores_are_means_over_seeds_with_their_deviation() -> None:
     runs = [run("unimatch", dice, seed=seed) for seed, dice in enumerate((0.6, 0.7, 0.8))]
     means = [np.mean(own["scores"]["test"]["last/views"]["dice"]) for own in runs]

@@ -361,8 +361,9 @@ def test_what_is_reduced_stays_in_place(height: int, width: int) -> None:
         frame.resample(maps, frame.theta((height, width)), size, mode="bilinear")
         for maps in (unit, small)
     )
+    # An eighth of a pixel across, in which values rise by 2.
     seen = ndimage.binary_erosion(whole[0].numpy() > 0, iterations=2)
-    assert np.abs((whole - found)[0].numpy())[seen].max(initial=0) < 0.15
+    assert np.abs((whole - found)[0].numpy())[seen].max(initial=0) < 0.25
 
 
 @pytest.mark.parametrize(

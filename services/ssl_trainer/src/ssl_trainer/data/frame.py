@@ -27,6 +27,8 @@ BYTES = (0.0, 255.0)
 # bilinear sampling takes the mean of two, and skips the others (aliasing).
 MOST_PIXELS, RESIDUAL = 3, 2
 QUARTER = math.pi / 2
+# Share of a slice from which a region of interest is all of it.
+MOST_OF_SLICE = 0.7
 Window = tuple[float, float]
 Theta = npt.NDArray[np.float64]
 
@@ -89,6 +91,13 @@ class Roi:
         tall, wide = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
         centre = float(rows[0] + tall / 2), float(columns[0] + wide / 2)
         return Roi(*centre, margin * max(tall, wide), quarter_turns)
+
+    def or_whole(self, shape: tuple[int, ...]) -> Roi:
+        """The whole slice where this is most of it, so that nothing at its borders is lost."""
+        height, width = shape[:2]
+        if self.side**2 < MOST_OF_SLICE * height * width:
+            return self
+        return Roi.whole(shape, self.quarter_turns)
 
     def region(self, shape: tuple[int, ...]) -> Region:
         """The part of it that is in the slice, in whole pixels; the whole slice where none is."""

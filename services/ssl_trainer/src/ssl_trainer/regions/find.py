@@ -27,17 +27,22 @@ def of_labels(slices: Sequence[Slice]) -> dict[str, Roi]:
         if item.labels is not None:
             structures = item.labels > 0
             shown[item.series] = shown.get(item.series, structures) | structures
-    return {series: Roi.around(mask, MARGIN) for series, mask in shown.items() if mask.any()}
+    return {
+        series: Roi.around(mask, MARGIN).or_whole(mask.shape)
+        for series, mask in shown.items()
+        if mask.any()
+    }
 
 
-def of_answer(region: Region) -> Roi:
-    """What VESSA looked at, with a wider margin."""
-    return Roi(
+def of_answer(region: Region, shape: tuple[int, ...]) -> Roi:
+    """What VESSA looked at in slices of ``shape``, with a wider margin."""
+    seen = Roi(
         region.top + region.height / 2,
         region.left + region.width / 2,
         WINDOW_MARGIN * max(region.height, region.width),
         region.quarter_turns,
     )
+    return seen.or_whole(shape)
 
 
 def by_locator(

@@ -36,7 +36,9 @@ class Locator(nn.Module):
         inside_B1HW = unet.decode(self.net, features)
         # How it is turned is seen where it is.
         coarse = features[4]
-        weight = F.adaptive_avg_pool2d(torch.sigmoid(inside_B1HW.detach()), coarse.shape[2:])
+        height, width = coarse.shape[2:]
+        inside = torch.sigmoid(inside_B1HW.detach())
+        weight = F.adaptive_avg_pool2d(inside, (height, width))
         pooled_BC = (coarse * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
         return inside_B1HW, self.turn(pooled_BC)
 
@@ -58,7 +60,7 @@ class Locator(nn.Module):
             inside, logits = self(torch.stack(views).to(device))
             heat_1HW += frame.restore(torch.sigmoid(inside).mean(0).cpu(), shape, whole)
             turns_4 += torch.log_softmax(logits.cpu(), dim=1).mean(0).roll(turns)
-        return _square(heat_1HW[0], int(turns_4.argmax()))
+        return _square(heat_1HW[0], int(turns_4.argmax())).or_whole(shape)
 
 
 def _square(heat_HW: Tensor, quarter_turns: int) -> Roi:

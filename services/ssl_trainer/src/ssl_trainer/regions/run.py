@@ -22,6 +22,8 @@ from vessa_client import files
 
 REGIONS_FILE, LOCATOR_FILE = "regions.json", "locator.safetensors"
 PICTURE_FILE = "regions.png"
+# Series that VESSA is asked about before the first update.
+MOST_ASKED = 200
 # Told what begins and how often it goes on; returns what is called each time.
 Stage = Callable[[str, int], Callable[[], object]]
 
@@ -69,8 +71,9 @@ def find_all(
 
 
 def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> dict[str, Roi]:
-    """What VESSA says of each series."""
-    one_each = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
+    """What VESSA says of the series, or of some where there are very many: they teach the rest."""
+    each = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
+    one_each = [each[index] for index in files.spread(len(each), MOST_ASKED)]
     answers = assistant.regions(one_each, stage("Regions: VESSA looks", len(one_each)))
     if not answers:
         log.warning(
@@ -78,7 +81,8 @@ def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> d
             effect="the server says of no volume where it looked (is it older than this trainer?); "
             "the locator learns from the labelled ones only",
         )
-    return {series: find.of_answer(region) for series, region in answers.items()}
+    shapes = {item.series: item.image.shape for item in one_each}
+    return {series: find.of_answer(seen, shapes[series]) for series, seen in answers.items()}
 
 
 def load_regions(out: Path) -> dict[str, Roi]:
