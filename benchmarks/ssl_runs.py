@@ -40,7 +40,7 @@ import ssl_scores
 from acdc import ROOT, circumstances
 from ssl_processes import Process, RunError, locked, served
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Run, Task, agree, differences
-from ssl_trainer.evaluation.report import answered, read_log
+from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions.run import REGIONS_FILE
 from vessa_client import VessaClient, VessaError, files
 from vessa_client.console import console, print_error
@@ -181,17 +181,18 @@ def _known(comparison: Comparison, run: Run) -> Facts | None:
     """What is known of a run that was trained before: here, or among the results."""
     file = comparison.folder(run) / RUN
     here: Facts | None = json.loads(file.read_text()) if file.is_file() else None
-    if here is not None and not _same(comparison, run, here):
+    if here is not None and not same(comparison, run, here):
         raise RunError(
             f"{file.parent}: is of other settings, or other weights of VESSA; move it away to "
             "train again"
         )
     committed = {ssl_results.key(facts): facts for facts in ssl_results.read(comparison.results)}
-    known = here or committed.get(run.key)
-    return known if known is not None and _same(comparison, run, known) else None
+    found = here or committed.get(run.key)
+    return found if found is not None and same(comparison, run, found) else None
 
 
-def _same(comparison: Comparison, run: Run, facts: Facts) -> bool:
+def same(comparison: Comparison, run: Run, facts: Facts) -> bool:
+    """Whether facts are of a run with such settings, and of these weights of VESSA."""
     weights = comparison.vessa if run.server else None
     return agree(facts["config"], run.settings) and facts["vessa"] == weights
 
@@ -212,7 +213,7 @@ def _trained(comparison: Comparison, run: Run, folder: Path, lock: int) -> Facts
         _train(comparison.task, run, folder, start, lock)
     finally:
         files.write_text(folder / STARTS, json.dumps(starts))
-    return _facts(comparison, run, folder, starts)
+    return facts_of(comparison, run, folder, starts)
 
 
 def _train(task: Task, run: Run, folder: Path, start: Facts, lock: int) -> None:
@@ -221,7 +222,7 @@ def _train(task: Task, run: Run, folder: Path, start: Facts, lock: int) -> None:
     files.write_text(file, yaml.safe_dump(run.config, sort_keys=False))
     command = ["-m", "ssl_trainer", "train", str(file), "--out", str(folder), "--threads", "1"]
     begin = time.perf_counter()
-    fill = partial(_fill, task, run.subset)
+    fill = partial(fill_bank, task, run.subset)
     with served(folder / "server", fill) if run.server else contextlib.nullcontext() as server:
         if server is not None:
             command += ["--server", server.address]
@@ -234,13 +235,14 @@ def _train(task: Task, run: Run, folder: Path, start: Facts, lock: int) -> None:
         trainer.check()
 
 
-def _fill(task: Task, subset: str, client: VessaClient) -> None:
+def fill_bank(task: Task, subset: str, client: VessaClient) -> None:
     """Annotated slices as templates; those that are there already are known by their content."""
     for image, labels, name in task.templates(subset):
         client.add_template(image, labels, task.classes, name=name)
 
 
-def _facts(comparison: Comparison, run: Run, folder: Path, starts: Sequence[Facts]) -> Facts:
+def facts_of(comparison: Comparison, run: Run, folder: Path, starts: Sequence[Facts]) -> Facts:
+    """What there is to know of a trained run but for its scores."""
     log = read_log(folder / "log.jsonl")
     answers = answered(log)
     return {

@@ -21,7 +21,7 @@ scratch=$(mktemp -d) || exit 2
 trap 'rm -rf "$scratch"' EXIT
 python=${VESSA_PYTHON:-python3}
 code=$PWD/proto/src:$PWD/services/vessa_common/src:$PWD/services/vessa_server/src
-code+=:$PWD/gpu:$PWD/benchmarks:$PWD/tests
+code+=:$PWD/services/ssl_trainer/src:$PWD/gpu:$PWD/benchmarks:$PWD/tests
 code+=${PYTHONPATH:+:$PYTHONPATH}
 
 run() {

@@ -38,6 +38,11 @@ def _run(name: str, run: Path) -> str:
     run.mkdir(parents=True)
 
     out, clock = Path(os.environ["OUT"]), Clock.of(job.seconds)
+    if job.task:
+        from gpu_jobs import stage2
+
+        stretch = stage2.Stage2Context(job, manifest, folder, out, run, clock, machine)
+        return stage2.table(stage2.run(stretch))
     if not job.slices:
         from gpu_jobs import serve_smoke
         from gpu_jobs.context import Context

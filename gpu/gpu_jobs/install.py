@@ -20,7 +20,12 @@ from gpu_jobs.manifest import Manifest
 # What is carried of a wheel is named as it, but for this.
 PACKED = ".tar.xz"
 # Of this project, in the folder that the command is run in.
-PROJECTS = (Path("proto"), Path("services/vessa_common"), Path("services/vessa_server"))
+PROJECTS = (
+    Path("proto"),
+    Path("services/vessa_common"),
+    Path("services/vessa_server"),
+    Path("services/ssl_trainer"),
+)
 
 
 def main() -> None:

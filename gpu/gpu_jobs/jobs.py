@@ -24,6 +24,7 @@ class Job:
         brings: files that must come back; the log of the console does, too.
         trains: whether it brings weights that the next one begins with.
         slices: whether it needs a recipe of a training, and its data sets.
+        task: of the comparison of semi-supervised methods that it trains for; it needs its data.
         code: what it runs beside that of all jobs.
         record: file of its results, where a newer one takes the place of an older; by default
             each has a number.
@@ -36,6 +37,7 @@ class Job:
     brings: tuple[str, ...] = (*WEIGHTS, LOG, FIRST, RESULT)
     trains: bool = True
     slices: bool = True
+    task: str = ""
     code: tuple[str, ...] = ()
     record: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class Job:
 
 # A line of the log is also when losses are looked at; updates of large batches take seconds.
 _LEG = {"checkpoint_minutes": 1.0, "log_every": 5}
+# What Stage 2 runs beside.
+_TRAINER = ("benchmarks", "services/ssl_trainer/src")
 JOBS = {
     job.name: job
     for job in (
@@ -74,6 +78,54 @@ JOBS = {
             what="the same, with a learning rate that falls to nothing, to end well",
             seconds=540,
             settings=_LEG | {"decay_share": 1.0},
+        ),
+        Job(
+            name="stage2-cells",
+            what="runs of the comparison of semi-supervised methods, many side by side",
+            seconds=540,
+            brings=(RESULT,),
+            trains=False,
+            slices=False,
+            task="acdc",
+            code=(*_TRAINER, "benchmarks/tasks/acdc.yaml"),
+            settings={
+                "subsets": ["1", "3", "7"],
+                # Those that decide come first: the clock ends the list somewhere.
+                "methods": [
+                    "vessa",
+                    "unimatch",
+                    "unimatch-quarters",
+                    "unimatch-regions",
+                    "vessa-regions",
+                    "vessa-labels",
+                    "bcp",
+                    "cps",
+                    "mean-teacher",
+                    "supervised",
+                ],
+                "seeds": [0, 1, 2],
+                "steps": [2500, 10000],
+                "workers": 8,
+                "compile": False,
+            },
+        ),
+        Job(
+            name="stage2-acdc",
+            what="one run of the field's protocol, 256 x 256 and 30,000 updates",
+            seconds=540,
+            brings=(RESULT,),
+            trains=False,
+            slices=False,
+            task="acdc_256",
+            code=(*_TRAINER, "benchmarks/tasks/acdc_256.yaml"),
+            settings={
+                "subsets": ["1"],
+                "methods": ["vessa"],
+                "seeds": [0],
+                "steps": [30000],
+                "workers": 1,
+                "compile": True,
+            },
         ),
     )
 }

@@ -22,7 +22,7 @@ CODE = (
     "services/vessa_common/src",
     "services/vessa_server/src",
 )
-PACK, RECIPE, WHEELS = "slices.pack", "recipe.yaml", "wheels"
+PACK, RECIPE, WHEELS, VOLUMES = "slices.pack", "recipe.yaml", "wheels", "volumes.zip"
 WORK = Path("gpu") / ".work"
 
 

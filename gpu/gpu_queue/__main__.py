@@ -47,7 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--pack", type=Path, help="pack of slices that is ready, in place of --data")
     add("--recipe", default="nano", help="of the training: a name, or a YAML file [nano]")
     add("--weights", type=Path, default=paths.SHIPPED, help="to begin with [the shipped ones]")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe's")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="over the recipe's, or the job's",
+    )
     add("--no-wheels", action="store_true", help="for a machine with all packages")
     add = actions.add_parser("rehearse", help="run the command here, small").add_argument
     add("--python", type=Path, help="one with the packages of the machine")

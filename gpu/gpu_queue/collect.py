@@ -10,7 +10,7 @@ from pathlib import Path
 from gpu_jobs import log
 from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import LOG, PICTURE, WEIGHTS, Job
-from gpu_queue import paths, results
+from gpu_queue import paths, results, stage2
 from vessa_client import files
 from vessa_client.console import console
 
@@ -30,7 +30,11 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
     file = paths.RESULTS / job.record if job.record else results.result_file(job.name, number)
     target = paths.SHIPPED if ship else paths.LEGS / f"{job.name}_{number}"
     taken = _take(folder, _kept(job), target)
-    record = {n: v for n, v in result.items() if n not in {"files", "rehearsal"}}
+    left_out = {"files", "rehearsal"}
+    if job.task:
+        taken.append(stage2.take(job, result, folder))
+        left_out.add("runs")
+    record = {n: v for n, v in result.items() if n not in left_out}
     if job.trains:
         record["log"], record["validation_log"] = map(log.thinned, log.read(folder / LOG))
     files.write_text(file, json.dumps(record, indent=1) + "\n")
@@ -39,6 +43,8 @@ def collect(job: Job, folder: Path, *, ship: bool = False) -> Path:
     named = " ".join(map(paths.inside, [*taken, file, paths.TABLE]))
     title = f"{job.name} on" if job.record else f"{job.name} {number} on"
     what = "{images} images, {images_per_second} a second".format(**result) if job.trains else ""
+    if job.task:
+        what = f"made {len(result['runs'])} runs"
     console.print(
         f"{title} {result['device']} {what}\n\n"
         f"    git add {named}\n"

@@ -28,7 +28,9 @@ from gpu_queue.paths import CODE, PROJECTS
 from vessa_client.console import console
 
 # Packages of this project travel as code.
-OURS = frozenset({"vessa-client", "vessa-common", "vessa-server"})
+OURS = frozenset({"vessa-client", "vessa-common", "vessa-server", "ssl-trainer"})
+# Of HDF5 files, which no job reads; MONAI loads it where it is.
+UNUSED = frozenset({"h5py"})
 # torch.utils.tensorboard imports the one and forms of FastAPI the other, which do not require them.
 UNDECLARED = frozenset({"tensorboard", "python-multipart"})
 
@@ -76,7 +78,7 @@ def probe(job: Job) -> tuple[frozenset[str], frozenset[str]]:
 def needs(machine: Machine, loaded: frozenset[str], named: frozenset[str]) -> Needs:
     """Follow requirements from what our files import to what has to be carried."""
     wanted: dict[str, SpecifierSet] = {
-        n: SpecifierSet() for n in (named - OURS) | (UNDECLARED & loaded)
+        n: SpecifierSet() for n in (named - OURS - UNUSED) | (UNDECLARED & loaded)
     }
     for folder in PROJECTS:
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

@@ -19,6 +19,7 @@ CODE = (
     ROOT / "proto" / "src",
     ROOT / "services" / "vessa_common" / "src",
     ROOT / "services" / "vessa_server" / "src",
+    ROOT / "services" / "ssl_trainer" / "src",
     ROOT / "benchmarks",
     ROOT / "tests",
 )
@@ -26,6 +27,7 @@ PROJECTS = (
     ROOT / "proto",
     ROOT / "services" / "vessa_common",
     ROOT / "services" / "vessa_server",
+    ROOT / "services" / "ssl_trainer",
 )
 
 

@@ -13,7 +13,7 @@ from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import GRACE_SECONDS, Job
 from gpu_jobs.manifest import Manifest, Wheel
 from gpu_queue import machine as machines
-from gpu_queue import packages, paths, slices, travel, wheels
+from gpu_queue import packages, paths, slices, stage2, travel, wheels
 from gpu_queue.machine import MIB, Machine
 from gpu_queue.packages import Needs
 from gpu_queue.settings import plan
@@ -50,7 +50,9 @@ def prepare(
     """
     if job.slices and data is None and pack is None:
         raise JobError("--data or --pack: expected one of them")
-    if not job.slices and (data or pack or changes):
+    if job.task and (data is None or pack or weights.resolve() != paths.SHIPPED.resolve()):
+        raise JobError(f"{job.name}: takes --data, no --pack, and the shipped weights")
+    if not job.slices and not job.task and (data or pack or changes):
         raise JobError(f"{job.name}: takes no --data, --pack or --set")
     machine = machines.read(paths.MACHINE)
     if job.seconds + GRACE_SECONDS >= machine.command_seconds:
@@ -65,10 +67,16 @@ def prepare(
     if job.slices:
         settings = plan(job, file, changes or {})
         shutil.copyfile(file, folder / manifests.RECIPE)
+    elif job.task:
+        settings = stage2.plan(job, changes or {})
     needed = packages.needs(machine, *packages.probe(job)) if carry_wheels else Needs()
     carried = [_carry(name, needed, machine, folder) for name in sorted(needed.carried)]
     if job.slices:
         _put_slices(_candidates(file, data, pack), folder, machine)
+    elif job.task:
+        assert data is not None
+        stage2.put_volumes(job, data, folder)
+        stage2.put_states(job, settings, folder, machine)
     carried += _spares(needed, machine, folder)
     manifest = Manifest(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -135,8 +143,8 @@ def _say(job: Job, manifest: Manifest, folder: Path, load: str) -> None:
     spare = [w.requirement for w in manifest.wheels if w.spare]
     begins = [f"Begins with {manifest.weights} ({manifest.weights_digest[:12]})"]
     begins += [f"{k} {v}" for k, v in sorted(manifest.settings.items())]
-    pack = folder / manifests.PACK
-    slices_ = f"Slices: {pack.stat().st_size / MIB:.1f} MiB\n" if job.slices else ""
+    packs = [folder / name for name in (manifests.PACK, manifests.VOLUMES)]
+    slices_ = "".join(f"Slices: {p.stat().st_size / MIB:.1f} MiB\n" for p in packs if p.is_file())
     console.print(
         f"Packages: {len(manifest.requirements)} needed. Carried: {', '.join(firm) or 'none'}. "
         f"Carried in case that those there are too old: {', '.join(spare) or 'none'}.\n"

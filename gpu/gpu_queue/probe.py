@@ -1,8 +1,8 @@
 """Which packages a job imports: found by running one, not by guessing.
 
 ``python -m gpu_queue.probe JOB FOLDER`` trains a small model for one update in ``FOLDER``, or
-serves one some requests, and prints, as JSON, the packages whose modules are loaded then, and those
-that the project's own files name.
+serves one some requests, or both, and prints, as JSON, the packages whose modules are loaded then,
+and those that the project's own files name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from gpu_jobs.jobs import JOBS
-from gpu_queue.paths import CODE
+from gpu_queue.paths import CODE, ROOT
 
 # What the job of serving runs in processes of its own, and itself.
 SERVING = (
@@ -30,13 +30,18 @@ SERVING = (
     "integration.test_runtimes",
     "vessa_server.cli",
 )
+# A small data set in the tree, and whom of it is labelled.
+SAMPLE, LABELLED = ROOT / "examples" / "acdc-sample", "patient099"
 
 
 def main() -> None:
     """Run, look, print."""
     job, out = JOBS[sys.argv[1]], Path(sys.argv[2])
     with contextlib.redirect_stdout(io.StringIO()):
-        (_train if job.slices else _serve)(out)
+        if job.task:
+            _stage2(out)
+        else:
+            (_train if job.slices else _serve)(out)
     print(json.dumps(packages()))
 
 
@@ -64,6 +69,14 @@ def _train(out: Path) -> None:
 def _serve(out: Path) -> None:
     """All that the job of serving imports: a real server, a text, a volume, and the tests."""
     import golden_answers
+
+    _answer(out)
+    next(golden_answers.requests())
+    for module in SERVING:
+        importlib.import_module(module)
+
+
+def _answer(out: Path) -> None:
     from support import engine_of, picture, running
     from vessa_client import SegmentationRequest, VessaClient, VolumeRequest
 
@@ -72,8 +85,24 @@ def _serve(out: Path) -> None:
         client.segment(SegmentationRequest(image=image, student_mask=labels))
         client.segment(SegmentationRequest(image=image, text="bright", explain=True))
         list(client.segment_volume(VolumeRequest(slices=(image, image))))
-    next(golden_answers.requests())
-    for module in SERVING:
+
+
+def _stage2(out: Path) -> None:
+    """All that runs of the comparison import: server, training, and scores."""
+    import ssl_scores
+    from gpu_jobs import stage2, stage2_train
+    from ssl_tasks import Task, merged
+    from ssl_trainer.config import parse
+    from ssl_trainer.unimatch.trainer import UniMatchTrainer
+
+    _answer(out / "served")
+    task = Task.load("acdc")
+    small = merged(stage2.SMALL_TRAIN, {"regions": False, "steps": 1, "validate_every": 1})
+    data = {"root": str(SAMPLE), "classes": [c.name for c in task.classes], "labelled": [LABELLED]}
+    config = parse(merged(small, {"data": data}))
+    UniMatchTrainer(config, out / "run").run()
+    ssl_scores.score(out / "run", "val")
+    for module in ("gpu_jobs.__main__", stage2_train.__name__, "vessa_server.cli"):
         importlib.import_module(module)
 
 

@@ -14,7 +14,7 @@ from gpu_jobs import log
 from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import LOG, RESULT, Job
 from gpu_jobs.manifest import sha256
-from gpu_queue import paths
+from gpu_queue import paths, stage2
 from gpu_queue.machine import MIB, Machine
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
@@ -45,6 +45,8 @@ def check(
         _check_size(folder, rehearsed)
     if wrong := _not_finite(result):
         raise JobError(f"{folder / RESULT}: {wrong} is not finite")
+    if job.task:
+        stage2.check(job, result, folder, rehearsed=rehearsed is not None)
     if not job.trains:
         return result
     for name, expected in result["files"].items():

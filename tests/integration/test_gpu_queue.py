@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +18,11 @@ from gpu_jobs import manifest as manifests
 from gpu_jobs.errors import WRONG_INPUT, JobError
 from gpu_jobs.jobs import JOBS, RESULT
 from gpu_queue import paths
-from gpu_queue.collect import collect, set_state
+from gpu_queue.collect import collect
 from gpu_queue.prepare import prepare
 from gpu_queue.rehearse import rehearse
 from support import ROOT, picture, tiny_model
+from support_gpu import change, device, project, states, use
 from vessa_server.model import checkpoint
 from vessa_server.training.trainer import Start
 
@@ -40,7 +38,6 @@ data:
       classes: [{name: disc, description: Bright.}, {name: bar, description: Dark.}]
 """
 WEIGHTS = "services/vessa_server/weights/nano"
-COPIED = ("gpu", "proto", "services/vessa_common", "services/vessa_server", ".gitignore")
 
 
 @dataclass(frozen=True)
@@ -61,41 +58,15 @@ def _data(folder: Path) -> Path:
     return folder
 
 
-def _project(target: Path) -> None:
-    ignored = shutil.ignore_patterns(".work", "results", "__pycache__", "*.egg-info")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, target / name)
-    (target / "benchmarks" / "results").mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "TABLE", target / "gpu" / "README.md")
-        for job in JOBS:
-            set_state(job, "waiting")
-    git = ["git", "-C", str(target), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "copy"]):
-        subprocess.run([*git, *command], check=True)
-
-
-def _use(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for name, place in (
-        ("ROOT", "."), ("WORK", "gpu/.work"), ("MACHINE", "gpu/machine.toml"),
-        ("TABLE", "gpu/README.md"), ("SHIPPED", "services/vessa_server/weights/nano"),
-        ("RESULTS", "benchmarks/results"), ("LEGS", "gpu/results"),
-    ):  # fmt: skip
-        patch.setattr(paths, name, root / place)
-
-
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Rehearsed:
     folder = tmp_path_factory.mktemp("queue")
     root = folder / "project"
-    _project(root)
+    project(root)
     recipe = folder / "tiny.yaml"
     recipe.write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        _use(root, patch)
+        use(root, patch)
         data = _data(folder / "data")
         for _ in range(2):  # the second time with the pack of before
             prepare(
@@ -112,25 +83,13 @@ def brought(rehearsed: Rehearsed, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = tmp_path / "project"
     shutil.copytree(rehearsed.root, root, ignore=shutil.ignore_patterns(".git", "packs"))
     shutil.copytree(rehearsed.out, tmp_path / "out")
-    _use(root, monkeypatch)
-    _change(tmp_path / "out", lambda result: result.update(rehearsal=False, device="H100"))
+    use(root, monkeypatch)
+    change(tmp_path / "out", lambda result: result.update(rehearsal=False, device="H100"))
     return tmp_path / "out"
 
 
-def _change(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    file = out / RESULT
-    result = json.loads(file.read_text())
-    change(result)
-    file.write_text(json.dumps(result))
-
-
-def _states() -> dict[str, str]:
-    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([^|\n]*) \|$", paths.TABLE.read_text(), re.MULTILINE)
-    return {job: state.strip() for job, state in rows}
-
-
 def _renew_digest(out: Path, name: str) -> None:
-    _change(out, lambda result: result["files"].update({name: manifests.sha256(out / name)}))
+    change(out, lambda result: result["files"].update({name: manifests.sha256(out / name)}))
 
 
 def test_what_a_rehearsal_brings_is_whole(rehearsed: Rehearsed) -> None:
@@ -156,11 +115,13 @@ def test_collected_weights_are_shipped_and_the_table_says_so(brought: Path) -> N
     assert record["device"] == "H100"
     assert len(record["log"]) == 2
     assert checkpoint.digest(paths.SHIPPED) == checkpoint.digest(brought) != before
-    assert _states() == {
+    assert states() == {
         "stage1-smoke": "waiting",
         "serve-smoke": "waiting",
         "stage1-leg": f"done: [{file.stem}](../benchmarks/results/{file.name})",
         "stage1-decay": "waiting",
+        "stage2-cells": "waiting",
+        "stage2-acdc": "waiting",
     }
     with pytest.raises(JobError, match="they have changed since the job was prepared"):
         collect(LEG, brought)
@@ -197,7 +158,7 @@ def test_results_of_smoke_jobs_go_to_their_places(brought: Path, tmp_path: Path)
     ]
     record = json.loads((paths.ROOT / files[-1]).read_text())
     assert (record["job"], record["device"]) == ("serve-smoke", "H100")
-    assert _states()["serve-smoke"] == "done: [serve_smoke](../benchmarks/results/serve_smoke.json)"
+    assert states()["serve-smoke"] == "done: [serve_smoke](../benchmarks/results/serve_smoke.json)"
     assert sorted(f.name for f in paths.LEGS.iterdir()) == ["stage1-smoke_1", "stage1-smoke_2"]
 
 
@@ -205,7 +166,7 @@ def test_a_result_that_is_not_finite_is_not_collected(brought: Path, tmp_path: P
     folder = _smoke(tmp_path / "smoke", "serve-smoke", parts={"fp32": {"rows": [1.0, math.nan]}})
     with pytest.raises(JobError, match="result/parts/fp32/rows/1 is not finite"):
         collect(JOBS["serve-smoke"], folder)
-    assert _states()["serve-smoke"] == "waiting"
+    assert states()["serve-smoke"] == "waiting"
 
 
 def test_a_job_without_slices_is_prepared_without_data_and_notices_changed_code(
@@ -215,15 +176,15 @@ def test_a_job_without_slices_is_prepared_without_data_and_notices_changed_code(
     with pytest.raises(JobError, match="takes no --data, --pack or --set"):
         prepare(job, changes={"groups": 2})
     root = tmp_path / "project"
-    _project(root)
+    project(root)
     file = root / "benchmarks" / "model_steps.py"
     file.write_text("STEPS = 9\n")
-    _use(root, monkeypatch)
+    use(root, monkeypatch)
     prepared = prepare(job, weights=paths.SHIPPED, carry_wheels=False)
     assert prepared.settings == {}
     assert [f.name for f in (paths.WORK / job.name).iterdir() if f.is_file()] == ["manifest.json"]
     file.write_text("STEPS = 10\n")
-    done = _device(root, job.name, tmp_path / "out")
+    done = device(root, job.name, tmp_path / "out")
     assert done.returncode == WRONG_INPUT
     assert "not that of `prepare`" in done.stdout
 
@@ -268,9 +229,9 @@ def _forget_images(out: Path) -> None:
         (_swap_weights, "is for another configuration"),
         (_damage, "model.safetensors: missing, or not of the digest"),
         (_forget_images, "has seen 0 images, not more than before"),
-        (lambda out: _change(out, lambda r: r.update(rehearsal=True)), "of a rehearsal"),
-        (lambda out: _change(out, lambda r: r.update(job="stage1-decay")), "of job 'stage1-decay'"),
-        (lambda out: _change(out, lambda r: r.update(error="100 images/s")), "ended itself: 100"),
+        (lambda out: change(out, lambda r: r.update(rehearsal=True)), "of a rehearsal"),
+        (lambda out: change(out, lambda r: r.update(job="stage1-decay")), "of job 'stage1-decay'"),
+        (lambda out: change(out, lambda r: r.update(error="100 images/s")), "ended itself: 100"),
     ],
 )
 def test_what_is_wrong_is_not_collected(
@@ -282,13 +243,13 @@ def test_what_is_wrong_is_not_collected(
         collect(LEG, brought, ship=True)
     assert checkpoint.digest(paths.SHIPPED) == before
     assert not list(paths.RESULTS.iterdir())
-    assert _states()["stage1-leg"] == "waiting"
+    assert states()["stage1-leg"] == "waiting"
 
 
 def test_too_much_to_travel_is_refused_with_the_largest_named(
     rehearsed: Rehearsed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _use(rehearsed.root, monkeypatch)
+    use(rehearsed.root, monkeypatch)
     monkeypatch.setattr(paths, "WORK", rehearsed.root / "gpu" / ".work" / "other")
     small = tmp_path / "machine.toml"
     small.write_text(
@@ -303,18 +264,6 @@ def test_too_much_to_travel_is_refused_with_the_largest_named(
     finally:
         (rehearsed.root / "notes.bin").unlink()
     assert not (paths.WORK / LEG.name / manifests.MANIFEST).exists()
-
-
-def _device(root: Path, job: str, out: Path) -> subprocess.CompletedProcess[str]:
-    """The command on the machine."""
-    return subprocess.run(
-        ["bash", "gpu/device.sh", job],
-        cwd=root,
-        env={"PATH": os.environ["PATH"], "OUT": str(out), "VESSA_PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -343,7 +292,7 @@ def test_a_job_that_did_not_arrive_as_prepared_ends_in_one_line(
     root = tmp_path / "project"
     shutil.copytree(rehearsed.root, root, ignore=shutil.ignore_patterns(".git", "packs"))
     spoil(root / "gpu" / ".work" / LEG.name)
-    done = _device(root, LEG.name, tmp_path / "out")
+    done = device(root, LEG.name, tmp_path / "out")
     assert done.returncode == WRONG_INPUT
     assert message in done.stdout
     assert done.stdout.startswith("Error: ")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, load, to_dict
-from ssl_trainer.evaluation.report import answered, read_log
+from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions import training
 from ssl_trainer.regions.run import REGIONS_FILE
 from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE, StateError

@@ -21,8 +21,8 @@ from ssl_trainer.config import parse, to_dict
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.evaluation.log import answered
 from ssl_trainer.evaluation.metrics import foreground_dice
-from ssl_trainer.evaluation.report import answered
 from ssl_trainer.unimatch import quality
 from ssl_trainer.unimatch.trainer import UniMatchTrainer
 from trainer_support import small_config, write_case, write_dataset

@@ -5,7 +5,6 @@ Axes: H W space.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import header, mean_sd
+from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
 from ssl_trainer.regions.run import PICTURE_FILE
@@ -46,25 +46,6 @@ PSEUDO: tuple[LossCurve, ...] = (
     ("teacher/confident", "pixels of which the teacher is sure"),
     ("assistant/weight", "weight of VESSA"),
 )
-
-
-@dataclass(frozen=True)
-class Answered:
-    """How many answers VESSA was asked for, and gave.
-
-    Attributes:
-        requested, received: in all.
-        gaps: first and last updates of the stretches in which some did not come.
-    """
-
-    requested: int
-    received: int
-    gaps: tuple[tuple[int, int], ...]
-
-    @property
-    def share(self) -> float:
-        """Of the answers that came; 1 where none was asked for."""
-        return self.received / self.requested if self.requested else 1.0
 
 
 @dataclass(frozen=True)
@@ -109,31 +90,6 @@ def write(
     file = run / REPORT
     files.write_text(file, _markdown(run, config, split, predictor, scores, log, shown))
     return file
-
-
-def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines by step; a resumed run may have written a step twice, and the last one counts."""
-    by_step = {}
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            entry = json.loads(line)
-            by_step[entry["step"]] = entry
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def answered(log: Sequence[dict[str, float]]) -> Answered:
-    """What a log says of VESSA's answers; each line counts those since the line before."""
-    requested = received = before = 0
-    gaps: list[tuple[int, int]] = []
-    for entry in log:
-        step, asked = int(entry["step"]), int(entry.get("assistant/requested", 0))
-        came = int(entry.get("assistant/received", 0))
-        requested, received = requested + asked, received + came
-        if came < asked:
-            goes_on = bool(gaps) and gaps[-1][1] == before
-            gaps.append((gaps.pop()[0] if goes_on else before + 1, step))
-        before = step
-    return Answered(requested, received, tuple(gaps))
 
 
 def _series(log: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,52 @@
+"""What ``log.jsonl`` of a training says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How many answers VESSA was asked for, and gave.
+
+    Attributes:
+        requested, received: in all.
+        gaps: first and last updates of the stretches in which some did not come.
+    """
+
+    requested: int
+    received: int
+    gaps: tuple[tuple[int, int], ...]
+
+    @property
+    def share(self) -> float:
+        """Of the answers that came; 1 where none was asked for."""
+        return self.received / self.requested if self.requested else 1.0
+
+
+def read_log(file: Path) -> list[dict[str, float]]:
+    """Lines by step; a resumed run may have written a step twice, and the last one counts."""
+    by_step = {}
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            by_step[entry["step"]] = entry
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def answered(log: Sequence[dict[str, float]]) -> Answered:
+    """What a log says of VESSA's answers; each line counts those since the line before."""
+    requested = received = before = 0
+    gaps: list[tuple[int, int]] = []
+    for entry in log:
+        step, asked = int(entry["step"]), int(entry.get("assistant/requested", 0))
+        came = int(entry.get("assistant/received", 0))
+        requested, received = requested + asked, received + came
+        if came < asked:
+            goes_on = bool(gaps) and gaps[-1][1] == before
+            gaps.append((gaps.pop()[0] if goes_on else before + 1, step))
+        before = step
+    return Answered(requested, received, tuple(gaps))

@@ -1,0 +1,314 @@
+"""Stage 2 on a machine with a GPU: which runs, packed data, trainings side by side, states."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gpu_jobs import stage2_compiling, stage2_train, stage2_trainings, volumes
+from gpu_jobs import stage2_states as states
+from gpu_jobs.errors import FAILED_CHECK, NO_GPU, TOO_SLOW, JobError
+from gpu_jobs.jobs import JOBS
+from gpu_jobs.stage2_compiling import Compiling
+from gpu_jobs.stage2_plan import Plan
+from gpu_jobs.stage2_servers import Servers
+from gpu_jobs.stage2_states import Note
+from gpu_jobs.stage2_trainings import Training, Trainings
+from ssl_processes import Process
+from ssl_runs import Comparison
+from ssl_tasks import Facts, Task
+from ssl_trainer.config import to_dict
+from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from support import CLASSES
+from trainer_support import same, small_config, write_dataset
+
+SETTINGS = JOBS["stage2-cells"].settings
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    root = write_dataset(tmp_path / "data")
+    train = to_dict(small_config(root, steps=6))
+    del train["seed"]
+    task = Task("small", root, CLASSES, {"1": ["p0"]}, train, {})
+    return Comparison(task, tmp_path / "runs", tmp_path / "results.json", workers=4)
+
+
+def test_runs_that_are_compared_come_one_after_the_other() -> None:
+    task = Task.load("acdc")
+    changes = {"subsets": [1, "7"], "methods": ["vessa", "cps"], "seeds": 3, "steps": [20, 10]}
+    runs = Plan.of(task, {**SETTINGS, **changes}).runs(task)
+    assert [(run.steps, run.seed, run.subset, run.method) for run in runs] == [
+        (steps, 3, subset, method)
+        for steps in (20, 10)
+        for subset in ("1", "7")
+        for method in ("vessa", "cps")
+    ]
+    for job in ("stage2-cells", "stage2-acdc"):
+        task = Task.load(JOBS[job].task)
+        assert Plan.of(task, JOBS[job].settings).runs(task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "unimatsh"}, "methods: 'unimatsh', expected some of supervised, "),
+        ({"subsets": [9]}, "subsets: '9', expected some of 1, 3, 7"),
+        ({"steps": "many"}, "steps: 'many', expected whole numbers from 1"),
+        ({"workers": 0}, "workers: 0, expected whole numbers from 1"),
+        ({"compile": 1}, "compile: 1, expected true or false"),
+        ({"step": 5}, "settings: step: expected subsets, methods, seeds, steps"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        Plan.of(Task.load("acdc"), {**SETTINGS, **changes})
+
+
+def test_a_packed_data_set_is_read_as_the_one_that_was_packed(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    pack = tmp_path / "volumes.zip"
+    volumes.write(root, ("train", "val"), pack)
+    assert volumes.read(pack, tmp_path / "again") == 6
+    for path in sorted(root.rglob("*.nii.gz")):
+        before = nib.load(path)
+        after = nib.load(tmp_path / "again" / path.relative_to(root).with_suffix(""))
+        assert after.header == before.header
+        one, other = (np.asanyarray(image.dataobj) for image in (before, after))
+        assert one.dtype == other.dtype
+        if path.name.endswith("_gt.nii.gz"):
+            assert (one == other).all()
+        else:
+            difference = one.astype(float) - other
+            assert 0 < np.sqrt((difference**2).mean()) < 3
+    assert volumes.read(pack, tmp_path / "some", lambda name: name.startswith("val/")) == 2
+    pack.write_bytes(pack.read_bytes()[:-100])
+    with pytest.raises(JobError, match=r"volumes.zip: cannot be read: BadZipFile"):
+        volumes.read(pack, tmp_path / "damaged")
+
+
+def test_volumes_that_would_lose_their_values_are_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    image = nib.Nifti1Image(np.zeros((4, 5, 3), dtype=np.int16), np.eye(4))
+    nib.save(image, tmp_path / "train" / "p.nii")
+    with pytest.raises(JobError, match=r"int16, shape \(4, 5, 3\); expected a uint8 volume"):
+        volumes.write(tmp_path, ("train",), tmp_path / "pack")
+
+
+def _begin(comparison: Comparison, method: str = "unimatch") -> Path:
+    run = comparison.task.run("1", method, 0)
+    folder = comparison.folder(run)
+    folder.mkdir(parents=True)
+    (folder / stage2_train.INPUT).write_text(json.dumps(run.config))
+    return folder
+
+
+def test_a_training_that_is_stopped_goes_on_from_its_packed_state_as_if_it_had_not_been(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    folder = _begin(comparison)
+    with pytest.raises(stage2_train.Stopped):
+        stage2_train.train(folder, None, stop=0.0)
+    progress = json.loads((folder / stage2_train.PROGRESS).read_text())
+    assert (progress["step"], progress["device"]) == (1, "cpu")
+    note = Note("small", "1/unimatch/steps_6/seed_0", 1, 6, None)
+    file = tmp_path / states.file_name("small", comparison.task.run("1", "unimatch", 0))
+    assert file.name == "state_small_1_unimatch_steps_6_seed_0.tar.gz"
+    assert states.pack(folder, note, file) == ""
+    assert states.note_of(file) == note
+    states.unpack(file, tmp_path / "on")
+    (tmp_path / "on" / stage2_train.INPUT).write_text((folder / stage2_train.INPUT).read_text())
+    stage2_train.train(tmp_path / "on", None, stop=time.time() + 600)
+    whole = UniMatchTrainer(_config(folder), tmp_path / "whole")
+    whole.run()
+    assert same(tmp_path / "on", tmp_path / "whole")
+    # Trained to its end it is only scored; what is scored is not scored again.
+    with pytest.raises(stage2_train.Stopped):
+        stage2_train.score(tmp_path / "on", stop=0.0)
+    stage2_train.score(tmp_path / "on", stop=time.time() + 600)
+    assert json.loads((tmp_path / "on" / "scores_of_val.json").read_text())["patients"] == ["p3"]
+    stage2_train.score(tmp_path / "on", stop=0.0)
+
+
+def _config(folder: Path) -> Any:
+    from ssl_trainer.config import load
+
+    return load(folder / stage2_train.INPUT)
+
+
+def test_states_that_cannot_come_back_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, file = Note("small", "run", 1, 6, None), tmp_path / "state.tar.gz"
+    assert states.pack(tmp_path, note, file) == "no state was written yet"
+    (tmp_path / "last.safetensors").write_bytes(np.random.default_rng(0).bytes(3 << 20))
+    monkeypatch.setattr(states, "LARGEST", 2 << 20)
+    assert states.pack(tmp_path, note, file) == "its state has 3 MiB, more than 2"
+    assert not file.exists()
+    file.write_bytes(b"no archive")
+    with pytest.raises(JobError, match=r"state.tar.gz: no state of a run"):
+        states.note_of(file)
+
+
+def test_networks_are_compiled_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage2_compiling, "WARM", 2)
+    monkeypatch.setattr(stage2_compiling, "MEASURED", 4)
+    for faster in (True, False):
+        now = iter([0.0, 4.0, 14.0, 14.0 + 4 * (0.9 if faster else 1.1)])
+        monkeypatch.setattr(
+            "gpu_jobs.stage2_compiling.time.perf_counter", lambda now=now: next(now)
+        )
+        network = nn.Linear(3, 2)
+        before = network(torch.ones(1, 3))
+        compiling = Compiling([network], backend="eager")
+        for update in range(12):
+            compiling.update()
+            assert torch.equal(network(torch.ones(1, 3)), before)
+            assert (network._compiled_call_impl is not None) == (
+                update >= 5 and (faster or update < 11)
+            )
+        assert compiling.found["eager_ms"] == 1000
+        assert compiling.found["compiled_ms"] == (900 if faster else 1100)
+        assert compiling.found["compiling_seconds"] == 10
+
+
+@pytest.fixture
+def trainings(comparison: Comparison) -> Iterator[Trainings]:
+    task = comparison.task
+    runs = [task.run("1", "unimatch", seed) for seed in range(4)]
+    with Servers(task, [], comparison.out, "cpu") as servers:
+        found = Trainings(comparison, runs, servers, time.time() + 300, [], lambda facts: facts)
+        yield found
+        for training in found.running:
+            training.process.stop()
+
+
+def _running(trainings: Trainings, seed: int, step: int, rate: float, device: str) -> Training:
+    """A process that has made so many updates, and makes so many a second."""
+    run = trainings.comparison.task.run("1", "unimatch", seed, steps=1000)
+    folder = trainings.comparison.folder(run)
+    folder.mkdir(parents=True)
+    process = Process(folder / "run.log", "-c", "import time; time.sleep(100)")
+    training = Training(run, folder, process, {}, [])
+    note = {"step": step, "loss": 1.0, "device": device, "memory_mib": 1, "threads": 1}
+    file = folder / stage2_train.PROGRESS
+    file.write_text(json.dumps(note | {"time": training.began + 1}))
+    training.look()
+    note["step"] = step + rate * 10
+    file.write_text(json.dumps(note | {"time": training.began + 11}))
+    training.look()
+    assert training.rate == pytest.approx(rate)
+    trainings.running.append(training)
+    return training
+
+
+def test_where_no_run_would_end_half_of_them_wait(
+    trainings: Trainings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, step in enumerate((300, 100, 200, 0)):
+        _running(trainings, seed, step, rate=2.0, device="cuda:0")
+    now = time.time()
+    # The first one needs 340 s alone with the others.
+    trainings.deadline = now + stage2_trainings.STOP + 360
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 4
+    trainings.deadline = now + stage2_trainings.STOP + 80
+    trainings._shed(list(trainings.running))  # not even by itself
+    assert trainings.slots == 4
+    trainings.deadline = now + stage2_trainings.STOP + 200
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 2
+    assert "from now on 2 at once" in capsys.readouterr().out
+    assert [training.run.seed for training in trainings.running if training.shed] == [1, 3]
+    while not all(t.process.ended for t in trainings.running if t.shed):
+        pass
+    trainings._reap()
+    assert [training.run.seed for training in trainings.running] == [0, 2]
+    assert {run.seed for run in trainings.waiting[:2]} == {1, 3}
+    assert not trainings.failed
+
+
+@pytest.mark.parametrize(
+    ("device", "rate", "busy", "code"),
+    [
+        ("cpu", 9.0, 90.0, NO_GPU),
+        ("cuda:0", 0.1, 90.0, TOO_SLOW),
+        ("cuda:0", 9.0, 1.0, TOO_SLOW),
+        ("cuda:0", 9.0, None, 0),
+    ],
+)
+def test_trainings_are_looked_at_soon(
+    trainings: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    rate: float,
+    busy: float | None,
+    code: int,
+) -> None:
+    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
+    training = _running(trainings, 0, 10, rate, device)
+    trainings._look(lambda: busy)
+    assert not trainings.speed  # the first updates are those of a cold start
+    assert trainings._looked is not None
+    trainings._looked -= stage2_trainings.EVERY
+    if code:
+        with pytest.raises(JobError) as raised:
+            trainings._look(lambda: busy)
+        assert raised.value.code == code
+    else:
+        trainings._look(lambda: busy)
+    assert trainings.speed[training.run.name]["updates_per_second"] == rate
+
+
+def test_trainings_without_an_update_are_given_up(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
+    trainings._look(lambda: None)
+    trainings._began -= stage2_trainings.NONE_YET
+    with pytest.raises(JobError, match="no update after 200 s"):
+        trainings._look(lambda: None)
+
+
+def test_a_job_whose_runs_all_fail_is_ended(
+    trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage2_trainings, "Process", _Failing)
+    trainings.slots = 1
+    with pytest.raises(JobError, match=r"\d runs failed, none did not") as raised:
+        trainings.run(lambda: None, lambda: None)
+    assert raised.value.code == FAILED_CHECK
+    assert all("no such server" in reason for reason in trainings.failed.values())
+
+
+class _Failing(Process):
+    """A training that cannot be."""
+
+    def __init__(self, log: Path, *command: str) -> None:
+        super().__init__(log, "-c", "raise SystemExit('no such server')")
+
+
+def test_facts_say_where_a_run_was_made(comparison: Comparison, tmp_path: Path) -> None:
+    from gpu_jobs.clock import Clock
+    from gpu_jobs.manifest import Manifest
+    from gpu_jobs.stage2 import Stage2Context
+
+    manifest = Manifest(date="", commit="abc+", weights="weights", weights_digest="0" * 64)
+    job, now = dataclasses.replace(JOBS["stage2-cells"]), time.time()
+    context = Stage2Context(
+        job, manifest, tmp_path, tmp_path, tmp_path, Clock(now, now), {"device": "H100"}
+    )
+    facts: Facts = {"commit": "", "uncommitted": True, "processor": "x86", "seed": 3}
+    assert context.complete(facts) == {
+        "commit": "abc", "uncommitted": True, "processor": "H100", "images": "WebP 95", "seed": 3,
+    }  # fmt: skip
