@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -143,6 +144,14 @@ def locked(file: Path, *, wait: bool = False) -> Iterator[int]:
         except BlockingIOError as error:
             raise RunError(f"{file}: another process is at it") from error
         yield stream.fileno()
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _free_ports(count: int) -> list[int]:

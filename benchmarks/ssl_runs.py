@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import json
 import math
-import platform
 import signal
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import yaml
 import ssl_results
 import ssl_scores
 from acdc import ROOT, circumstances
-from ssl_processes import Process, RunError, locked, served
+from ssl_processes import Process, RunError, locked, processor, served
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Run, Task, agree, differences
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions.run import REGIONS_FILE
@@ -260,7 +259,7 @@ def facts_of(comparison: Comparison, run: Run, folder: Path, starts: Sequence[Fa
         "answered": answers.share if answers.requested else None,
         "regions": _regions(folder / REGIONS_FILE),
         **circumstances(),
-        "processor": _processor(),
+        "processor": processor(),
         "uncommitted": _uncommitted(),
         "curves": curves(log, run.config["validate_every"]),
         "scores": {},
@@ -312,14 +311,6 @@ def _score(comparison: Comparison, folder: Path, facts: Facts) -> None:
             file = ssl_scores.scores_file(folder, split)
             facts["scores"][split] = json.loads(file.read_text())
         files.write_text(folder / RUN, json.dumps(facts))
-
-
-def _processor() -> str:
-    """Its name, where the system tells."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _uncommitted() -> bool:

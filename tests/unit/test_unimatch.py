@@ -84,6 +84,15 @@ def test_dropout_masks_complement_each_other(batch: int, probability: float, see
     assert int(untouched.sum()) == int(batch * (1 - probability))
 
 
+def test_levels_of_a_vit_drop_the_same_channels() -> None:
+    for view in complementary_masks(3, (32,) * 4, 0.9, torch.Generator().manual_seed(0)):
+        assert len(view) == 4
+        assert all(torch.equal(level, view[0]) for level in view)
+    for view in complementary_masks(3, (32, 32, 64), 0.9, torch.Generator().manual_seed(0)):
+        assert [mask.shape[1] for mask in view] == [32, 32, 64]
+        assert not torch.equal(view[0], view[1])
+
+
 def test_dropped_channels_do_not_reach_the_logits() -> None:
     torch.manual_seed(0)
     student = models.build(UNET, 2).eval()

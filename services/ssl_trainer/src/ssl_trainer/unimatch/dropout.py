@@ -21,12 +21,14 @@ def complementary_masks(
         Masks of the first and of the second view, one for each level.
     """
     untouched = torch.randperm(batch, generator=generator)[: int(batch * (1 - probability))]
+    alike = len(set(channels)) == 1
     first, second = [], []
-    for count in channels:
+    for count in channels[:1] if alike else channels:
         keep = torch.bernoulli(torch.full((batch, count), 0.5), generator=generator) * 2
         drop = 2 - keep
         keep[untouched] = 1
         drop[untouched] = 1
         first.append(keep)
         second.append(drop)
-    return first, second
+    repeats = len(channels) if alike else 1
+    return first * repeats, second * repeats
