@@ -21,8 +21,8 @@ from heart import CLASSES
 from ssl_trainer import models
 from ssl_trainer.config import UNetConfig
 from ssl_trainer.data import frame
+from ssl_trainer.methods.losses import supervised_loss
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch.losses import supervised_loss
 from vessa_client import AnyArray, SegmentationRequest, UInt8Array
 from vessa_client.console import progress_bar
 from vessa_server.bank import TemplateBank

@@ -24,7 +24,7 @@ from ssl_trainer.config import TrainConfig, load
 from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters
-from ssl_trainer.unimatch.trainer import Checkpoint, load_student
+from ssl_trainer.training.trainer import Checkpoint, load_student
 from vessa_client import files
 
 PLAIN, TURNED, VIEWS = "plain", "turned", "views"

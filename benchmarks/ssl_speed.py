@@ -124,8 +124,8 @@ def show(rows: dict[str, Facts]) -> None:
     )
     for kind, row in rows.items():
         faster = row.get("times_faster")
-        told = f"{statistics.median(faster):.2f}" if faster else "-"
-        table.add_row(kind, f"{row['now_ms']:.0f}", f"{row['training_minutes']:.1f}", told)
+        ratio = f"{statistics.median(faster):.2f}" if faster else "-"
+        table.add_row(kind, f"{row['now_ms']:.0f}", f"{row['training_minutes']:.1f}", ratio)
     console.print(table)
 
 

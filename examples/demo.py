@@ -30,8 +30,8 @@ from ssl_trainer.data.cases import Case, find
 from ssl_trainer.evaluation.evaluate import Predict, evaluate
 from ssl_trainer.evaluation.metrics import CaseScores
 from ssl_trainer.evaluation.predictor import Predictor
-from ssl_trainer.unimatch.progress import run_with_progress
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
+from ssl_trainer.training.progress import run_with_progress
+from ssl_trainer.training.trainer import Trainer, load_student
 from vessa_client import (
     ClassDefinition,
     SegmentationRequest,
@@ -187,7 +187,7 @@ def one_shot_volume(client: VessaClient, case: Case) -> list[SegmentationResult]
 
 def train(config: TrainConfig, out: Path) -> Predictor:
     """Train a student; returns the best one."""
-    run_with_progress(UniMatchTrainer(config, out))
+    run_with_progress(Trainer(config, out))
     return load_student(out, config)
 
 

@@ -23,7 +23,7 @@ from ssl_trainer.config import (
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Regions, Roi, WeakTransform
 from ssl_trainer.data.store import SliceStore
-from ssl_trainer.unimatch import state
+from ssl_trainer.training import state
 from support import picture
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

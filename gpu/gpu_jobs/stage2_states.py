@@ -14,7 +14,7 @@ from ssl_runs import STARTS
 from ssl_scores import scores_file
 from ssl_tasks import Run
 from ssl_trainer.regions.run import LOCATOR_FILE, REGIONS_FILE
-from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE
+from ssl_trainer.training.state import BEST_FILE, STATE_FILE
 
 # In the carried folder, in what comes back, and in the ignored folder of this machine.
 FOLDER, PREFIX, SUFFIX = "states", "state_", ".tar.gz"

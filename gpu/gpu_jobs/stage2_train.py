@@ -22,7 +22,7 @@ from gpu_jobs.stage2_compiling import Compiling
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
 from ssl_trainer.regions import training as locator_training
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 from vessa_client import files
 from vessa_common import processes
 
@@ -70,7 +70,7 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
     """
     config = load(folder / INPUT, [f"assistant.server={json.dumps(server)}"])
     with processes.joined() as group:
-        trainer = UniMatchTrainer(config, folder, group)
+        trainer = Trainer(config, folder, group)
         # Not the teacher: it also predicts volumes, each with as many slices as it has.
         students = list(trainer.method.students)
         compiling = Compiling(students) if compiled and group.device.type == "cuda" else None
@@ -88,7 +88,7 @@ class Watch:
     """Notes how far a training is, and stops it in time."""
 
     def __init__(
-        self, trainer: UniMatchTrainer, folder: Path, stop: float, compiling: Compiling | None
+        self, trainer: Trainer, folder: Path, stop: float, compiling: Compiling | None
     ) -> None:
         self.trainer, self.folder, self.stop = trainer, folder, stop
         self.compiling = compiling

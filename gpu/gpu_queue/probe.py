@@ -93,14 +93,14 @@ def _stage2(out: Path) -> None:
     from gpu_jobs import stage2, stage2_train
     from ssl_tasks import Task, merged
     from ssl_trainer.config import parse
-    from ssl_trainer.unimatch.trainer import UniMatchTrainer
+    from ssl_trainer.training.trainer import Trainer
 
     _answer(out / "served")
     task = Task.load("acdc")
     small = merged(stage2.SMALL_TRAIN, {"regions": False, "steps": 1, "validate_every": 1})
     data = {"root": str(SAMPLE), "classes": [c.name for c in task.classes], "labelled": [LABELLED]}
     config = parse(merged(small, {"data": data}))
-    UniMatchTrainer(config, out / "run").run()
+    Trainer(config, out / "run").run()
     ssl_scores.score(out / "run", "val")
     for module in ("gpu_jobs.__main__", stage2_train.__name__, "vessa_server.cli"):
         importlib.import_module(module)

@@ -22,9 +22,9 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig, to_dict
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.evaluation.log import answered, read_log
-from ssl_trainer.unimatch.progress import run_with_progress
-from ssl_trainer.unimatch.state import STATE_FILE
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.progress import run_with_progress
+from ssl_trainer.training.state import STATE_FILE
+from ssl_trainer.training.trainer import Trainer
 from support import CLASSES, RunningServer, engine_of, free_port, gate_of, picture, running
 from trainer_support import same, single_slices, small_config, write_dataset
 from vessa_client import VessaClient
@@ -105,7 +105,7 @@ def test_the_token_of_the_environment_is_sent(
     tmp_path: Path, locked: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VESSA_TOKEN", "right")
-    UniMatchTrainer(assisted(write_dataset(tmp_path / "data"), locked.grpc), tmp_path / "run").run()
+    Trainer(assisted(write_dataset(tmp_path / "data"), locked.grpc), tmp_path / "run").run()
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert answered(log).share == 1
     assert answered(log).requested > 0
@@ -134,12 +134,12 @@ def test_a_run_that_goes_on_checks_the_server_unless_it_is_done(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        UniMatchTrainer(assisted(root, server.grpc), tmp_path / "run").run(stop)
+        Trainer(assisted(root, server.grpc), tmp_path / "run").run(stop)
     gone = assisted(root, f"127.0.0.1:{free_port()}")
     with pytest.raises(AssistantError, match="vessa-server serve"):
-        UniMatchTrainer(gone, tmp_path / "run").run()
-    UniMatchTrainer(assisted(root, server.grpc), tmp_path / "run").run()
-    trainer = UniMatchTrainer(gone, tmp_path / "run")
+        Trainer(gone, tmp_path / "run").run()
+    Trainer(assisted(root, server.grpc), tmp_path / "run").run()
+    trainer = Trainer(gone, tmp_path / "run")
     trainer.run()
     assert trainer.step == 6
 
@@ -150,23 +150,23 @@ def test_a_bank_that_is_emptied_stops_the_run_which_goes_on_when_it_is_filled(
     """Where it was: no checkpoint is due before its end."""
     config = assisted(write_dataset(tmp_path / "data"), server.grpc, steps=12)
     config = dataclasses.replace(config, validate_every=12, checkpoint_every=100)
-    UniMatchTrainer(config, tmp_path / "whole").run()
+    Trainer(config, tmp_path / "whole").run()
 
     def emptied(step: int, scalars: dict[str, float]) -> None:
         if step == 5:
             for template in server.engine.bank.snapshot().templates:
                 server.engine.bank.delete(template.template_id)
 
-    broken = UniMatchTrainer(config, tmp_path / "broken")
+    broken = Trainer(config, tmp_path / "broken")
     with pytest.raises(AssistantError, match=r"no templates.*--fill-bank.*same --out"):
         broken.run(emptied)
     assert 5 <= broken.step < 12
     assert (tmp_path / "broken" / STATE_FILE).is_file()
     with pytest.raises(AssistantError, match="is empty"):
-        UniMatchTrainer(config, tmp_path / "broken").run()
+        Trainer(config, tmp_path / "broken").run()
     for seed in range(3):
         server.engine.add_template(*picture(100 + seed), CLASSES, name=f"picture {seed}")
-    UniMatchTrainer(config, tmp_path / "broken").run()
+    Trainer(config, tmp_path / "broken").run()
     assert same(tmp_path / "whole", tmp_path / "broken")
     counts = [answered(read_log(tmp_path / n / "log.jsonl")) for n in ("whole", "broken")]
     assert counts[0] == counts[1]
@@ -222,7 +222,7 @@ def test_a_server_that_goes_away_is_done_without_and_picked_up_again(
             ahead=1,
             retry_seconds=0.0,
         )
-        trainer = UniMatchTrainer(
+        trainer = Trainer(
             dataclasses.replace(config, validate_every=1000, checkpoint_every=1000),
             tmp_path / "run",
         )
@@ -266,16 +266,16 @@ def test_a_required_server_that_goes_away_stops_the_run(tmp_path: Path) -> None:
     with ExitStack() as stack:
         outage = Outage(tmp_path / "s", stack, after=5, back=1000)
         config = assisted(root, outage.target, steps=12, required=True)
-        UniMatchTrainer(config, tmp_path / "whole").run()
+        Trainer(config, tmp_path / "whole").run()
         outage.after = 5
-        trainer = UniMatchTrainer(config, tmp_path / "run")
+        trainer = Trainer(config, tmp_path / "run")
         with pytest.raises(AssistantError, match=r"does not answer.*same --out"):
             trainer.run(outage)
         assert 5 <= trainer.step < 12
         outage.start()
         # Another address and other patience are no other run.
         again = assisted(root, outage.target, steps=12, timeout_seconds=20.0)
-        resumed = UniMatchTrainer(again, tmp_path / "run")
+        resumed = Trainer(again, tmp_path / "run")
         resumed.run()
     assert same(tmp_path / "whole", tmp_path / "run")
     assert answered(read_log(tmp_path / "run" / "log.jsonl")).share == 1
@@ -285,11 +285,11 @@ def test_without_answers_it_is_unimatch_alone_bit_for_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_dataset(tmp_path / "data")
-    UniMatchTrainer(small_config(root), tmp_path / "alone").run()
+    Trainer(small_config(root), tmp_path / "alone").run()
     engine = gate_of(tmp_path / "s")
     with running(engine) as server:
         config = assisted(root, server.grpc, timeout_seconds=0.3, retry_seconds=1000.0)
-        run_with_progress(UniMatchTrainer(config, tmp_path / "hanging"))
+        run_with_progress(Trainer(config, tmp_path / "hanging"))
         engine.opened.set()
     assert same(tmp_path / "alone", tmp_path / "hanging")
     printed = capsys.readouterr()
@@ -345,12 +345,12 @@ def test_addresses_of_this_machine(target: str, own: bool) -> None:
 
 def test_the_state_says_which_keys_are_others(tmp_path: Path, server: RunningServer) -> None:
     root = write_dataset(tmp_path / "data")
-    UniMatchTrainer(assisted(root, server.grpc), tmp_path / "run").run()
+    Trainer(assisted(root, server.grpc), tmp_path / "run").run()
     for template in server.engine.bank.snapshot().templates:
         image, labels = picture(100 + int(template.name.split()[1]))
         with VessaClient(server.grpc) as client:
             client.add_template(image, labels, CLASSES, bank="other")
     other = assisted(root, server.grpc, bank="other")
     with pytest.raises(ValueError, match=r'assistant\.bank: "other" now, "" when it began'):
-        UniMatchTrainer(other, tmp_path / "run").run()
+        Trainer(other, tmp_path / "run").run()
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 6

@@ -30,7 +30,7 @@ from ssl_trainer.data.frame import Roi
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.regions import find, training
 from ssl_trainer.regions.run import LOCATOR_FILE, REGIONS_FILE, load_regions
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
+from ssl_trainer.training.trainer import Trainer, load_student
 from support import CLASSES, RunningServer, engine_of, free_port, picture, running
 from trainer_support import (
     AFFINE,
@@ -60,7 +60,7 @@ def stopped(config: TrainConfig, out: Path, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        UniMatchTrainer(config, out).run(stop)
+        Trainer(config, out).run(stop)
 
 
 def test_a_resumed_run_keeps_its_regions_and_is_the_unbroken_one_bit_for_bit(
@@ -68,11 +68,11 @@ def test_a_resumed_run_keeps_its_regions_and_is_the_unbroken_one_bit_for_bit(
 ) -> None:
     root = write_dataset(tmp_path / "data")
     config = small_config(root, steps=8, server=server.grpc, regions=True)
-    UniMatchTrainer(config, tmp_path / "whole").run()
+    Trainer(config, tmp_path / "whole").run()
     stopped(config, tmp_path / "run", after=5)  # saved at 4, with prompts under way
     kept = [(tmp_path / "run" / name).read_bytes() for name in (REGIONS_FILE, LOCATOR_FILE)]
     assert capsys.readouterr().out.count("regions.found") == 2
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     trainer.run()
     assert "regions.found" not in capsys.readouterr().out
     assert same(tmp_path / "whole", tmp_path / "run")
@@ -90,14 +90,14 @@ def test_a_run_that_begins_finds_its_own_regions(tmp_path: Path) -> None:
     config = small_config(write_dataset(tmp_path / "data"), regions=True)
     stopped(dataclasses.replace(config, seed=5), tmp_path / "run", after=1)
     left = (tmp_path / "run" / LOCATOR_FILE).read_bytes()
-    UniMatchTrainer(config, tmp_path / "run").run()
-    UniMatchTrainer(config, tmp_path / "new").run()
+    Trainer(config, tmp_path / "run").run()
+    Trainer(config, tmp_path / "new").run()
     assert same(tmp_path / "run", tmp_path / "new")
     found = [(tmp_path / name / LOCATOR_FILE).read_bytes() for name in ("run", "new")]
     assert left != found[0] == found[1]
     stopped(config, tmp_path / "whole", after=1)
     whole = small_config(tmp_path / "data")
-    UniMatchTrainer(whole, tmp_path / "whole").run()
+    Trainer(whole, tmp_path / "whole").run()
     assert load_student(tmp_path / "whole", whole).locator is None
 
 
@@ -150,7 +150,7 @@ def test_a_series_that_the_server_refuses_has_the_locators_region(
     engine = engine_of(tmp_path / "s", settings=EngineSettings(max_image_side=60))
     with running(engine) as server:
         config = small_config(root, steps=2, server=server.grpc, regions=True)
-        trainer = UniMatchTrainer(config, tmp_path / "run")
+        trainer = Trainer(config, tmp_path / "run")
         trainer.run()
     rows = json.loads((tmp_path / "run" / REGIONS_FILE).read_text())
     assert set(rows["vessa"]) == {"p1_frame01", "p2_frame01"}
@@ -175,13 +175,13 @@ def test_of_a_server_that_names_no_regions_a_run_says_so_and_learns_from_its_lab
     engine.__class__ = _Older
     with running(engine) as server:
         config = small_config(root, steps=2, server=server.grpc, regions=True)
-        UniMatchTrainer(config, tmp_path / "run").run()
+        Trainer(config, tmp_path / "run").run()
     printed = capsys.readouterr().out
     assert printed.count("regions.unknown") == 1
     assert "labelled ones only" in printed
     rows = json.loads((tmp_path / "run" / REGIONS_FILE).read_text())
     assert rows["vessa"] == {}
-    UniMatchTrainer(small_config(root, steps=2, regions=True), tmp_path / "alone").run()
+    Trainer(small_config(root, steps=2, regions=True), tmp_path / "alone").run()
     assert rows == json.loads((tmp_path / "alone" / REGIONS_FILE).read_text())
     assert "regions.unknown" not in capsys.readouterr().out
 
@@ -371,7 +371,7 @@ def test_what_a_run_uses_are_labels_where_there_are_some(
     config = small_config(
         write_dataset(tmp_path / "data"), steps=1, server=server.grpc, regions=True
     )
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     trainer.run()
     assert find.of_labels(trainer.labelled).items() <= trainer.regions.items()
     assert load_regions(tmp_path / "run") == trainer.regions

@@ -15,8 +15,8 @@ from ssl_trainer.assistant.assistant import Students
 from ssl_trainer.config import TrainConfig, parse, to_dict
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
-from ssl_trainer.unimatch.state import STATE_FILE, StateError
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.state import STATE_FILE, StateError
+from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running
 from trainer_support import same, small_config, write_case, write_dataset
 from vessa_server.model.vessa import Vessa
@@ -28,7 +28,7 @@ def _stopped(config: TrainConfig, out: Path, after: int = 3) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        UniMatchTrainer(config, out).run(stop)
+        Trainer(config, out).run(stop)
 
 
 def _changed(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -46,7 +46,7 @@ def _changed(config: TrainConfig, **changes: Any) -> TrainConfig:
 def test_a_run_goes_on_elsewhere_bit_for_bit(tmp_path: Path) -> None:
     """Data and run were moved, and what does not concern the batches is set otherwise."""
     config = small_config(write_dataset(tmp_path / "data"))
-    UniMatchTrainer(config, tmp_path / "whole").run()
+    Trainer(config, tmp_path / "whole").run()
     _stopped(config, tmp_path / "run")
     moved = tmp_path / "other" / "place"
     shutil.move(tmp_path / "data", moved)
@@ -60,7 +60,7 @@ def test_a_run_goes_on_elsewhere_bit_for_bit(tmp_path: Path) -> None:
         validate_every=2,
         checkpoint_every=1,
     )
-    UniMatchTrainer(content, tmp_path / "elsewhere").run()
+    Trainer(content, tmp_path / "elsewhere").run()
     assert same(tmp_path / "whole", tmp_path / "elsewhere")
 
 
@@ -68,11 +68,11 @@ def test_the_server_may_have_another_address(
     tmp_path: Path, model: Vessa, server: RunningServer
 ) -> None:
     config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
-    UniMatchTrainer(config, tmp_path / "whole").run()
+    Trainer(config, tmp_path / "whole").run()
     _stopped(config, tmp_path / "run")
     with running(engine_of(tmp_path / "engine", model=model)) as other:
         assert other.grpc != server.grpc
-        UniMatchTrainer(_changed(config, assistant__server=other.grpc), tmp_path / "run").run()
+        Trainer(_changed(config, assistant__server=other.grpc), tmp_path / "run").run()
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
@@ -98,7 +98,7 @@ def test_what_must_not_change_is_named_with_both_values(
 ) -> None:
     config = small_config(write_dataset(tmp_path / "data"))
     _stopped(config, tmp_path / "run")
-    trainer = UniMatchTrainer(_changed(config, **changes), tmp_path / "run")
+    trainer = Trainer(_changed(config, **changes), tmp_path / "run")
     with pytest.raises(StateError) as error:
         trainer.prepare()
     assert words in str(error.value)
@@ -111,7 +111,7 @@ def test_all_that_changed_is_named_at_once(tmp_path: Path) -> None:
     _stopped(config, tmp_path / "run")
     changed = _changed(config, seed=7, unimatch__weight=0.5, validate_every=1)
     with pytest.raises(StateError, match="another configuration") as error:
-        UniMatchTrainer(changed, tmp_path / "run").prepare()
+        Trainer(changed, tmp_path / "run").prepare()
     assert "seed: 7 now" in str(error.value)
     assert "unimatch.weight: 0.5 now, 1.0 when it began" in str(error.value)
     assert "validate_every" not in str(error.value)
@@ -144,7 +144,7 @@ def test_other_cases_are_refused_in_words(
     _stopped(config, tmp_path / "run")
     change(tmp_path / "data")
     with pytest.raises(StateError, match=words):
-        UniMatchTrainer(config, tmp_path / "run").prepare()
+        Trainer(config, tmp_path / "run").prepare()
 
 
 def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path)
         metadata = {k: v for k, v in stream.metadata().items() if k != "cases"}
     save_file(load_file(file), file, metadata)
     with pytest.raises(StateError, match="not noted when it began"):
-        UniMatchTrainer(config, tmp_path / "run").prepare()
+        Trainer(config, tmp_path / "run").prepare()
 
 
 def test_a_run_may_become_longer_and_says_so_once(
@@ -165,8 +165,8 @@ def test_a_run_may_become_longer_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = small_config(write_dataset(tmp_path / "data"), steps=4, server=server.grpc)
-    UniMatchTrainer(config, tmp_path / "run").run()
-    longer = UniMatchTrainer(_changed(config, steps=8), tmp_path / "run")
+    Trainer(config, tmp_path / "run").run()
+    longer = Trainer(_changed(config, steps=8), tmp_path / "run")
     assert longer.pipeline is not None
     with_prompts: dict[int, bool] = {}
     ask = longer.pipeline.assistant.ask
@@ -186,5 +186,5 @@ def test_a_run_may_become_longer_and_says_so_once(
     assert capsys.readouterr().out.count("run.longer") == 1
     assert rates == pytest.approx({s + 1: 1e-3 * (1 - s / 8) ** 0.9 for s in range(4, 8)})
     assert with_prompts == dict.fromkeys(range(4, 8), True), "as in a run planned that long"
-    UniMatchTrainer(_changed(config, steps=8), tmp_path / "run").run()
+    Trainer(_changed(config, steps=8), tmp_path / "run").run()
     assert "run.longer" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from ssl_trainer import config as configuration
 from ssl_trainer.cli import app
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation.metrics import Spacing, score
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
+from ssl_trainer.training.trainer import Trainer, load_student
 from trainer_support import UNET, small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files
 
@@ -74,7 +74,7 @@ def abdomen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     _succeed("prepare", root / "recipe.yaml", "--out", root / "out", *_folders(root))
     config = configuration.load(root / "out" / "config.yaml")
-    UniMatchTrainer(config, root / "run").run()
+    Trainer(config, root / "run").run()
     return root
 
 
@@ -169,7 +169,7 @@ def pictures_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
     config = small_config(write_dataset(root / "data"), steps=80)
     alone = replace(config.unimatch, weight=0)
-    UniMatchTrainer(replace(config, unimatch=alone, learning_rate=1e-2), root / "run").run()
+    Trainer(replace(config, unimatch=alone, learning_rate=1e-2), root / "run").run()
     return root
 
 
@@ -219,7 +219,7 @@ def test_a_run_keeps_its_slicing_axis(tmp_path: Path) -> None:
     assert files.read(file).axis == 0
     config = small_config(root)
     with structlog.testing.capture_logs() as logs:
-        trainer = UniMatchTrainer(config, tmp_path / "run")
+        trainer = Trainer(config, tmp_path / "run")
     assert [line["name"] for line in logs if line["event"] == "data.axis"] == ["axial"]
     assert {s.image.shape for s in trainer.unlabelled} == {(44, 48)}
     trainer.run()
@@ -231,8 +231,8 @@ def test_a_run_keeps_its_slicing_axis(tmp_path: Path) -> None:
     image = files.read(file, axis=2)
     found = files.read(tmp_path / "out" / "p2_frame01_seg.nii.gz", axis=2, labels=True)
     assert np.array_equal(found.pixels, np.stack(predictor(image), axis=2))
-    again = UniMatchTrainer(config, tmp_path / "run")
+    again = Trainer(config, tmp_path / "run")
     again.prepare()
     assert again.step == config.steps
     chosen = replace(config, data=replace(config.data, axis=0))
-    assert {s.image.shape[0] for s in UniMatchTrainer(chosen, tmp_path / "o").labelled} == {48}
+    assert {s.image.shape[0] for s in Trainer(chosen, tmp_path / "o").labelled} == {48}

@@ -17,8 +17,8 @@ from ssl_trainer.config import TrainConfig, load, to_dict
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions import training
 from ssl_trainer.regions.run import REGIONS_FILE
-from ssl_trainer.unimatch.state import BEST_FILE, STATE_FILE, StateError
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.state import BEST_FILE, STATE_FILE, StateError
+from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running, torchrun
 from trainer_support import small_config, write_case, write_dataset
 from vessa_common import processes
@@ -32,13 +32,13 @@ import torch
 from ssl_trainer import config
 from ssl_trainer.regions import training
 from vessa_common import processes
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 
 torch.set_num_threads(1)
 training.STEPS = 5
 file, out = Path(sys.argv[1]), Path(sys.argv[2])
 with processes.joined() as group:
-    trainer = UniMatchTrainer(config.load(file), out, group)
+    trainer = Trainer(config.load(file), out, group)
     backward = trainer._backward
 
     def die(number, answers):
@@ -58,9 +58,9 @@ import json, sys
 from pathlib import Path
 import torch
 from ssl_trainer import config
-from ssl_trainer.unimatch import validation
+from ssl_trainer.training import validation
 from vessa_common import processes
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 
 torch.set_num_threads(1)
 file, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -72,7 +72,7 @@ def noting(predict, cases, *rest, **options):
 
 validation.evaluate = noting
 with processes.joined() as group:
-    trainer = UniMatchTrainer(config.load(file), out, group)
+    trainer = Trainer(config.load(file), out, group)
     found = {"scores": trainer.validate(), "best": trainer.best, "cases": own}
     (out / f"{group.rank}.json").write_text(json.dumps(found))
 """
@@ -87,9 +87,9 @@ import torch.distributed as dist
 from ssl_trainer import config
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions import training
-from ssl_trainer.unimatch import state, validation
+from ssl_trainer.training import state, validation
 from vessa_common import processes
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 
 torch.set_num_threads(1)
 training.STEPS = 2
@@ -116,7 +116,7 @@ with processes.joined() as group:
     for name in ("all_gather", "all_reduce", "broadcast"):
         setattr(dist, name, noted(name, getattr(dist, name)))
     processes.Processes.meet = noted("meet", processes.Processes.meet)
-    trainer = UniMatchTrainer(config.load(file), out, group)
+    trainer = Trainer(config.load(file), out, group)
     if group.first:
         places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
         for place, name in (*places, (regions, "find_all")):
@@ -160,7 +160,7 @@ def test_two_processes_are_one_with_twice_the_batches_and_survive_a_killed_one(
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
-    alone = UniMatchTrainer(dataclasses.replace(config, accumulate=2), tmp_path / "one")
+    alone = Trainer(dataclasses.replace(config, accumulate=2), tmp_path / "one")
     alone.run()
     found = [(tmp_path / n / REGIONS_FILE).read_text() for n in ("whole", "killed", "one")]
     assert found[0] == found[1] == found[2]
@@ -193,7 +193,7 @@ def test_processes_share_validation_and_find_what_one_finds(tmp_path: Path) -> N
     (tmp_path / "two").mkdir()
     file = _written(config, tmp_path / "two.yaml")
     torchrun(tmp_path / "validating.py", file, tmp_path / "two")
-    alone = UniMatchTrainer(config, tmp_path / "one")
+    alone = Trainer(config, tmp_path / "one")
     scores = alone.validate()
     assert scores["val/dice"] > 0
     found = [json.loads((tmp_path / "two" / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -256,11 +256,11 @@ def test_another_number_of_processes_is_refused_where_requests_were_under_way(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        UniMatchTrainer(config, tmp_path / "run").run(stop)
+        Trainer(config, tmp_path / "run").run(stop)
     state = load_file(tmp_path / "run" / STATE_FILE)
     assert len(state["prompts.5"]) == config.unlabelled_batch
     # Without a group: it only says that there are two.
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     assert trainer.pipeline is not None
     trainer.processes = trainer.pipeline.processes = Processes(rank=1, world=2)
     with pytest.raises(StateError, match="as many processes as before"):

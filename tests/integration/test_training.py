@@ -20,14 +20,14 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch import state
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training import state
+from ssl_trainer.training.trainer import Trainer
 from support import RunningServer
 from trainer_support import AFFINE, same, small_config, write_dataset
 
 
-def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> UniMatchTrainer:
-    trainer = UniMatchTrainer(config, out)
+def train(config: TrainConfig, out: Path, *, stop_after: int | None = None) -> Trainer:
+    trainer = Trainer(config, out)
     if stop_after is None:
         trainer.run()
         return trainer
@@ -68,7 +68,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(
 def test_vessa_is_asked_ahead(tmp_path: Path, server: RunningServer, ahead: int) -> None:
     config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
     assistant = dataclasses.replace(config.assistant, ahead=ahead)
-    trainer = UniMatchTrainer(dataclasses.replace(config, assistant=assistant), tmp_path / "run")
+    trainer = Trainer(dataclasses.replace(config, assistant=assistant), tmp_path / "run")
     assert trainer.pipeline is not None
     under_way, prompts = dict[int, list[int]](), trainer.pipeline.prompts
     trainer.run(lambda step, scalars: under_way.update({step: list(prompts)}))
@@ -111,7 +111,7 @@ def test_prompts_are_the_teachers(
     config = dataclasses.replace(
         config, unimatch=dataclasses.replace(config.unimatch, ema_decay=decay)
     )
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     assert trainer.unlabelled_sampler is not None
     chosen = trainer.unlabelled_sampler.indices(5)
     canvases = torch.stack([batches.canonical(trainer.unlabelled[i], 32, None) for i in chosen])

@@ -28,7 +28,7 @@ from ssl_processes import Process
 from ssl_runs import Comparison
 from ssl_tasks import Facts, Task
 from ssl_trainer.config import to_dict
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 from support import CLASSES
 from trainer_support import same, small_config, write_dataset
 
@@ -129,7 +129,7 @@ def test_a_training_that_is_stopped_goes_on_from_its_packed_state_as_if_it_had_n
     states.unpack(file, tmp_path / "on")
     (tmp_path / "on" / stage2_train.INPUT).write_text((folder / stage2_train.INPUT).read_text())
     stage2_train.train(tmp_path / "on", None, stop=time.time() + 600)
-    whole = UniMatchTrainer(_config(folder), tmp_path / "whole")
+    whole = Trainer(_config(folder), tmp_path / "whole")
     whole.run()
     assert same(tmp_path / "on", tmp_path / "whole")
     # Trained to its end it is only scored; what is scored is not scored again.

@@ -34,9 +34,9 @@ from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi, WeakTransform, grid, theta
 from ssl_trainer.methods import bcp, cps, mean_teacher
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch import schedule
-from ssl_trainer.unimatch.state import STATE_FILE, StateError
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training import schedule
+from ssl_trainer.training.state import STATE_FILE, StateError
+from ssl_trainer.training.trainer import Trainer
 from trainer_support import DPT, UNET, same, write_case, write_dataset
 from vessa_common.processes import Processes
 
@@ -187,7 +187,7 @@ def test_students_of_cps_differ_and_both_learn(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     faster = {"learning_rate": 1e-2, "labelled_augmentation": None}
     config = _config(root, "cps", steps=40, validate_every=40, **faster)
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     one, other = (s.state_dict() for s in copy.deepcopy(trainer.method.students))
     assert not all(torch.equal(one[name], other[name]) for name in one)
     losses = []
@@ -270,7 +270,7 @@ def test_labels_of_bcp_keep_the_largest_component_of_each_class_and_image() -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path, method: Method) -> None:
     config = _config(write_dataset(tmp_path / "data"), method)
-    whole = UniMatchTrainer(config, tmp_path / "whole")
+    whole = Trainer(config, tmp_path / "whole")
     began = {name: t.clone() for name, t in whole.student.named_parameters()}
     whole.run()
     trained = {name: t for name, t in whole.student.named_parameters() if t.requires_grad}
@@ -281,8 +281,8 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path, method: M
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        UniMatchTrainer(config, tmp_path / "run").run(stop)
-    UniMatchTrainer(config, tmp_path / "run").run()
+        Trainer(config, tmp_path / "run").run(stop)
+    Trainer(config, tmp_path / "run").run()
     assert same(tmp_path / "whole", tmp_path / "run")
     parts = {name.split(".")[0] for name in load_file(tmp_path / "run" / STATE_FILE)}
     networks = {"student", "teacher"} | ({"student_2"} if method == "cps" else set())
@@ -293,9 +293,9 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tmp_path: Path, method: M
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_a_run_does_not_go_on_by_another_method(tmp_path: Path, method: Method) -> None:
     root = write_dataset(tmp_path / "data")
-    UniMatchTrainer(_config(root, "unimatch", steps=1), tmp_path / "run").run()
+    Trainer(_config(root, "unimatch", steps=1), tmp_path / "run").run()
     with pytest.raises(StateError, match=f'method: "{method}" now, "unimatch" when it began'):
-        UniMatchTrainer(_config(root, method, steps=1), tmp_path / "run").run()
+        Trainer(_config(root, method, steps=1), tmp_path / "run").run()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -304,7 +304,7 @@ def test_methods_train_any_student_with_several_batches_an_update(
 ) -> None:
     config = _config(write_dataset(tmp_path / "data"), method, steps=2, accumulate=2)
     config = replace(config, student=DPT, data=replace(config.data, size=28))
-    trainer = UniMatchTrainer(config, tmp_path / "run")
+    trainer = Trainer(config, tmp_path / "run")
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
     assert rates == pytest.approx([5e-6, 2e-4])
     trainer.run()
@@ -317,7 +317,7 @@ def test_without_weight_labels_alone_are_learned_from(tmp_path: Path, method: Me
     content = to_dict(_config(write_dataset(tmp_path / "data"), method, steps=2))
     content[section]["weight"] = 0.0
     content["bcp"]["pretraining"] = 0.0
-    trainer = UniMatchTrainer(parse(content), tmp_path / "run")
+    trainer = Trainer(parse(content), tmp_path / "run")
     assert trainer.unlabelled_sampler is None
     trainer.run(lambda step, scalars: _only_supervised(scalars))
 
@@ -335,7 +335,7 @@ def test_quality_of_pseudo_labels_is_watched(tmp_path: Path, method: Method) -> 
     config = _config(root, method, steps=3)
     data = replace(config.data, watch_quality=True)
     seen: dict[int, dict[str, float]] = {}
-    UniMatchTrainer(replace(config, data=data), tmp_path / "run").run(seen.__setitem__)
+    Trainer(replace(config, data=data), tmp_path / "run").run(seen.__setitem__)
     assert 0 <= seen[3]["quality/teacher"] <= 1
 
 
@@ -366,7 +366,7 @@ def test_unimatch_learns_as_it_did(tmp_path: Path) -> None:
     sure = UniMatchConfig(confidence_threshold=0.3)
     config = _config(write_dataset(tmp_path / "data"), "unimatch", unimatch=sure)
     found: list[tuple[float, float]] = []
-    UniMatchTrainer(config, tmp_path / "run").run(
+    Trainer(config, tmp_path / "run").run(
         lambda step, scalars: found.append(
             (scalars["loss/supervised"], scalars["loss/consistency"])
         )

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ssl_trainer.cli import app
 from ssl_trainer.evaluation import metrics, volumes
 from ssl_trainer.evaluation.metrics import CaseScores, Spacing
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 from support import picture
 from trainer_support import AFFINE, small_config, write_dataset
 from vessa_client import UInt8Array, files
@@ -167,7 +167,7 @@ def test_tables_reports_and_files_name_the_unit(tmp_path: Path, flat: bool, unit
         for suffix, pixels in zip(("", "_gt"), picture(3), strict=True):
             Image.fromarray(pixels).save(root / "val" / f"p3_frame01{suffix}.png")
     run = tmp_path / "run"
-    UniMatchTrainer(small_config(root), run).run()
+    Trainer(small_config(root), run).run()
     result = CliRunner().invoke(app, ["evaluate", str(run)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert f"HD95 ({unit})" in result.output

@@ -11,8 +11,8 @@ import torch
 
 from ssl_trainer import models
 from ssl_trainer.config import StudentConfig, TrainConfig
-from ssl_trainer.unimatch.optimizer import build_optimizer, layer_groups
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.optimizer import build_optimizer, layer_groups
+from ssl_trainer.training.trainer import Trainer
 from trainer_support import DPT, UNET, small_config, write_dataset
 
 
@@ -64,7 +64,7 @@ def test_all_rates_fall_alike_also_in_a_resumed_run(
     config = _config(write_dataset(tmp_path / "data"), student, steps=5, checkpoint_every=1)
     found = []
     for _ in range(2):
-        trainer = UniMatchTrainer(config, tmp_path / "run")
+        trainer = Trainer(config, tmp_path / "run")
         trainer.prepare()
         for _ in range(2):
             trainer.train_step()
@@ -76,12 +76,12 @@ def test_all_rates_fall_alike_also_in_a_resumed_run(
 def test_the_written_configuration_has_the_rate(tmp_path: Path) -> None:
     config = _config(write_dataset(tmp_path / "data"), DPT)
     assert config.learning_rate is None
-    assert UniMatchTrainer(config, tmp_path / "run").config.learning_rate == 5e-6
+    assert Trainer(config, tmp_path / "run").config.learning_rate == 5e-6
 
 
 def test_the_first_update_moves_the_backbone_less_than_the_decoder(tmp_path: Path) -> None:
     """AdamW's first step is as long as the rate, whatever the gradient."""
-    trainer = UniMatchTrainer(
+    trainer = Trainer(
         _config(write_dataset(tmp_path / "data"), DPT, weight_decay=0.0), tmp_path / "run"
     )
     before = {name: p.clone() for name, p in trainer.student.named_parameters()}

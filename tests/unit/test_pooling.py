@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_trainer.unimatch.pooling import pooled
+from ssl_trainer.methods.unimatch.pooling import pooled
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0.01, 1))

@@ -27,9 +27,9 @@ from ssl_trainer.evaluation.predictor import (
     turns,
     write_choice,
 )
-from ssl_trainer.unimatch import state
-from ssl_trainer.unimatch import trainer as training
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
+from ssl_trainer.training import state
+from ssl_trainer.training import trainer as training
+from ssl_trainer.training.trainer import Trainer, load_student
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
 from trainer_support import AFFINE, UNET, small_config, write_dataset
@@ -133,7 +133,7 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:
 def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     run, config = tmp_path / "run", small_config(root, steps=60)
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
     assert set(json.loads((run / PREDICTION).read_text())) == {"one_piece"}
     write_choice(run, config, (1, 2))
@@ -158,7 +158,7 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
 def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str) -> None:
     root = write_dataset(tmp_path / "data")
     run, config = tmp_path / "run", small_config(root, steps=60)
-    trainer = UniMatchTrainer(config, run)
+    trainer = Trainer(config, run)
     trainer.run()
     last = trainer.teacher.model
     # Another one was best.
@@ -188,7 +188,7 @@ def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str
 def test_the_best_student_is_on_the_device_at_hand(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data")
     run, config = tmp_path / "run", small_config(root)
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     best = load_student(run, config)
     at_hand = "cuda" if torch.cuda.is_available() else "cpu"
     assert {t.device.type for t in best.student.state_dict().values()} == {at_hand}
@@ -212,7 +212,7 @@ def test_commands_ask_the_student_where_there_is_a_gpu(
 ) -> None:
     """Tensors of ``meta`` have a device, as those of a GPU, and no values."""
     run, config = tmp_path / "run", small_config(write_dataset(tmp_path / "data"), steps=1)
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     monkeypatch.setattr(training, "own_device", lambda: torch.device("meta"))
     best = load_student(run, config)
     for predictor in (best, best.plain(), best.as_chosen(run, config)):

@@ -32,8 +32,8 @@ from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch.state import BEST_FILE, save_student
-from ssl_trainer.unimatch.trainer import UniMatchTrainer, load_student
+from ssl_trainer.training.state import BEST_FILE, save_student
+from ssl_trainer.training.trainer import Trainer, load_student
 from support import picture
 from trainer_support import AFFINE, UNET, stored, write_dataset
 from vessa_client import files
@@ -252,7 +252,7 @@ def test_a_student_is_asked_as_it_was_trained(tmp_path: Path) -> None:
         ("unlabelled", replace(plain, augmentation=QUARTERS), "none"),
     ):
         run = tmp_path / name
-        UniMatchTrainer(config, run).run()
+        Trainer(config, run).run()
         best = load_student(run, config)
         assert best.quarters == default
         assert best.plain().quarters == "none"
@@ -274,7 +274,7 @@ def test_scores_are_those_of_the_quarters_asked_for(tmp_path: Path) -> None:
     run, config = tmp_path / "run", _config(write_dataset(tmp_path / "data"))
     trained = RichAugmentationConfig(geometry=AugmentationConfig(quarter_turns=0.5))
     config = replace(config, labelled_augmentation=trained)
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     save_student(run / BEST_FILE, _student(3), config)  # which finds more than one of two updates
     best, split, scores = load_student(run, config), find(config.data), {}
     for quarters in ("none", "average", "choose"):

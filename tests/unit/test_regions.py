@@ -21,7 +21,7 @@ from ssl_trainer.data.frame import Roi
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.regions import find, run, training
 from ssl_trainer.regions.locator import SIZE, Locator
-from ssl_trainer.unimatch.state import StateError
+from ssl_trainer.training.state import StateError
 from trainer_support import (
     AFFINE,
     regions,

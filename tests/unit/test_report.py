@@ -23,15 +23,15 @@ from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.evaluation.log import answered
 from ssl_trainer.evaluation.metrics import foreground_dice
-from ssl_trainer.unimatch import quality
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training import quality
+from ssl_trainer.training.trainer import Trainer
 from trainer_support import small_config, write_case, write_dataset
 
 
 def test_a_run_ends_with_a_report_that_shows_its_pictures(tmp_path: Path) -> None:
     config = small_config(write_dataset(tmp_path / "data"))
     run = tmp_path / "run"
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     result = CliRunner().invoke(app, ["report", str(run)])
     assert result.exit_code == 0, result.output
     text = (run / "report.md").read_text()
@@ -51,7 +51,7 @@ def test_a_run_without_validation_cases_shows_unlabelled_slices(tmp_path: Path) 
     for file in (root / "val").iterdir():
         file.unlink()
     run = tmp_path / "run"
-    UniMatchTrainer(small_config(root), run).run()
+    Trainer(small_config(root), run).run()
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
     text = (run / "report.md").read_text()
     assert "| Dice |" not in text
@@ -93,7 +93,7 @@ def test_a_report_says_how_much_vessa_answered(
 ) -> None:
     config = small_config(write_dataset(tmp_path / "data"), steps=1)
     run = tmp_path / "run"
-    UniMatchTrainer(config, run).run()
+    Trainer(config, run).run()
     lines = [
         {"step": 10 * i, "assistant/requested": 10, "assistant/received": count}
         for i, count in enumerate(received, start=1)
@@ -129,7 +129,7 @@ def test_watching_the_quality_does_not_change_the_training(tmp_path: Path) -> No
     content["data"]["watch_quality"] = True
     students, logs = {}, {}
     for name, plain in (("plain", to_dict(config)), ("watched", content)):
-        trainer = UniMatchTrainer(parse(plain), tmp_path / name)
+        trainer = Trainer(parse(plain), tmp_path / name)
         scalars = [trainer.train_step() for _ in range(4)]
         students[name], logs[name] = trainer.student.state_dict(), scalars
     for name, tensor in students["plain"].items():

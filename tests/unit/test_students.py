@@ -10,8 +10,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from ssl_trainer import models
 from ssl_trainer.config import ConfigError, DptStudentConfig, StudentConfig, parse
+from ssl_trainer.methods import losses
 from ssl_trainer.models.dpt import DptStudent
-from ssl_trainer.unimatch import losses
 from trainer_support import DPT, UNET
 
 BOTH = pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])

@@ -17,7 +17,7 @@ from ssl_trainer.config import ConfigError, DataConfig, UniMatchConfig
 from ssl_trainer.data import cases
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation.evaluate import evaluate
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 from support import picture
 from trainer_support import small_config, write_case, write_dataset
 from vessa_client import AnyArray, UInt8Array, files
@@ -278,11 +278,11 @@ def test_scans_of_a_patient_are_together_whatever_lies_between(tmp_path: Path) -
     assert _patients(cases.find(_config(tmp_path)).labelled) == ["p1", "p1", "p10"]
 
 
-def _trainer(root: Path, *, weight: float, server: str | None) -> UniMatchTrainer:
+def _trainer(root: Path, *, weight: float, server: str | None) -> Trainer:
     config = small_config(root, server=server)
     data = dataclasses.replace(config.data, labelled=())
     config = dataclasses.replace(config, data=data, unimatch=UniMatchConfig(weight=weight))
-    return UniMatchTrainer(config, root / "run")
+    return Trainer(config, root / "run")
 
 
 def test_a_run_without_unlabelled_images_is_refused_unless_it_asks_for_that(

@@ -22,12 +22,13 @@ from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.methods import losses
+from ssl_trainer.methods.unimatch.dropout import complementary_masks
+from ssl_trainer.methods.unimatch.objective import strong_views
+from ssl_trainer.methods.unimatch.views import Boxes, Jitter, blurred, jittered, kernels, random_box
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.unimatch import losses, schedule
-from ssl_trainer.unimatch.dropout import complementary_masks
-from ssl_trainer.unimatch.ema import EmaTeacher
-from ssl_trainer.unimatch.objective import strong_views
-from ssl_trainer.unimatch.views import Boxes, Jitter, blurred, jittered, kernels, random_box
+from ssl_trainer.training import schedule
+from ssl_trainer.training.ema import EmaTeacher
 from trainer_support import UNET, regions, small_config, transforms
 from vessa_common.precision import autocast
 

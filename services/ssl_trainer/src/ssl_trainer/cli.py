@@ -118,8 +118,8 @@ def train(
     torchrun --nproc-per-node N --max-restarts 3 -m ssl_trainer train CONFIG --out RUN
     """
     from ssl_trainer.config import load
-    from ssl_trainer.unimatch.progress import run_with_progress
-    from ssl_trainer.unimatch.trainer import UniMatchTrainer
+    from ssl_trainer.training.progress import run_with_progress
+    from ssl_trainer.training.trainer import Trainer
     from vessa_common import memory, processes
 
     memory.keep_freed()
@@ -132,7 +132,7 @@ def train(
     with processes.joined() as group:
         if fill_bank:
             settings = _filled_bank(settings, group)
-        run_with_progress(UniMatchTrainer(settings, out, group))
+        run_with_progress(Trainer(settings, out, group))
     if not group.first:
         return
     console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
@@ -189,7 +189,7 @@ def _report(run: Path) -> Path:
     from ssl_trainer.evaluation import evaluate as evaluation
     from ssl_trainer.evaluation import report as reporting
     from ssl_trainer.evaluation.predictor import write_choice
-    from ssl_trainer.unimatch.trainer import load_student
+    from ssl_trainer.training.trainer import load_student
 
     config = load(run / "config.yaml")
     split, classes = find(config.data), config.data.classes
@@ -210,7 +210,7 @@ def _predictor(
     checkpoint: Literal["best", "last"] = "best",
 ) -> Predictor:
     """A student, with what was chosen for the run's predictions, or plain."""
-    from ssl_trainer.unimatch.trainer import load_student
+    from ssl_trainer.training.trainer import load_student
 
     student = load_student(run, config, checkpoint)
     return student.plain() if plain else student.as_chosen(run, config)

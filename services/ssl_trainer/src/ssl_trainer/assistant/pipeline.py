@@ -19,7 +19,7 @@ from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.store import SliceStore
-from ssl_trainer.unimatch import schedule
+from ssl_trainer.training import schedule
 from vessa_client import UInt8Array
 from vessa_common.processes import Processes
 

@@ -7,7 +7,7 @@ from ssl_trainer.methods.bcp import BidirectionalCopyPaste
 from ssl_trainer.methods.cps import CrossPseudoSupervision
 from ssl_trainer.methods.mean_teacher import MeanTeacher
 from ssl_trainer.methods.method import Batch, Method
-from ssl_trainer.methods.unimatch import UniMatch
+from ssl_trainer.methods.unimatch.method import UniMatch
 from vessa_common.processes import Processes
 
 _METHODS: dict[str, type[Method]] = {

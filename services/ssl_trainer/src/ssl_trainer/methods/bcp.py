@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
 from ssl_trainer.evaluation.predictor import largest_pieces
+from ssl_trainer.methods import losses
+from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.method import Batch, Method
-from ssl_trainer.unimatch import losses
-from ssl_trainer.unimatch.losses import Scalars
 from vessa_common.transfer import send
 
 # Side of the pasted square, of that of the image.

@@ -17,7 +17,7 @@ from ssl_trainer.data.frame import Roi
 from ssl_trainer.regions import find, training
 from ssl_trainer.regions import picture as pictures
 from ssl_trainer.regions.locator import Locator
-from ssl_trainer.unimatch import state
+from ssl_trainer.training import state
 from vessa_client import files
 
 REGIONS_FILE, LOCATOR_FILE = "regions.json", "locator.safetensors"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssl_trainer.config import TrainConfig, to_dict
-from ssl_trainer.unimatch import resuming
+from ssl_trainer.training import resuming
 
 STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from ssl_trainer.unimatch.trainer import UniMatchTrainer
+from ssl_trainer.training.trainer import Trainer
 from vessa_client.console import console, progress_bar
 
 
-def run_with_progress(trainer: UniMatchTrainer) -> None:
+def run_with_progress(trainer: Trainer) -> None:
     """Train to the last step; the bars show regions, then loss, best validation Dice and ETA."""
     if not trainer.processes.first:
         trainer.run()

@@ -34,12 +34,12 @@ from ssl_trainer.data.frame import Regions
 from ssl_trainer.data.store import SliceStore
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
+from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions.locator import Locator
-from ssl_trainer.unimatch import resuming, schedule, state
-from ssl_trainer.unimatch.losses import Scalars
-from ssl_trainer.unimatch.optimizer import build_optimizer, scale_rates
-from ssl_trainer.unimatch.validation import shared_dice
+from ssl_trainer.training import resuming, schedule, state
+from ssl_trainer.training.optimizer import build_optimizer, scale_rates
+from ssl_trainer.training.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
 
 LOG_EVERY = 10
@@ -48,7 +48,7 @@ OnStep = Callable[[int, dict[str, float]], None]
 Checkpoint = Literal["best", "last"]
 
 
-class UniMatchTrainer:
+class Trainer:
     """Trains a student and its teacher by a method; with VESSA where a server is named.
 
     An update sees ``accumulate`` batches in each process; all validate, and the first one logs
