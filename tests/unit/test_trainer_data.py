@@ -20,7 +20,7 @@ from ssl_trainer.config import AugmentationConfig, ConfigError, RichAugmentation
 from ssl_trainer.data import batches, cases, frame
 from support import ROOT
 from trainer_support import small_config, stored, write_case, write_dataset
-from vessa_client import files
+from vessa_client import files, pictures
 
 
 def test_labelled_and_unlabelled_share_no_patient(tmp_path: Path) -> None:
@@ -446,3 +446,12 @@ def test_mirrored_label_files_of_the_same_place_are_not_learned_mirrored(tmp_pat
 
 SHIFT = np.eye(4)
 SHIFT[0, 3] = 3
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
+def test_the_unit_of_intensities_does_not_matter(unit: float) -> None:
+    image = np.random.default_rng(0).uniform(1, 4, (20, 24))
+    expected = frame.to_unit_range(image)
+    assert torch.allclose(frame.to_unit_range(unit * image), expected, atol=1e-5)
+    grey = [pictures.grey(values).astype(int) for values in (image, unit * image)]
+    assert np.abs(grey[0] - grey[1]).max() <= 1

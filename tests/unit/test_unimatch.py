@@ -19,9 +19,10 @@ from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.prompter import Prompter
 from ssl_trainer.config import AssistantConfig
-from ssl_trainer.data import frame
+from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.frame import Roi
 from ssl_trainer.methods import losses
 from ssl_trainer.methods.unimatch.dropout import complementary_masks
 from ssl_trainer.methods.unimatch.objective import strong_views
@@ -29,7 +30,7 @@ from ssl_trainer.methods.unimatch.views import Boxes, Jitter, blurred, jittered,
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.training import schedule
 from ssl_trainer.training.ema import EmaTeacher
-from trainer_support import UNET, regions, small_config, transforms
+from trainer_support import UNET, regions, single_slices, small_config, stored, transforms
 from vessa_common.precision import autocast
 
 
@@ -374,6 +375,24 @@ def test_prompts_are_what_the_model_predicted_when_they_were_begun() -> None:
     later = prompter.begin(canvases).result()
     assert torch.equal(later, torch.full((2, 3, 32, 32), 85, dtype=torch.uint8))
     prompter.close()
+
+
+def test_what_prompts_are_predicted_from_is_not_rounded() -> None:
+    config = dataclasses.replace(small_config(Path()), precision="bf16")
+    store = stored(single_slices(3), 32, {"1": Roi(20.0, 30.0, 24.0, 1)})
+    seen: list[Tensor] = []
+
+    def canvases() -> Tensor:
+        seen.append(store.canvases([0, 1, 2]))
+        return seen[0]
+
+    prompter = Prompter(models.build(UNET, 2).eval(), config)
+    prompter.begin(canvases).result()
+    prompter.close()
+    expected = [batches.canonical(s, 32, store.roi(s)) for s in store.slices]
+    assert torch.allclose(seen[0], torch.stack(expected), atol=1e-3)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert torch.equal(store.canvases([0, 1, 2]), seen[0])
 
 
 def test_predicting_prompts_does_not_change_gradients() -> None:

@@ -28,7 +28,7 @@ def grey(image: AnyArray) -> UInt8Array:
     """(H, W, 3) uint8 of any image, scaled by robust percentiles."""
     array = image.astype(np.float32)
     low, high = np.percentile(array, [0.5, 99.5])
-    scaled = np.clip((array - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    scaled = np.clip((array - low) / (float(high - low) or 1.0), 0, 1) * 255
     out = scaled.round().astype(np.uint8)
     return np.repeat(out[..., None], 3, axis=2) if out.ndim == 2 else out
 

@@ -28,10 +28,10 @@ class Prompter:
         self._own, self._teachers = (
             list(model.state_dict().values()) for model in (self._copy, teacher)
         )
-        device = next(teacher.parameters()).device
+        self._device = next(teacher.parameters()).device
         # Entered once and never left: leaving it would throw away the casts of weights that both
         # passes of the student share, in whichever thread they run.
-        enter = autocast(device, config.precision).__enter__
+        enter = autocast(self._device, config.precision).__enter__
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prompter", initializer=enter)
         self._last: Future[Tensor] | None = None
 
@@ -53,7 +53,9 @@ class Prompter:
         self._worker.shutdown(wait=True)
 
     def _predict(self, canvases: Canvases) -> Tensor:
-        maps_BCHW = probabilities(self._copy, canvases())
+        with torch.autocast(self._device.type, enabled=False):
+            image_B1HW = canvases()  # what it sees is as exact as in training
+        maps_BCHW = probabilities(self._copy, image_B1HW)
         return (255 * maps_BCHW).round().to(torch.uint8).cpu()
 
 

@@ -245,7 +245,7 @@ def window(image: AnyArray, roi: Roi | None = None) -> Window:
 def to_unit_range(image: npt.NDArray[np.generic], limits: Window | None = None) -> Tensor:
     """(1, H, W) float32 in [0, 1]; ``limits`` is the image's :func:`window` where it is known."""
     low, high = limits or window(image)
-    scaled = (grey(image) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    scaled = (grey(image) - np.float32(low)) / np.float32(high - low if high > low else 1)
     return torch.from_numpy(np.clip(scaled, 0, 1))[None]
 
 
@@ -255,8 +255,14 @@ def grid(matrix: Theta, size: int) -> Tensor:
 
 
 def grids(theta_B23: Tensor, size: int) -> Tensor:
-    """The same for a batch, (B, size, size, 2)."""
-    return F.affine_grid(theta_B23, [len(theta_B23), 1, size, size], align_corners=False)
+    """The same for a batch, (B, size, size, 2).
+
+    In full precision: ``affine_grid`` is a matrix product, which autocast and TF32 round.
+    """
+    along = (2 * torch.arange(size, device=theta_B23.device) + 1) / size - 1
+    of_x_B12, of_y_B12, at_zero_B12 = theta_B23[:, None].unbind(dim=-1)
+    rows_BH12 = of_y_B12[:, None] * along[:, None, None] + at_zero_B12[:, None]
+    return rows_BH12 + of_x_B12[:, None] * along[:, None]
 
 
 def sample(maps_CHW: Tensor, grid_HW2: Tensor, *, mode: str) -> Tensor:

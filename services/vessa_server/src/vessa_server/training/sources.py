@@ -206,7 +206,7 @@ def _to_bytes(image: AnyArray, window: tuple[float, float] | None, file: Path) -
     if not known.any():
         raise DataError(f"data: {file} has no voxel with a number")
     low, high = window or np.percentile(values[known], [LOW_PERCENTILE, HIGH_PERCENTILE])
-    scaled = (np.where(known, values, low) - low) * (255.0 / max(float(high - low), 1e-6))
+    scaled = (np.where(known, values, low) - low) * (255.0 / (float(high - low) or 1.0))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
