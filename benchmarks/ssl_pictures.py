@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import ROOT
-from ssl_results import MAIN, Budget, Results, Rival, by_patient
+from ssl_results import MAIN, RIVALS, Budget, Results, Rival, by_patient
 from ssl_runs import Comparison
 from ssl_scores import VIEWS, predictor
 from ssl_tables import titled
@@ -106,17 +106,20 @@ def _draw(axes: Axes, runs: list[Facts], label: str, colour: str) -> None:
 
 def patients(results: Results) -> Figure | None:
     """Dice of each test patient with VESSA and with its fair rival, a panel for each budget."""
-    rivals = {budget: results.rival(budget) for budget in results.budgets()}
+    rivals = {
+        budget: results.best(budget, RIVALS, beside=results.select(budget, "vessa"))
+        for budget in results.budgets()
+    }
     shown = [
         (budget, rival)
         for budget, rival in rivals.items()
-        if rival is not None and _mean(results, budget, ("vessa", MAIN))
+        if rival is not None and results.gain(budget, "vessa", rival) is not None
     ]
     if not shown:
         return None
     figure, panels = _panels(len(shown))
     for axes, (budget, rival) in zip(panels, shown, strict=True):
-        without, with_vessa = (_mean(results, budget, own) for own in (rival, ("vessa", MAIN)))
+        without, with_vessa = _side_by_side(results, budget, rival)
         ordered = sorted(without, key=lambda name: without[name])
         for x, name in enumerate(ordered):
             ends = without[name], with_vessa[name]
@@ -131,11 +134,17 @@ def patients(results: Results) -> Figure | None:
     return figure
 
 
-def _mean(results: Results, budget: Budget, of: Rival) -> dict[str, float]:
-    """Of each test patient, over seeds."""
-    by_seed = list(by_patient(results.select(budget, of[0]), "test", of[1]).values())
-    names = by_seed[0] if by_seed else ()
-    return {name: float(np.mean([own[name] for own in by_seed])) for name in names}
+def _side_by_side(results: Results, budget: Budget, rival: Rival) -> list[dict[str, float]]:
+    """Dice of each test patient without and with VESSA, over the seeds that both have."""
+    both = [
+        by_patient(results.select(budget, method), "test", view)
+        for method, view in (rival, ("vessa", MAIN))
+    ]
+    seeds = both[0].keys() & both[1].keys()
+    return [
+        {name: float(np.mean([own[seed][name] for seed in seeds])) for name in own[min(seeds)]}
+        for own in both
+    ]
 
 
 def gallery(comparison: Comparison, subset: str, seed: int) -> UInt8Array:

@@ -20,7 +20,7 @@ from vessa_client import files
 # Of a split, as checkpoint and views: what the comparison is about.
 MAIN = "last/views"
 # Views of which the best one counts for a rival: none of them is to harm it.
-VIEWS = (MAIN, "last/turned", "last/plain")
+VIEWS = (MAIN, "last/others", "last/turned", "last/plain")
 # UniMatch V2 turned by quarters or not: the better one counts as VESSA's rival.
 RIVALS = ("unimatch", "unimatch-quarters")
 WITHOUT_VESSA = tuple(name for name, method in METHODS.items() if not method.server)
@@ -96,12 +96,9 @@ class Results:
         return Results(Task.load(name), read(results_of(name)))
 
     def budgets(self) -> list[Budget]:
-        """Of subsets named by their size: with the usual updates, and with others that were run.
-
-        But for those of equal time.
-        """
+        """Of subsets named by their size: with the usual updates, and with others that were run."""
         found = [(name, self.task.steps) for name in self.task.subsets if name.isdigit()]
-        found += [(f["subset"], f["steps"]) for f in self.runs if not f["equal_time"]]
+        found += [(facts["subset"], facts["steps"]) for facts in self.runs]
         known = {budget for budget in found if budget[0].isdigit()}
         return sorted(known, key=lambda budget: (budget[1], int(budget[0])))
 
@@ -114,25 +111,39 @@ class Results:
         found = [facts for facts in self.runs if key(facts)[:3] == (budget[0], method, budget[1])]
         return sorted(found, key=lambda facts: int(facts["seed"]))
 
-    def best(self, budget: Budget, methods: Sequence[str], split: str = "test") -> Rival | None:
-        """The method and view with the highest mean Dice over runs; None where none was scored."""
-        found = {
-            (name, view): means(self.select(budget, name), split, view)
-            for name in methods
-            for view in VIEWS
-        }
-        return max(
-            (rival for rival, values in found.items() if len(values)),
-            key=lambda rival: float(found[rival].mean()),
-            default=None,
-        )
+    def best(
+        self,
+        budget: Budget,
+        methods: Sequence[str],
+        split: str = "test",
+        *,
+        beside: Sequence[Facts] = (),
+        leave_out: Sequence[str] = (),
+    ) -> Rival | None:
+        """The method and view with the highest mean Dice; None where none was scored.
 
-    def rival(self, budget: Budget, split: str = "test") -> Rival | None:
-        """The fair rival: of :data:`RIVALS`, in any view, what is best on the very patients.
-
-        So it is chosen in its own favour.
+        Args:
+            budget: of the methods.
+            methods: of which one is chosen.
+            split: whose patients count.
+            beside: runs that it is compared with, whose seeds alone count; all without.
+            leave_out: patients who do not count.
         """
-        return self.best(budget, RIVALS, split)
+        seeds = by_patient(beside, split).keys()
+        found: dict[Rival, float] = {}
+        for name in methods:
+            for view in VIEWS:
+                scored = by_patient(self.select(budget, name), split, view)
+                values = [
+                    dice
+                    for seed, own in scored.items()
+                    if not beside or seed in seeds
+                    for patient, dice in own.items()
+                    if patient not in leave_out
+                ]
+                if values:
+                    found[name, view] = float(np.mean(values))
+        return max(found, key=lambda rival: found[rival], default=None)
 
     def gain(
         self,
@@ -142,20 +153,20 @@ class Results:
         split: str = "test",
         leave_out: Sequence[str] = (),
         *,
-        steps: int | None = None,
+        rival_budget: Budget | None = None,
     ) -> Gain | None:
         """Of a method over a rival, with the seeds that both have; None without any.
 
         Args:
-            budget: of the rival.
+            budget: of the method, and of the rival where nothing else is said.
             method: that gains.
             rival: that it is compared with, in its view.
             split: whose patients count.
             leave_out: those who do not.
-            steps: updates of the method, where they are others.
+            rival_budget: of the rival.
         """
         if rival is None:
             return None
-        own = self.select((budget[0], budget[1] if steps is None else steps), method)
-        others = by_patient(self.select(budget, rival[0]), split, rival[1])
-        return gain(by_patient(own, split), others, leave_out)
+        others = self.select(rival_budget or budget, rival[0])
+        own = by_patient(self.select(budget, method), split)
+        return gain(own, by_patient(others, split, rival[1]), leave_out)

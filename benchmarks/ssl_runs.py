@@ -10,9 +10,6 @@ the same settings and weights of VESSA, is not trained again. Its last and its b
 scored on validation patients, who show curves and choose the best one, and with ``--test`` on test
 patients (``ssl_scores.py``). Each run becomes a line of ``benchmarks/results/ssl_TASK.json``, which
 ``ssl_tables.py`` and ``ssl_pictures.py`` show.
-
-``--equal-time 1.4`` trains for fewer updates: for methods whose runs cost 1.4 times the CPU seconds
-of UniMatch V2, those of the server included. The table *cost* of ``docs/results.md`` has them.
 """
 
 from __future__ import annotations
@@ -61,7 +58,6 @@ class Comparison:
         results: file of a line for each.
         workers: runs side by side.
         test: score on test patients, too.
-        equal_time: updates of UniMatch V2 that cost as much as the runs, where those are shorter.
     """
 
     task: Task
@@ -69,7 +65,6 @@ class Comparison:
     results: Path
     workers: int = 1
     test: bool = False
-    equal_time: int | None = None
 
     @cached_property
     def vessa(self) -> str:
@@ -93,7 +88,6 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", help="all of the task by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="updates, in place of the task's")
-    parser.add_argument("--equal-time", type=float, help="train for so many times fewer updates")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--test", action="store_true", help="score on test patients, too")
     arguments = parser.parse_args()
@@ -103,10 +97,8 @@ def main() -> None:
             parser.error(f"--subsets: {name!r}, expected some of {', '.join(task.subsets)}")
     if not task.root.is_dir():
         parser.error(f"--data: no folder {task.root}")
-    usual = arguments.steps or task.steps
-    steps = round(usual / arguments.equal_time) if arguments.equal_time else usual
     runs = [
-        task.run(subset, method, seed, steps)
+        task.run(subset, method, seed, arguments.steps)
         for seed in arguments.seeds
         for subset in arguments.subsets or task.subsets
         for method in arguments.methods
@@ -117,7 +109,6 @@ def main() -> None:
         ssl_results.results_of(task.name),
         arguments.workers,
         arguments.test,
-        usual if arguments.equal_time else None,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(1 if complete_all(comparison, runs) else 0)
@@ -249,7 +240,6 @@ def facts_of(comparison: Comparison, run: Run, folder: Path, starts: Sequence[Fa
         "method": run.method,
         "seed": run.seed,
         "steps": run.steps,
-        "equal_time": comparison.equal_time,
         "settings": differences(run.config),
         "config": run.settings,
         "starts": len(starts),

@@ -16,8 +16,8 @@ Values = npt.NDArray[np.float64]
 RESAMPLES, COVERAGE = 10_000, 0.95
 # Of patients whose signs are all tried: a million sums.
 MOST = 20
-# Sums that differ by less are the same.
-ROUNDING = 1e-12
+# Sums that differ by less are the same, and gains that agree in so many decimals.
+ROUNDING, DECIMALS = 1e-12, 9
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,23 @@ def permutation_p(gains_N: Values) -> float:
 def wilcoxon_p(gains_N: Values) -> float:
     """Exact two-sided p of Wilcoxon's signed ranks, also of equal gains; zeros are left out."""
     some = gains_N[np.abs(gains_N) > ROUNDING]
-    ranks: Values = stats.rankdata(np.abs(some))
+    ranks: Values = stats.rankdata(np.abs(some).round(DECIMALS))  # ties, but for rounding
     return permutation_p(np.sign(some) * ranks)
 
 
 def bootstrap_interval(gains_N: Values, seed: int = 0) -> tuple[float, float]:
-    """Percentiles of the mean of as many gains, drawn again and again from these."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.choice(gains_N, size=(RESAMPLES, len(gains_N)))
-    tail = 50 * (1 - COVERAGE)
-    low, high = np.percentile(drawn.mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+    """Of the mean, by a bootstrap that corrects bias and skewness (BCa).
+
+    Of ten values it covers a little less than it should: percentiles alone cover less still.
+    """
+    if np.ptp(gains_N) < ROUNDING:
+        return float(gains_N.min()), float(gains_N.max())
+    found = stats.bootstrap(
+        (gains_N,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=COVERAGE,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from acdc import ROOT
-from ssl_results import MAIN, WITHOUT_VESSA, Budget, Results, Rival, means, scores
+from ssl_results import MAIN, RIVALS, WITHOUT_VESSA, Budget, Results, Rival, means, scores
 from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
 from ssl_tasks import METHODS, Facts
 from vessa_client import files
@@ -31,12 +31,14 @@ GAINS = (
     ("vessa", RIVAL),
     ("vessa", BEST),
     ("vessa", "unimatch-regions"),
-    ("vessa-labels", RIVAL),
+    ("vessa", "vessa-regions"),
     ("vessa-regions", "unimatch-regions"),
+    ("vessa-labels", RIVAL),
     ("unimatch-regions", RIVAL),
 )
 VIEWS = {
     MAIN: "last",
+    "last/others": "other quarter turns",
     "last/turned": "without quarter turns",
     "last/plain": "one view",
     "best/views": "best on validation",
@@ -101,16 +103,17 @@ def dice(results: Results, split: str) -> list[Row]:
 
 
 def structures(results: Results, split: str) -> list[Row]:
-    """Dice of each structure, and distances."""
+    """Dice of each structure, and distances, which are measured of the usual views only."""
     unit = _unit(results, split)
     names = [c.name for c in results.task.classes]
     rows = [["annotated", "trained with", *names, f"HD95 ({unit})", f"ASD ({unit})"]]
     for budget in results.budgets():
         for name, method in METHODS.items():
-            runs = [run for run in results.select(budget, name) if split in run["scores"]]
-            if runs:
-                found = [scores(run, split) for run in runs]
-                by_structure = np.array([v.mean(axis=0) for v in found if v is not None]).T
+            view = _view(results, budget, name, split)
+            runs = results.select(budget, name)
+            found = [scores(run, split, view) for run in runs]
+            by_structure = np.array([v.mean(axis=0) for v in found if v is not None]).T
+            if len(by_structure):
                 cells = [mean_sd(values) for values in by_structure]
                 cells += [mean_sd(means(runs, split, MAIN, "hd95"), 1)]
                 cells += [mean_sd(means(runs, split, MAIN, "asd"), 2)]
@@ -136,7 +139,7 @@ def gains(results: Results, split: str, *, unlike: bool = True) -> list[Row]:
     rows = [["annotated", "gain of", "over", *_GAIN_HEAD]]
     for budget in results.budgets():
         for method, over in GAINS:
-            rival = _named(results, budget, over, split)
+            rival = _rival(results, budget, method, over, split, leave_out)
             found = results.gain(budget, method, rival, split, leave_out)
             row = [_title(results, budget), METHODS[method].title, _rival_title(over, rival)]
             rows.append([*row, *_gain_cells(found)])
@@ -171,7 +174,8 @@ def annotated(results: Results, split: str) -> list[Row]:
     for patient, subset in sorted(results.alone().items()):
         budget = subset, results.task.steps
         cells = [mean_sd(_means(results, budget, name, split), count=True) for name in shown]
-        found = results.gain(budget, "vessa", results.rival(budget, split), split)
+        rival = _rival(results, budget, "vessa", RIVAL, split)
+        found = results.gain(budget, "vessa", rival, split)
         gained += [] if found is None else [found.mean]
         rows.append([patient, *cells, NOTHING if found is None else signed(found.mean)])
     values = np.array(gained)
@@ -184,63 +188,71 @@ def annotated(results: Results, split: str) -> list[Row]:
     return rows
 
 
-def equal_time(results: Results, split: str) -> list[Row]:
-    """Fewer updates for what costs more, against as many of the rival as cost the same."""
-    head = ["annotated", "trained with", "updates", "CPU minutes", "Dice"]
-    rows = [
-        [*head, RIVAL, "updates", "CPU minutes", "Dice", "gain", "95 % interval", "p, Wilcoxon"]
-    ]
-    names = ("subset", "equal_time", "method", "steps")
-    found = {tuple(run[name] for name in names) for run in results.runs if run["equal_time"]}
-    for subset, usual, method, steps in sorted(found):
-        budget = subset, usual
-        rival, row = results.rival(budget, split), [subset]
-        for own, count in (((method, MAIN), steps), (rival, budget[1])):
-            runs = [] if own is None else results.select((subset, count), own[0])
-            values = means(runs, split, MAIN if own is None else own[1])
-            row += [titled(own), f"{count:,}", _minutes(runs), mean_sd(values, count=True)]
-        won = results.gain(budget, method, rival, split, steps=steps)
-        cells = [NOTHING] * 3
-        if won is not None:
-            cells = [f"**{signed(won.mean)}**", _interval(won), f"{won.wilcoxon:.3f}"]
-        rows.append([*row, *cells])
-    return rows
-
-
-def cost(results: Results) -> list[Row]:
-    """CPU minutes of a run, of trainer and server, and times those of UniMatch V2."""
-    rows = [["annotated", "trained with", "training", "server", "both", "times UniMatch V2"]]
+def cost(results: Results, split: str) -> list[Row]:
+    """CPU minutes of a run, of trainer and server, and its Dice."""
+    rows = [["annotated", "trained with", "updates", "training", "server", "both", "Dice"]]
     for budget in results.budgets():
-        plain = _seconds(results.select(budget, "unimatch")).sum(axis=1)
         for name, method in METHODS.items():
             seconds = _seconds(results.select(budget, name))
             if len(seconds):
-                both = seconds.sum(axis=1)
-                cells = [mean_sd(values / 60, 1) for values in (*seconds.T, both)]
-                times = f"{both.mean() / plain.mean():.2f}" if len(plain) else NOTHING
-                rows.append([_title(results, budget), method.title, *cells, times])
+                cells = [mean_sd(values / 60, 1) for values in (*seconds.T, seconds.sum(axis=1))]
+                values = mean_sd(_means(results, budget, name, split), count=True)
+                rows.append([budget[0], method.title, f"{budget[1]:,}", *cells, values])
     return rows
+
+
+def equal_cost(results: Results, split: str) -> list[Row]:
+    """VESSA against a rival that has more updates, and costs no less."""
+    head = ["annotated", "with VESSA", "CPU minutes", "without", "CPU minutes", "Dice"]
+    rows = [[*head, "gain", "95 % interval", "p, Wilcoxon"]]
+    for budget in results.budgets():
+        minutes = _minutes(results, budget, "vessa")
+        longer = [b for b in results.budgets() if b[0] == budget[0] and b[1] > budget[1]]
+        for name in RIVALS:
+            enough = [b for b in longer if _minutes(results, b, name) >= minutes > 0]
+            if enough:
+                rows.append(_at_equal_cost(results, budget, name, enough[0], split))
+    return rows
+
+
+def _at_equal_cost(results: Results, budget: Budget, name: str, longer: Budget, split: str) -> Row:
+    rival = results.best(longer, (name,), split, beside=results.select(budget, "vessa"))
+    found = results.gain(budget, "vessa", rival, split, rival_budget=longer)
+    cells = [NOTHING] * 3
+    if found is not None:
+        cells = [f"**{signed(found.mean)}**", _interval(found), f"{found.wilcoxon:.3f}"]
+    return [
+        budget[0],
+        f"{budget[1]:,} updates",
+        f"{_minutes(results, budget, 'vessa'):.1f}",
+        f"{titled(rival)}, {longer[1]:,} updates",
+        f"{_minutes(results, longer, name):.1f}",
+        mean_sd(_means(results, longer, name, split), count=True),
+        *cells,
+    ]
 
 
 def summary(results: Results, split: str) -> list[Row]:
     """With and without VESSA, and what it gains."""
     head = ["annotated", f"UniMatch V2, {RIVAL}", BEST, "with VESSA"]
-    rows = [[*head, f"gain over {RIVAL}, 95 % interval", "p, Wilcoxon"]]
+    rows = [[*head, f"gain over {RIVAL}", f"gain over {BEST}"]]
     for budget in results.budgets():
-        rival = results.rival(budget, split)
-        best = results.best(budget, WITHOUT_VESSA, split)
         row = [_title(results, budget)]
-        for own in (rival, best, ("vessa", MAIN)):
+        rivals = [_rival(results, budget, "vessa", over, split) for over in (RIVAL, BEST)]
+        for own in rivals:
             runs = [] if own is None else results.select(budget, own[0])
-            values = means(runs, split, MAIN if own is None else own[1])
-            title = f" ({titled(own)})" if own in (rival, best) and own is not None else ""
-            row.append(mean_sd(values) + title)
-        found = results.gain(budget, "vessa", rival, split)
-        cells = [NOTHING, NOTHING]
-        if found is not None:
-            cells = [f"{signed(found.mean)}, {_interval(found)}", f"{found.wilcoxon:.3f}"]
-        rows.append([*row, *cells])
+            values = mean_sd(means(runs, split, MAIN if own is None else own[1]), count=True)
+            row.append(values if own is None else f"{values}, {titled(own)}")
+        row.append(mean_sd(means(results.select(budget, "vessa"), split), count=True))
+        for own in rivals:
+            found = results.gain(budget, "vessa", own, split)
+            row.append(NOTHING if found is None else _short(found))
+        rows.append(row)
     return rows
+
+
+def _short(found: Gain) -> str:
+    return f"**{signed(found.mean)}** ({_interval(found)}; p {found.wilcoxon:.3f})"
 
 
 def provenance(results: Results) -> list[Row]:
@@ -268,10 +280,16 @@ def _title(results: Results, budget: Budget) -> str:
     return subset if steps == results.task.steps else f"{subset}, {steps:,} updates"
 
 
-def _means(results: Results, budget: Budget, method: str, split: str) -> Values:
-    """Of each run; without VESSA in the best view."""
+def _view(results: Results, budget: Budget, method: str, split: str) -> str:
+    """That counts: without VESSA the best one."""
     best = None if METHODS[method].server else results.best(budget, (method,), split)
-    return means(results.select(budget, method), split, MAIN if best is None else best[1])
+    return MAIN if best is None else best[1]
+
+
+def _means(results: Results, budget: Budget, method: str, split: str) -> Values:
+    """Of each run, in the view that counts."""
+    view = _view(results, budget, method, split)
+    return means(results.select(budget, method), split, view)
 
 
 def titled(rival: Rival | None) -> str:
@@ -282,11 +300,20 @@ def titled(rival: Rival | None) -> str:
     return METHODS[method].title + ("" if view == MAIN else f", {VIEWS[view]}")
 
 
-def _named(results: Results, budget: Budget, over: str, split: str) -> Rival | None:
-    """What a name stands for in a budget."""
-    if over == RIVAL:
-        return results.rival(budget, split)
-    return results.best(budget, WITHOUT_VESSA if over == BEST else (over,), split)
+def _rival(
+    results: Results,
+    budget: Budget,
+    method: str,
+    over: str,
+    split: str,
+    leave_out: Sequence[str] = (),
+) -> Rival | None:
+    """What a method is compared with: of the rivals the best one on the very patients and seeds."""
+    rivals = {RIVAL: RIVALS, BEST: WITHOUT_VESSA}.get(over, (over,))
+    if over in METHODS and METHODS[over].server:
+        return (over, MAIN)
+    beside = results.select(budget, method)
+    return results.best(budget, rivals, split, beside=beside, leave_out=leave_out)
 
 
 def _rival_title(over: str, rival: Rival | None) -> str:
@@ -307,8 +334,10 @@ def _seconds(runs: Sequence[Facts]) -> Values:
     return np.array([own for own in found if None not in own], dtype=np.float64).reshape(-1, 2)
 
 
-def _minutes(runs: Sequence[Facts]) -> str:
-    return mean_sd(_seconds(runs).sum(axis=1) / 60, 1)
+def _minutes(results: Results, budget: Budget, method: str) -> float:
+    """CPU minutes of a run on average; 0 where none is known."""
+    seconds = _seconds(results.select(budget, method))
+    return float(seconds.sum(axis=1).mean() / 60) if len(seconds) else 0.0
 
 
 def of(task: str, table: Callable[..., list[Row]], *arguments: object, **options: bool) -> Table:
@@ -328,8 +357,8 @@ TABLES: dict[str, Table] = {
     "views": of("acdc", views, "test"),
     "annotated": of("acdc", annotated, "test"),
     "annotated on validation patients": of("acdc", annotated, "val"),
-    "equal time": of("acdc", equal_time, "test"),
-    "cost": of("acdc", cost),
+    "cost": of("acdc", cost, "test"),
+    "equal cost": of("acdc", equal_cost, "test"),
     "provenance": of("acdc", provenance),
     "left atrium": of("left_atrium", dice, "test"),
     "left atrium gains": of("left_atrium", gains, "test"),

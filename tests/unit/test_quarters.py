@@ -164,11 +164,12 @@ def test_averaged_views_are_those_of_the_augmentation(tmp_path: Path) -> None:
     upright = next(iter(image.slices()))
     canvas = frame.unit(upright, SIZE, None)[0].numpy()
     Predictor(student, SIZE, quarters="average")(image)
-    assert len(student.views) == 4
-    assert len({_which(view, _flipped(canvas)) for view in student.views}) == 4
+    turned = [np.rot90(canvas, k) for k in range(4)]
+    shown = {_which(view, [*turned, *_flipped(canvas)]) for view in student.views}
+    assert len(student.views) == len(shown) == 8
     student.views.clear()
     Predictor(student, SIZE, turns=(0.0, 10.0, -10.0), quarters="average")(image)
-    assert len(student.views) == 12
+    assert len(student.views) == 24
 
 
 @pytest.mark.parametrize("quarters", ["average", "choose"])

@@ -11,7 +11,7 @@ import pytest
 import ssl_pictures
 import ssl_results
 import ssl_tables
-from ssl_results import Results
+from ssl_results import RIVALS, Results
 from ssl_tasks import METHODS, TASK_NAMES, Task, agree, differences
 
 PATIENTS = [f"patient{number:03d}" for number in (11, 13, 22, 68)]
@@ -32,7 +32,6 @@ def run(
         "method": method,
         "seed": seed,
         "steps": steps,
-        "equal_time": None,
         "training": 600.0,
         "server": 300.0 if METHODS[method].server else 0.0,
         "vessa": "0" * 64 if METHODS[method].server else None,
@@ -64,16 +63,16 @@ TABLES = [
     lambda found: ssl_tables.gains(found, "test"),
     lambda found: ssl_tables.gains(found, "val", unlike=False),
     lambda found: ssl_tables.annotated(found, "test"),
-    lambda found: ssl_tables.equal_time(found, "test"),
+    lambda found: ssl_tables.cost(found, "test"),
+    lambda found: ssl_tables.equal_cost(found, "test"),
     lambda found: ssl_tables.summary(found, "test"),
-    ssl_tables.cost,
     ssl_tables.provenance,
 ]
 SOME: tuple[list[Run], ...] = (
     [],
     [run("vessa", 0.8)],
     [run("unimatch", 0.7), run("vessa", 0.8, seed=1)],
-    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, equal_time=2500, steps=1667)],
+    [run("unimatch", 0.7, scores={}), run("vessa", 0.8, steps=1667)],
     [run("unimatch", 0.7), run("vessa", 0.8, training=None, steps=10_000)],
 )
 
@@ -107,8 +106,8 @@ def test_scores_are_means_over_seeds_with_their_deviation() -> None:
 def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
     for better, other in (("unimatch", "unimatch-quarters"), ("unimatch-quarters", "unimatch")):
         found = results(run(better, 0.7), run(other, 0.6), run("bcp", 0.75), run("vessa", 0.8))
-        assert found.rival(("1", 2500)) == (better, "last/views")
-        assert found.rival(("3", 2500)) is None
+        assert found.best(("1", 2500), RIVALS) == (better, "last/views")
+        assert found.best(("3", 2500), RIVALS) is None
         rows = ssl_tables.gains(found, "test")
         over = [row[2] for row in rows[1:] if row[0] == "1"]
         assert over[0] == f"{METHODS[better].title} (the fair rival)"
@@ -123,8 +122,9 @@ def test_a_rival_is_not_harmed_by_its_views() -> None:
     for own in both:
         own["scores"]["test"]["last/plain"] = {"dice": one}
     found = results(*both, run("unimatch", 0.65))
-    assert found.rival(("1", 2500)) == ("unimatch-quarters", "last/plain")
-    gain = found.gain(("1", 2500), "vessa", found.rival(("1", 2500)))
+    rival = found.best(("1", 2500), RIVALS)
+    assert rival == ("unimatch-quarters", "last/plain")
+    gain = found.gain(("1", 2500), "vessa", rival)
     assert gain is not None
     vessa = both[1]["scores"]["test"]["last/views"]["dice"]
     assert gain.mean == pytest.approx(np.mean(vessa) - np.mean(one))
@@ -164,15 +164,33 @@ def test_each_annotated_patient_counts_once() -> None:
     assert total[1].strip() == "2 of 2 better"
 
 
-def test_cost_counts_the_server_and_equal_time_has_its_own_row() -> None:
-    timed = run("vessa", 0.75, steps=1667, equal_time=2500)
-    found = results(run("unimatch", 0.7), run("vessa", 0.8), timed)
-    rows = {row[1]: row for row in ssl_tables.cost(found)}
-    assert rows["VESSA: regions and labels"][4:] == ["15.0", "1.50"]
-    (row,) = ssl_tables.equal_time(found, "test")[1:]
-    assert row[2] == "1,667"
-    assert row[6] == "2,500"
-    assert ("1", 1667) not in found.budgets()
+def test_cost_counts_the_server_and_a_rival_of_the_same_cost_has_more_updates() -> None:
+    short, long = (
+        run("unimatch", 0.7, steps=3000),
+        run("unimatch", 0.76, steps=4000, training=950.0),
+    )
+    found = results(run("unimatch", 0.7), run("vessa", 0.8), short, long)
+    rows = {(row[1], row[2]): row for row in ssl_tables.cost(found, "test")}
+    assert rows["VESSA: regions and labels", "2,500"][3:6] == ["10.0", "5.0", "15.0"]
+    (row,) = ssl_tables.equal_cost(found, "test")[1:]
+    assert row[1:5] == ["2,500 updates", "15.0", "UniMatch V2, 4,000 updates", "15.8"]
+    assert float(row[6].strip("*")) == pytest.approx(0.04, abs=0.02)
+
+
+def test_a_rival_is_chosen_among_the_seeds_and_patients_that_count() -> None:
+    lucky = run("unimatch-quarters", 0.9, seed=3)
+    runs = [run("unimatch", 0.7), run("unimatch-quarters", 0.6), lucky, run("vessa", 0.8)]
+    rows = ssl_tables.gains(results(*runs), "test")
+    assert rows[1][2].startswith("UniMatch V2 (")
+    dice = runs[1]["scores"]["test"]["last/views"]["dice"]
+    for index, name in enumerate(runs[1]["scores"]["test"]["patients"]):
+        if name == "patient068":
+            dice[index] = [1.0, 1.0, 1.0]  # the better one of all four, worse of the others
+    quarters = METHODS["unimatch-quarters"].title
+    rows = ssl_tables.gains(results(*runs), "test")
+    assert rows[1][2].startswith(f"{quarters} (")
+    rows = ssl_tables.gains(results(*runs), "test", unlike=False)
+    assert rows[1][2].startswith("UniMatch V2 (")
 
 
 @pytest.mark.parametrize("name", TASK_NAMES)

@@ -56,18 +56,18 @@ def predict_slices(
             slice.
         locator: finds the region of interest that the views show; without it they show whole
             slices.
-        quarters: ``average``: the views are turned by each quarter, and mirrored, as those that a
-            student with ``augmentation.quarter_turns`` learns from. ``choose``: all slices are
-            turned by that quarter in which the student is most sure of what it finds.
+        quarters: ``average``: views are turned by each quarter, mirrored and not; for a student
+            with ``augmentation.quarter_turns``, which learned from such views. ``choose``: all
+            slices are turned by that quarter in which the student is most sure of what it finds.
     """
     slices = list(image.slices())
     roi = None if locator is None else _located(locator, slices, window)
     units = [frame.unit(s, size, window, roi) for s in slices]
     volume = _Volume(units, [s.shape for s in slices], roi)
     if quarters != "choose":
-        transforms = (
-            _views(turns, range(4), mirror=True) if quarters == "average" else _views(turns)
-        )
+        transforms = _views(turns)
+        if quarters == "average":
+            transforms = _views(turns, range(4)) + _views(turns, range(4), mirror=True)
         return [_labels(maps) for maps in _summed(student, volume, size, transforms)]
     found = []
     for quarter in range(4):
