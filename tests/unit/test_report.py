@@ -20,12 +20,14 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import parse, to_dict
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
-from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.cases import Slice, find
+from ssl_trainer.evaluation import report
 from ssl_trainer.evaluation.log import answered
 from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.training import quality
 from ssl_trainer.training.trainer import Trainer
 from trainer_support import small_config, write_case, write_dataset
+from vessa_client import UInt8Array, files
 
 
 def test_a_run_ends_with_a_report_that_shows_its_pictures(tmp_path: Path) -> None:
@@ -105,6 +107,41 @@ def test_a_report_says_how_much_vessa_answered(
         (run / "config.yaml").write_text(yaml.safe_dump(content))
         assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
         assert f"- VESSA: at here:1, {named}, {words}\n" in (run / "report.md").read_text()
+
+
+def test_the_gallery_shows_slices_from_the_best_to_the_worst(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=1)
+    cases, asked = find(config.data).val, list[str]()
+    assert cases
+
+    def predict(image: files.ImageFile) -> list[UInt8Array]:
+        """The first slice is right, in the others more and more is missing."""
+        asked.append(image.stem)
+        truth = next(c for c in cases if c.image == image.path).read_labels(image, 2)
+        assert truth is not None
+        found = [truth.slice(i).astype(np.uint8) for i in range(image.depth)]
+        rows = np.arange(len(found[0]))[:, None]
+        return [np.where(rows < len(rows) // (i + 1), m, 0) for i, m in enumerate(found)]
+
+    rows = [row for case in cases for row in report._shown(case, config, predict)]
+    assert rows[0].dice == 1
+    assert rows[0].dice > rows[1].dice > rows[2].dice
+    asked.clear()
+    picture = report._gallery(cases, config, predict)
+    assert len(asked) == 2 * len(cases)
+    best = report._pictured(rows[0])
+    assert np.array_equal(picture[: len(best), : best.shape[1]], best)
+
+
+def test_labels_of_unlabelled_cases_are_left_alone(tmp_path: Path) -> None:
+    """Even damaged ones, where there is nothing to validate on."""
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "val").iterdir():
+        file.unlink()
+    (root / "train" / "p1_frame01_gt.nii.gz").write_bytes(b"no labels")
+    Trainer(small_config(root, steps=1), tmp_path / "run").run()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
 
 
 def test_only_slices_that_vessa_answered_count_for_it() -> None:

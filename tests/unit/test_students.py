@@ -53,6 +53,18 @@ def test_dropped_channels_do_not_reach_the_logits(config: StudentConfig) -> None
         assert not torch.equal(student(image, masks), student(image))
 
 
+def test_all_levels_of_a_vit_drop_the_same_channels() -> None:
+    torch.manual_seed(0)
+    student = models.build(DPT, 2).eval()
+    assert student.mask_channels == student.encoder_channels[:1]
+    image = torch.rand(1, 1, 28, 28)
+    (mask,) = (torch.bernoulli(torch.full((1, c), 0.5)) * 2 for c in student.mask_channels)
+    with torch.no_grad():
+        every = student(image, [mask] * len(student.encoder_channels))
+        assert torch.equal(student(image, [mask]), every)
+        assert not torch.equal(every, student(image))
+
+
 @BOTH
 def test_a_student_overfits_one_image(config: StudentConfig) -> None:
     torch.manual_seed(0)

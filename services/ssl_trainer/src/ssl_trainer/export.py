@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE
+from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE, MOST_OF_SLICE
 from ssl_trainer.evaluation.predictor import ONE_PIECE, Predictor
 from ssl_trainer.regions.find import SLICES
 from ssl_trainer.regions.locator import ENOUGH, SIZE
@@ -30,11 +30,13 @@ REGION_SQUARE = (
     "beyond the slice, and turn it counter-clockwise by its quarter turns."
 )
 LOCATOR_INPUT = (
-    "Whole slices, with zeros in the shorter side, at `size` pixels, `slices` of a volume, evenly "
-    "spread, and each turned by 0 to 3 quarters. Channel 0 is the probability of being inside; "
+    "Whole slices, in 0..1 by the student's window or, without one, by percentiles of the whole "
+    "slice, with zeros in the shorter side, at `size` pixels, `slices` of a volume, evenly spread, "
+    "and each turned by 0 to 3 quarters. Channel 0 is the probability of being inside; "
     "turn it back, and take the mean of all. What is at least `enough` of its maximum is the "
     "region: a square of that area, its centre the mean place, weighted. Channels 1 to 4 are the "
-    "probabilities of the quarter turns that are left; the most likely sum of logarithms counts."
+    "probabilities of the quarter turns that are left; the most likely sum of logarithms counts. A "
+    "square with `whole_from` of the slice's area or more is that of the whole slice, instead."
 )
 
 
@@ -99,7 +101,13 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
     difference = _write(Deployed(predictor.student), file, predictor.size, facts)
     if predictor.locator is not None:
         beside = locator_file(file)
-        about = {"size": SIZE, "slices": SLICES, "enough": ENOUGH, "input": LOCATOR_INPUT}
+        about = {
+            "size": SIZE,
+            "slices": SLICES,
+            "enough": ENOUGH,
+            "whole_from": MOST_OF_SLICE,
+            "input": LOCATOR_INPUT,
+        }
         found = _write(DeployedLocator(predictor.locator), beside, SIZE, about)
         difference = max(difference, found)
     return difference
@@ -135,8 +143,8 @@ def _write(model: nn.Module, file: Path, size: int, facts: dict[str, object]) ->
 def _preparation(predictor: Predictor) -> dict[str, object]:
     """How a slice becomes a canvas; in words, too, for whoever finds the file alone."""
     window, regions = predictor.window, predictor.locator is not None
-    seen = "the region of interest of its volume" if regions else "a slice"
-    known = "`window`" if window else f"the `percentiles` of {seen}"
+    part = " within the region of interest" if regions else ""
+    known = "`window`" if window else f"its own `percentiles`{part}"
     square = REGION_SQUARE if regions else WHOLE_SQUARE
     return {
         "regions": regions,

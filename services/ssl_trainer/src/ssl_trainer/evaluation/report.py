@@ -6,8 +6,8 @@ Axes: H W space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
-from ssl_trainer.evaluation.evaluate import header, mean_sd
+from ssl_trainer.evaluation.evaluate import Predict, header, mean_sd
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
@@ -40,8 +40,6 @@ LOSSES: tuple[LossCurve, ...] = (
 PSEUDO: tuple[LossCurve, ...] = (
     ("quality/teacher", "Dice of the teacher's labels"),
     ("quality/vessa", "Dice of VESSA's labels"),
-    ("val/labels/teacher", "the same on validation slices, teacher"),
-    ("val/labels/vessa", "the same on validation slices, VESSA"),
     ("assistant/agreement", "pixels on which teacher and VESSA agree"),
     ("teacher/confident", "pixels of which the teacher is sure"),
     ("assistant/weight", "weight of VESSA"),
@@ -80,12 +78,13 @@ def write(
     shown = [("Curves", CURVES)]
     if (run / PICTURE_FILE).is_file():
         shown.insert(
-            0, ("Where the student looks (green), and where VESSA did (red)", PICTURE_FILE)
+            0, ("Regions of interest: of the student (green), of VESSA (red)", PICTURE_FILE)
         )
     if _plot(log, PSEUDO, run / PSEUDO_LABELS, "pseudo-labels"):
         shown.append(("Pseudo-labels over time", PSEUDO_LABELS))
-    rows = _gallery_rows(split.val or split.unlabelled[:3], config, predictor)
-    files.write_picture(run / GALLERY, _gallery(rows))
+    # Labels of unlabelled cases are not read, even where there are some.
+    cases = split.val or [replace(case, labels=None) for case in split.unlabelled[:3]]
+    files.write_picture(run / GALLERY, _gallery(cases, config, predictor))
     shown.append(("Slices, from the best to the worst" if split.val else "Slices", GALLERY))
     file = run / REPORT
     files.write_text(file, _markdown(run, config, split, predictor, scores, log, shown))
@@ -142,20 +141,15 @@ def _save(figure: Figure, file: Path) -> None:
         figure.savefig(file, dpi=110)
 
 
-def _gallery_rows(cases: Sequence[Case], config: TrainConfig, predictor: Predictor) -> list[_Row]:
-    rows = []
-    for case in cases:
-        image = case.read()
-        truth = case.read_labels(image, len(config.data.classes))
-        for index, labels in enumerate(predictor(image)):
-            expected = None if truth is None else truth.slice(index).astype(np.uint8)
-            shows = labels if expected is None else expected
-            if shows.any():
-                dice = _dice(labels, expected)
-                title = f"{case.name} {index}"
-                shown = frame.windowed(image.slice(index), config.data.window)
-                rows.append(_Row(title, shown, labels, expected, dice))
-    return rows
+def _shown(case: Case, config: TrainConfig, predict: Predict) -> Iterator[_Row]:
+    """Slices of a case in which there is something, or should be."""
+    image = case.read()
+    truth = case.read_labels(image, len(config.data.classes))
+    for index, labels in enumerate(predict(image)):
+        expected = None if truth is None else truth.slice(index).astype(np.uint8)
+        if (labels if expected is None else expected).any():
+            seen = frame.windowed(image.slice(index), config.data.window)
+            yield _Row(f"{case.name} {index}", seen, labels, expected, _dice(labels, expected))
 
 
 def _dice(predicted: UInt8Array, truth: UInt8Array | None) -> float:
@@ -166,24 +160,37 @@ def _dice(predicted: UInt8Array, truth: UInt8Array | None) -> float:
     return float("nan") if found is None else found
 
 
-def _gallery(rows: list[_Row]) -> UInt8Array:
-    """Slices at fixed ranks, so that bad ones are seen as well."""
-    if not rows:
+def _gallery(cases: Sequence[Case], config: TrainConfig, predict: Predict) -> UInt8Array:
+    """Slices at fixed ranks, so that bad ones are seen as well.
+
+    The few cases that are shown are predicted once more: pixels of all would fill the memory.
+    """
+    ranked = sorted(
+        ((row.dice, case, row.title) for case in cases for row in _shown(case, config, predict)),
+        key=lambda entry: entry[0],
+    )
+    if not ranked:
         return pictures.panels([("nothing was found", np.zeros((64, 160, 3), np.uint8))])
-    ordered = sorted(rows, key=lambda row: row.dice)
-    chosen = dict.fromkeys(round(rank * (len(ordered) - 1)) for rank in RANKS)
-    out = []
-    for index in chosen:
-        row = ordered[index]
-        panels = [
-            (row.title, pictures.grey(row.image)),
-            ("student", pictures.overlay(row.image, row.predicted)),
-        ]
-        if row.truth is not None:
-            title = f"truth, Dice {row.dice:.2f}"
-            panels.append((title, pictures.overlay(row.image, row.truth)))
-        out.append(pictures.panels(panels))
-    return pictures.rows(out)
+    ranks = dict.fromkeys(round(rank * (len(ranked) - 1)) for rank in RANKS)
+    wanted = {ranked[rank][2]: ranked[rank][1] for rank in ranks}
+    rows = {
+        row.title: _pictured(row)
+        for case in {case.name: case for case in wanted.values()}.values()
+        for row in _shown(case, config, predict)
+        if row.title in wanted
+    }
+    return pictures.rows([rows[title] for title in wanted])
+
+
+def _pictured(row: _Row) -> UInt8Array:
+    panels = [
+        (row.title, pictures.grey(row.image)),
+        ("student", pictures.overlay(row.image, row.predicted)),
+    ]
+    if row.truth is not None:
+        title = f"truth, Dice {row.dice:.2f}"
+        panels.append((title, pictures.overlay(row.image, row.truth)))
+    return pictures.panels(panels)
 
 
 def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:

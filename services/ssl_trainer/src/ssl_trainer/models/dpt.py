@@ -62,6 +62,11 @@ class DptStudent(Student):
         """See :class:`Student`."""
         return (int(self.backbone.config.hidden_size),) * len(self.backbone.out_features)
 
+    @property
+    def mask_channels(self) -> tuple[int, ...]:
+        """Those of the one stream that all features are taken from, as in UniMatch V2."""
+        return self.encoder_channels[:1]
+
     def encode(self, image_B1HW: Tensor) -> list[Tensor]:
         """Tokens of four blocks, (B, C, T) each, of images of whole patches."""
         out = self.backbone((image_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std)

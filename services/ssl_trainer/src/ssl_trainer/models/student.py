@@ -20,6 +20,11 @@ class Student(nn.Module, ABC):
     def encoder_channels(self) -> tuple[int, ...]:
         """Channels of each of the encoder's features."""
 
+    @property
+    def mask_channels(self) -> tuple[int, ...]:
+        """Channels of the masks that drop some: one for each feature, or one for all."""
+        return self.encoder_channels
+
     @abstractmethod
     def encode(self, image_B1HW: Tensor) -> list[Tensor]:
         """Features, channels on the second axis, in the order of ``encoder_channels``."""
@@ -29,9 +34,11 @@ class Student(nn.Module, ABC):
         """Logits of images of ``size``, (B, classes + 1, H, W); channel 0 is background."""
 
     def forward(self, image_B1HW: Tensor, channel_masks: list[Tensor] | None = None) -> Tensor:
-        """Logits; ``channel_masks`` scales the channels of each feature, (B, C) each."""
+        """Logits; ``channel_masks`` scales the channels of features, (B, C) each."""
         features = self.encode(image_B1HW)
         if channel_masks is not None:
+            if len(channel_masks) == 1:
+                channel_masks = channel_masks * len(features)
             features = [
                 feature * mask.view(*mask.shape, *[1] * (feature.ndim - 2))
                 for feature, mask in zip(features, channel_masks, strict=True)

@@ -11,24 +11,22 @@ from torch import Tensor
 def complementary_masks(
     batch: int, channels: Sequence[int], probability: float, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Masks for the two strong views of each level, (B, C) each.
+    """Masks for the two strong views, (B, C) each.
 
     One view keeps the channels that the other drops, scaled by 2, so that the masks of the
     two views add up to 2. A random ``1 - probability`` of the images is left as it is (1 in
     both views).
 
     Returns:
-        Masks of the first and of the second view, one for each level.
+        Masks of the first and of the second view, one for each number of ``channels``.
     """
     untouched = torch.randperm(batch, generator=generator)[: int(batch * (1 - probability))]
-    alike = len(set(channels)) == 1
     first, second = [], []
-    for count in channels[:1] if alike else channels:
+    for count in channels:
         keep = torch.bernoulli(torch.full((batch, count), 0.5), generator=generator) * 2
         drop = 2 - keep
         keep[untouched] = 1
         drop[untouched] = 1
         first.append(keep)
         second.append(drop)
-    repeats = len(channels) if alike else 1
-    return first * repeats, second * repeats
+    return first, second

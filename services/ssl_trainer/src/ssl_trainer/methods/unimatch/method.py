@@ -29,7 +29,7 @@ class UniMatch(Method):
                 batch.unlabelled,
                 batch.answers,
                 self.teacher.model,
-                self.student.encoder_channels,
+                self.student.mask_channels,
                 config,
                 step,
                 batch.rng,

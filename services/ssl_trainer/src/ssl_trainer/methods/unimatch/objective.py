@@ -105,30 +105,34 @@ def strong_views(
     drawn = to_device(_Drawn.draw(rng, len(batch.slices), channels, config), device)
     with autocast(device, config.precision):
         teacher_BCHW = probabilities(teacher, batch.image_B1HW)
-    targets = _targets(batch, answers, teacher_BCHW, config, step)
+    warped = _warped(batch, answers)
+    targets = _targets(batch, warped, teacher_BCHW, config, step)
     mixes = [boxes.cutmix(config.data.size) for boxes in (drawn.first, drawn.second)]
     strong = jittered(batch.image_B1HW.repeat(2, 1, 1, 1), drawn.jitter).chunk(2)
     images = torch.cat([mix.mix(view) for mix, view in zip(mixes, strong, strict=True)])
     views = StrongViews(images, list(drawn.channels_BC.split(channels, dim=1)), mixes, *targets)
-    return views, _scalars(batch, answers, views, config) if logged else {}
+    if not logged:
+        return views, {}
+    answered = [answer is not None for answer in answers]
+    return views, _scalars(batch, targets[0], warped, answered, config)
 
 
 def _scalars(
     batch: UnlabelledBatch,
-    answers: list[PseudoLabel | None],
-    views: StrongViews,
+    teacher: Target,
+    vessa: _Warped | None,
+    answered: list[bool],
     config: TrainConfig,
 ) -> Scalars:
     """How sure the teacher is, how far VESSA agrees, and how good both are where it is watched."""
-    teacher, vessa = views.from_teacher, views.from_vessa
-    answered = [answer is not None for answer in answers]
     scalars: Scalars = {"teacher/confident": teacher.weight_BHW.mean()}
     if config.data.watch_quality:
         vessa_BHW = None if vessa is None else vessa.labels_BHW
         scalars |= quality.watch(batch, teacher.labels_BHW, vessa_BHW, answered)
     if vessa is not None:
         same_BHW = (vessa.labels_BHW == teacher.labels_BHW)[answered]
-        scalars["assistant/agreement"] = same_BHW.float().mean()
+        inside_BHW = batch.inside()[answered]
+        scalars["assistant/agreement"] = (same_BHW & inside_BHW).sum() / inside_BHW.sum()
     return scalars
 
 
@@ -169,7 +173,7 @@ def _mixed(target: Target, views: StrongViews, strong: Tensor, kind: UnlabelledL
 
 def _targets(
     batch: UnlabelledBatch,
-    answers: list[PseudoLabel | None],
+    warped: _Warped | None,
     teacher_BCHW: Tensor,
     config: TrainConfig,
     step: int,
@@ -182,7 +186,6 @@ def _targets(
     confidence, labels = teacher_BCHW.max(dim=1)
     inside = batch.inside()
     sure = losses.confident(confidence, config.unimatch.confidence_threshold) * inside
-    warped = _warped(batch, answers)
     if warped is None:
         return Target(labels, sure), None
     share = schedule.teacher_share(step, config.steps, config.assistant)
