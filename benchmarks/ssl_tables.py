@@ -10,12 +10,13 @@ What was not run is "–".
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from acdc import ROOT
+from acdc import RESULTS, ROOT
 from ssl_results import MAIN, RIVALS, WITHOUT_VESSA, Budget, Results, Rival, means, scores
 from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
 from ssl_tasks import METHODS, Facts
@@ -255,6 +256,13 @@ def _short(found: Gain) -> str:
     return f"**{signed(found.mean)}** ({_interval(found)}; p {found.wilcoxon:.3f})"
 
 
+def bank() -> list[Row]:
+    """VESSA by itself with ever more annotated patients (``bank_growth.py``)."""
+    found: Facts = json.loads((RESULTS / "bank_growth.json").read_text())["patients"]
+    values = [f"{row['mean_of_structures']:.3f}" for row in found.values()]
+    return [["annotated patients in the bank", *found], ["VESSA alone", *values]]
+
+
 def provenance(results: Results) -> list[Row]:
     """Of what the results come."""
     runs = results.runs
@@ -359,6 +367,7 @@ TABLES: dict[str, Table] = {
     "annotated on validation patients": of("acdc", annotated, "val"),
     "cost": of("acdc", cost, "test"),
     "equal cost": of("acdc", equal_cost, "test"),
+    "bank": bank,
     "provenance": of("acdc", provenance),
     "left atrium": of("left_atrium", dice, "test"),
     "left atrium gains": of("left_atrium", gains, "test"),
