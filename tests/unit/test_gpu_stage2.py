@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+import acdc
+import ssl_runs
 from gpu_jobs import stage2_compiling, stage2_train, stage2_trainings, volumes
 from gpu_jobs import stage2_states as states
 from gpu_jobs.errors import FAILED_CHECK, NO_GPU, TOO_SLOW, JobError
@@ -312,3 +314,10 @@ def test_facts_say_where_a_run_was_made(comparison: Comparison, tmp_path: Path) 
     assert context.complete(facts) == {
         "commit": "abc", "uncommitted": True, "processor": "H100", "images": "WebP 95", "seed": 3,
     }  # fmt: skip
+
+
+def test_circumstances_are_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(str(acdc.circumstances()["commit"])) == 40
+    monkeypatch.setenv("PATH", "")
+    assert acdc.circumstances()["commit"] == ""
+    assert ssl_runs._uncommitted()
