@@ -169,10 +169,8 @@ def _missing(context: Stage2Context, runs: list[Run]) -> list[Run]:
 def _train(
     context: Stage2Context, trainings: Trainings, sampler: Sampler, result: dict[str, Any]
 ) -> None:
-    began = context.clock.gone() + context.clock.started
-
-    def busy() -> float | None:
-        return sampler.means(began + 10)["gpu_busy_percent"]
+    def busy(since: float) -> float | None:
+        return sampler.means(since)["gpu_busy_percent"]
 
     try:
         trainings.run(lambda: _write(context, trainings, sampler, result), busy)

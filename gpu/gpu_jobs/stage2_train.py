@@ -22,6 +22,7 @@ from gpu_jobs.stage2_compiling import Compiling
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
 from ssl_trainer.regions import training as locator_training
+from ssl_trainer.training import schedule
 from ssl_trainer.training.trainer import Trainer
 from vessa_client import files
 from vessa_common import processes
@@ -94,6 +95,7 @@ class Watch:
         self.compiling = compiling
         self.loss = 0.0
         self.noted = 0.0
+        self.begun: int | None = None
 
     def on_step(self, step: int, scalars: dict[str, float]) -> None:
         """After each update.
@@ -101,6 +103,8 @@ class Watch:
         Raises:
             Stopped: it is time to, and this was not the last one.
         """
+        if self.begun is None:
+            self.begun = step - 1
         self.loss = scalars.get("loss/total", self.loss)  # a GPU is not always waited for
         if self.compiling is not None:
             self.compiling.update()
@@ -119,6 +123,7 @@ class Watch:
             "step": self.trainer.step,
             "time": self.noted,
             "loss": self.loss,
+            "cold": self._cold(),
             "device": str(weights.device),
             "memory_mib": memory >> 20,
             "threads": torch.get_num_threads(),
@@ -126,6 +131,15 @@ class Watch:
         if self.compiling is not None:
             found |= self.compiling.found
         files.write_text(self.folder / PROGRESS, json.dumps(found))
+
+    def _cold(self) -> bool:
+        """Whether VESSA sees slices for the first time, which takes it far longer."""
+        trainer, config = self.trainer, self.trainer.config
+        if trainer.step >= schedule.assisted(config.steps, config.assistant):
+            return False
+        begun = trainer.step if self.begun is None else self.begun
+        seen = (trainer.step - begun) * config.accumulate * config.unlabelled_batch
+        return trainer.pipeline is not None and seen < len(trainer.unlabelled)
 
 
 def score(folder: Path, stop: float) -> None:
