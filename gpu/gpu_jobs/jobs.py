@@ -104,7 +104,7 @@ JOBS = {
                     "supervised",
                 ],
                 "seeds": [0, 1, 2],
-                "steps": [2500, 10000],
+                "steps": [10000],
                 "workers": 8,
                 "compile": False,
             },
@@ -124,7 +124,7 @@ JOBS = {
                 "seeds": [0],
                 "steps": [30000],
                 "workers": 1,
-                "compile": True,
+                "compile": False,
             },
         ),
     )

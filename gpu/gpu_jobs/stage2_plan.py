@@ -16,7 +16,7 @@ class Plan:
     Attributes:
         subsets, methods, seeds, steps: whose runs are made.
         workers: how many side by side, at most.
-        compile: whether networks are compiled where that is faster.
+        compile: whether students are compiled.
     """
 
     subsets: tuple[str, ...]

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import ssl_scores
 from gpu_jobs.errors import NOT_FINITE, OUT_OF_TIME
 from gpu_jobs.jobs import rehearsal
-from gpu_jobs.stage2_compiling import Compiling
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
 from ssl_trainer.regions import training as locator_training
@@ -72,10 +72,9 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
     config = load(folder / INPUT, [f"assistant.server={json.dumps(server)}"])
     with processes.joined() as group:
         trainer = Trainer(config, folder, group)
-        # Not the teacher: it also predicts volumes, each with as many slices as it has.
-        students = list(trainer.method.students)
-        compiling = Compiling(students) if compiled and group.device.type == "cuda" else None
-        watch = Watch(trainer, folder, stop, compiling)
+        if compiled:
+            _compile(trainer.method.students)
+        watch = Watch(trainer, folder, stop)
         try:
             trainer.run(watch.on_step)
         except Stopped:
@@ -85,14 +84,23 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
             watch.note()
 
 
+def _compile(students: nn.ModuleList) -> None:
+    """Compile the networks that are trained; what cannot be compiled runs as it did.
+
+    Not the teacher: it also predicts volumes, each with as many slices as it has.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    for student in students:
+        student.compile(dynamic=False)  # batches of the same few sizes all through the training
+
+
 class Watch:
     """Notes how far a training is, and stops it in time."""
 
-    def __init__(
-        self, trainer: Trainer, folder: Path, stop: float, compiling: Compiling | None
-    ) -> None:
+    def __init__(self, trainer: Trainer, folder: Path, stop: float) -> None:
         self.trainer, self.folder, self.stop = trainer, folder, stop
-        self.compiling = compiling
         self.loss = 0.0
         self.noted = 0.0
         self.begun: int | None = None
@@ -106,8 +114,6 @@ class Watch:
         if self.begun is None:
             self.begun = step - 1
         self.loss = scalars.get("loss/total", self.loss)  # a GPU is not always waited for
-        if self.compiling is not None:
-            self.compiling.update()
         now = time.time()
         if now - self.noted > NOTE_SECONDS:
             self.note()
@@ -128,8 +134,6 @@ class Watch:
             "memory_mib": memory >> 20,
             "threads": torch.get_num_threads(),
         }
-        if self.compiling is not None:
-            found |= self.compiling.found
         files.write_text(self.folder / PROGRESS, json.dumps(found))
 
     def _cold(self) -> bool:

@@ -12,16 +12,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import acdc
 import ssl_runs
-from gpu_jobs import stage2_compiling, stage2_train, stage2_trainings, volumes
 from gpu_jobs import stage2_states as states
+from gpu_jobs import stage2_train, stage2_trainings, volumes
 from gpu_jobs.errors import FAILED_CHECK, NO_GPU, TOO_SLOW, JobError
 from gpu_jobs.jobs import JOBS
-from gpu_jobs.stage2_compiling import Compiling
 from gpu_jobs.stage2_plan import Plan
 from gpu_jobs.stage2_servers import Servers
 from gpu_jobs.stage2_states import Note
@@ -148,6 +145,23 @@ def _config(folder: Path) -> Any:
     return load(folder / stage2_train.INPUT)
 
 
+@pytest.mark.parametrize("server", [None, "127.0.0.1:1"])
+def test_a_training_says_until_when_slices_are_new_to_vessa(
+    comparison: Comparison, tmp_path: Path, server: str | None
+) -> None:
+    config = small_config(comparison.task.root, steps=10, server=server)
+    trainer = Trainer(config, tmp_path)  # of 6 unlabelled slices each update sees 2
+    watch = stage2_train.Watch(trainer, tmp_path, time.time() + 600)
+    found = []
+    for step in range(4, 9):
+        trainer.step, watch.noted = step, 0.0
+        watch.on_step(step, {})
+        found.append(json.loads((tmp_path / stage2_train.PROGRESS).read_text())["cold"])
+    assert found == ([True, True, False, False, False] if server else [False] * 5)
+    if trainer.pipeline is not None:
+        trainer.pipeline.close()
+
+
 def test_states_that_cannot_come_back_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,28 +176,6 @@ def test_states_that_cannot_come_back_are_left_out(
         states.note_of(file)
 
 
-def test_networks_are_compiled_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage2_compiling, "WARM", 2)
-    monkeypatch.setattr(stage2_compiling, "MEASURED", 4)
-    for faster in (True, False):
-        now = iter([0.0, 4.0, 14.0, 14.0 + 4 * (0.9 if faster else 1.1)])
-        monkeypatch.setattr(
-            "gpu_jobs.stage2_compiling.time.perf_counter", lambda now=now: next(now)
-        )
-        network = nn.Linear(3, 2)
-        before = network(torch.ones(1, 3))
-        compiling = Compiling([network], backend="eager")
-        for update in range(12):
-            compiling.update()
-            assert torch.equal(network(torch.ones(1, 3)), before)
-            assert (network._compiled_call_impl is not None) == (
-                update >= 5 and (faster or update < 11)
-            )
-        assert compiling.found["eager_ms"] == 1000
-        assert compiling.found["compiled_ms"] == (900 if faster else 1100)
-        assert compiling.found["compiling_seconds"] == 10
-
-
 @pytest.fixture
 def trainings(comparison: Comparison) -> Iterator[Trainings]:
     task = comparison.task
@@ -195,14 +187,24 @@ def trainings(comparison: Comparison) -> Iterator[Trainings]:
             training.process.stop()
 
 
-def _running(trainings: Trainings, seed: int, step: int, rate: float, device: str) -> Training:
+def _running(
+    trainings: Trainings,
+    seed: int,
+    step: int,
+    rate: float,
+    device: str = "cuda:0",
+    *,
+    method: str = "unimatch",
+    cold: bool = False,
+) -> Training:
     """A process that has made so many updates, and makes so many a second."""
-    run = trainings.comparison.task.run("1", "unimatch", seed, steps=1000)
+    run = trainings.comparison.task.run("1", method, seed, steps=1000)
     folder = trainings.comparison.folder(run)
     folder.mkdir(parents=True)
     process = Process(folder / "run.log", "-c", "import time; time.sleep(100)")
     training = Training(run, folder, process, {}, [])
     note = {"step": step, "loss": 1.0, "device": device, "memory_mib": 1, "threads": 1}
+    note |= {"cold": cold}
     file = folder / stage2_train.PROGRESS
     file.write_text(json.dumps(note | {"time": training.began + 1}))
     training.look()
@@ -218,13 +220,14 @@ def test_where_no_run_would_end_half_of_them_wait(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, step in enumerate((300, 100, 200, 0)):
-        _running(trainings, seed, step, rate=2.0, device="cuda:0")
+        _running(trainings, seed, step, rate=2.0)
+    trainings.scoring[False] = 20.0
     now = time.time()
-    # The first one needs 340 s alone with the others.
-    trainings.deadline = now + stage2_trainings.STOP + 360
+    # The first one needs 340 s alone with the others, and 20 s to be scored.
+    trainings.deadline = now + stage2_trainings.STOP + 370
     trainings._shed(list(trainings.running))
     assert trainings.slots == 4
-    trainings.deadline = now + stage2_trainings.STOP + 80
+    trainings.deadline = now + stage2_trainings.STOP + 85
     trainings._shed(list(trainings.running))  # not even by itself
     assert trainings.slots == 4
     trainings.deadline = now + stage2_trainings.STOP + 200
@@ -238,6 +241,15 @@ def test_where_no_run_would_end_half_of_them_wait(
     assert [training.run.seed for training in trainings.running] == [0, 2]
     assert {run.seed for run in trainings.waiting[:2]} == {1, 3}
     assert not trainings.failed
+
+
+def test_a_run_that_would_not_be_scored_in_time_makes_others_wait(trainings: Trainings) -> None:
+    for seed in range(2):
+        _running(trainings, seed, 300, rate=2.0)
+    trainings.deadline = time.time() + stage2_trainings.STOP + 360
+    trainings.scoring[False] = 60.0
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 1
 
 
 @pytest.mark.parametrize(
@@ -257,29 +269,65 @@ def test_trainings_are_looked_at_soon(
     busy: float | None,
     code: int,
 ) -> None:
-    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
     training = _running(trainings, 0, 10, rate, device)
-    trainings._look(lambda: busy)
+    _look_twice(trainings, busy, code)
+    assert trainings.speed[training.run.name]["updates_per_second"] == rate
+
+
+def _look_twice(trainings: Trainings, busy: float | None, code: int = 0) -> None:
+    trainings._looked, trainings._checked = 0.0, False
+    since: list[float] = []
+
+    def measured(moment: float) -> float | None:
+        since.append(moment)
+        return busy
+
+    trainings._look(measured)
+    first = trainings._looked
+    assert first > 0
     assert not trainings.speed  # the first updates are those of a cold start
-    assert trainings._looked is not None
     trainings._looked -= stage2_trainings.EVERY
     if code:
         with pytest.raises(JobError) as raised:
-            trainings._look(lambda: busy)
+            trainings._look(measured)
         assert raised.value.code == code
     else:
-        trainings._look(lambda: busy)
-    assert trainings.speed[training.run.name]["updates_per_second"] == rate
+        trainings._look(measured)
+    assert set(since) == {first}  # not the start of the processes, when the GPU is idle
+
+
+def test_a_training_that_starts_or_compiles_is_not_slow(trainings: Trainings) -> None:
+    training = _running(trainings, 0, 10, rate=9.0)
+    training.rate = None
+    _look_twice(trainings, busy=0.0)
+    assert not trainings._checked
+    assert trainings.speed[training.run.name]["seconds_left"] is None
+
+
+def test_the_rate_of_slices_that_are_new_to_vessa_says_nothing_of_the_run(
+    trainings: Trainings,
+) -> None:
+    training = _running(trainings, 0, 10, rate=0.1, method="vessa", cold=True)
+    _look_twice(trainings, busy=50.0)
+    assert not trainings._checked
+    seen = trainings.speed[training.run.name]
+    assert (seen["updates_per_second"], seen["seconds_left"]) == (0.1, None)
+    _running(trainings, 1, 10, rate=0.1, method="vessa-labels")
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 4
+    trainings._looked -= stage2_trainings.EVERY
+    with pytest.raises(JobError, match="a run takes 10000 s"):
+        trainings._look(lambda since: 50.0)
 
 
 def test_trainings_without_an_update_are_given_up(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
-    trainings._look(lambda: None)
+    trainings._look(lambda since: None)
     trainings._began -= stage2_trainings.NONE_YET
-    with pytest.raises(JobError, match="no update after 200 s"):
-        trainings._look(lambda: None)
+    with pytest.raises(JobError, match="no update after 300 s"):
+        trainings._look(lambda since: None)
 
 
 def test_a_job_whose_runs_all_fail_is_ended(
@@ -288,7 +336,7 @@ def test_a_job_whose_runs_all_fail_is_ended(
     monkeypatch.setattr(stage2_trainings, "Process", _Failing)
     trainings.slots = 1
     with pytest.raises(JobError, match=r"\d runs failed, none did not") as raised:
-        trainings.run(lambda: None, lambda: None)
+        trainings.run(lambda: None, lambda since: None)
     assert raised.value.code == FAILED_CHECK
     assert all("no such server" in reason for reason in trainings.failed.values())
 
