@@ -138,7 +138,8 @@ def test_collected_runs_are_results_of_the_comparison_and_are_not_made_again(
     assert "runs" not in json.loads(file.read_text())
     assert states()["stage2-cells"].startswith("done: [gpu_stage2-cells_1]")
     assert not old.exists()
-    results = paths.RESULTS / "ssl_acdc.json"
+    results = paths.RESULTS / "ssl_acdc_gpu.json"
+    assert not (paths.RESULTS / "ssl_acdc.json").exists()  # of other images
     assert {facts["method"] for facts in ssl_results.read(results)} == {"vessa", "unimatch"}
     context = _context(tmp_path, {**CELLS.settings, **CHOSEN, "seeds": [0, 1], "steps": 2500})
     object.__setattr__(context, "comparison", Comparison(TASK, tmp_path, results))
@@ -171,8 +172,12 @@ def _not_tested(result: dict[str, Any]) -> None:
     del result["runs"][1]["scores"]["test"]
 
 
-def _no_state(result: dict[str, Any]) -> None:
-    result["states"] = {"1/vessa": {"step": 5, "file": "state_acdc.tar.gz"}}
+def _damaged_state(result: dict[str, Any]) -> None:
+    result["states"] = {"1/vessa": {"step": 5, "file": RESULT}}
+
+
+def _ended_early(result: dict[str, Any]) -> None:
+    result |= {"error": "too slow", "runs": [], "states": {"1/vessa": {"step": 5, "lost": "big"}}}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +186,8 @@ def _no_state(result: dict[str, Any]) -> None:
         (_other_settings, "of other settings than the comparison has now"),
         (_other_weights, "of weights ffffffffffff, here"),
         (_not_tested, "scored on val, expected val and test"),
-        (_no_state, "state_acdc.tar.gz: no state of a run"),
+        (_damaged_state, "result.json: no state of a run"),
+        (_ended_early, "the job ended itself: too slow"),
     ],
 )
 def test_runs_that_do_not_belong_to_the_comparison_are_not_collected(
@@ -192,6 +198,22 @@ def test_runs_that_do_not_belong_to_the_comparison_are_not_collected(
         collect(CELLS, brought)
     assert not list(paths.RESULTS.iterdir())
     assert states()["stage2-cells"] == "waiting"
+
+
+def test_what_a_job_made_before_it_ended_itself_is_collected(
+    brought: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(result: dict[str, Any]) -> None:
+        state = {"step": 5, "file": "state_acdc_cps.tar.gz"}
+        result |= {"error": "too slow", "finished": False, "states": {"1/cps": state}}
+
+    change(brought, ended)
+    file = collect(CELLS, brought)
+    assert json.loads(file.read_text())["error"] == "too slow"
+    assert states()["stage2-cells"].startswith("ended early: ")
+    assert len(ssl_results.read(paths.RESULTS / "ssl_acdc_gpu.json")) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1/cps: begins anew, no state came back: no file state_acdc_cps.tar.gz" in said
 
 
 def test_states_are_kept_and_carried_as_far_as_they_fit(brought: Path, tmp_path: Path) -> None:

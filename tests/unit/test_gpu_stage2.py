@@ -15,10 +15,13 @@ import pytest
 
 import acdc
 import ssl_runs
+from gpu_jobs import stage2, stage2_train, stage2_trainings, volumes
 from gpu_jobs import stage2_states as states
-from gpu_jobs import stage2_train, stage2_trainings, volumes
+from gpu_jobs.clock import Clock
 from gpu_jobs.errors import FAILED_CHECK, NO_GPU, TOO_SLOW, JobError
 from gpu_jobs.jobs import JOBS
+from gpu_jobs.manifest import Manifest
+from gpu_jobs.stage2 import Stage2Context
 from gpu_jobs.stage2_plan import Plan
 from gpu_jobs.stage2_servers import Servers
 from gpu_jobs.stage2_states import Note
@@ -139,6 +142,18 @@ def test_a_training_that_is_stopped_goes_on_from_its_packed_state_as_if_it_had_n
     stage2_train.score(tmp_path / "on", stop=0.0)
 
 
+def test_no_state_is_written_after_a_loss_that_is_not_finite(comparison: Comparison) -> None:
+    """On a GPU losses are looked at now and then only, and the clock may come in between."""
+    trainer = Trainer(small_config(comparison.task.root), comparison.out)
+    trainer.run()
+    state = comparison.out / "last.safetensors"
+    before = state.read_bytes()
+    trainer._bad.fill_(3)
+    with pytest.raises(FloatingPointError, match="loss at step 3 is not finite"):
+        trainer.save()
+    assert state.read_bytes() == before
+
+
 def _config(folder: Path) -> Any:
     from ssl_trainer.config import load
 
@@ -169,8 +184,9 @@ def test_states_that_cannot_come_back_are_left_out(
     assert states.pack(tmp_path, note, file) == "no state was written yet"
     (tmp_path / "last.safetensors").write_bytes(np.random.default_rng(0).bytes(3 << 20))
     monkeypatch.setattr(states, "LARGEST", 2 << 20)
-    assert states.pack(tmp_path, note, file) == "its state has 3 MiB, more than 2"
+    assert states.pack(tmp_path, note, file) == "its state has 3.0 MiB, more than 2.0"
     assert not file.exists()
+    assert states.pack(tmp_path, note, file, 1 << 20) == "its state has 3.0 MiB, more than 1.0"
     file.write_bytes(b"no archive")
     with pytest.raises(JobError, match=r"state.tar.gz: no state of a run"):
         states.note_of(file)
@@ -348,16 +364,34 @@ class _Failing(Process):
         super().__init__(log, "-c", "raise SystemExit('no such server')")
 
 
-def test_facts_say_where_a_run_was_made(comparison: Comparison, tmp_path: Path) -> None:
-    from gpu_jobs.clock import Clock
-    from gpu_jobs.manifest import Manifest
-    from gpu_jobs.stage2 import Stage2Context
-
+@pytest.fixture
+def context(comparison: Comparison, tmp_path: Path) -> Stage2Context:
     manifest = Manifest(date="", commit="abc+", weights="weights", weights_digest="0" * 64)
     job, now = dataclasses.replace(JOBS["stage2-cells"]), time.time()
-    context = Stage2Context(
+    found = Stage2Context(
         job, manifest, tmp_path, tmp_path, tmp_path, Clock(now, now), {"device": "H100"}
     )
+    vars(found).update(task=comparison.task, comparison=comparison)
+    return found
+
+
+def test_states_come_back_as_long_as_all_have_room(
+    context: Stage2Context, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "ROOM", 5 << 20)
+    for step, run in enumerate(trainings.waiting):
+        folder = trainings.comparison.folder(run)
+        folder.mkdir(parents=True)
+        (folder / "last.safetensors").write_bytes(np.random.default_rng(step).bytes(2 << 20))
+        (folder / stage2_train.PROGRESS).write_text(json.dumps({"step": step}))
+    found = stage2._states(context, trainings)
+    assert [state["step"] for state in found.values()] == [3, 2, 1, 0]
+    assert ["file" in state for state in found.values()] == [True, True, False, False]
+    assert sum(file.stat().st_size for file in context.out.glob("state_*")) <= 5 << 20
+    assert next(reversed(found.values()))["lost"] == "its state has 2.0 MiB, more than 1.0"
+
+
+def test_facts_say_where_a_run_was_made(context: Stage2Context) -> None:
     facts: Facts = {"commit": "", "uncommitted": True, "processor": "x86", "seed": 3}
     assert context.complete(facts) == {
         "commit": "abc", "uncommitted": True, "processor": "H100", "images": "WebP 95", "seed": 3,

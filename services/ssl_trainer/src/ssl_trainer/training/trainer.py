@@ -244,13 +244,20 @@ class Trainer:
         if self.processes.device.type == "cuda" and not reads:
             return {}
         values = {name: float(value) for name, value in losses.items()}
+        self._check_finite(f"; losses of step {self.step - 1}: {values}")
+        return values
+
+    def _check_finite(self, seen: str = "") -> None:
+        """Whether all losses were, as far as this process knows.
+
+        Raises:
+            FloatingPointError: one was not.
+        """
         if (bad := int(self._bad)) >= 0:
             raise FloatingPointError(
-                f"loss at step {bad} is not finite; losses of step {self.step - 1}: {values}. The "
-                f"state in {self.out} is from before; go on with it at a lower learning_rate in "
-                "another folder, or with precision: fp32"
+                f"loss at step {bad} is not finite{seen}. The state in {self.out} is from before; "
+                "go on with it at a lower learning_rate in another folder, or with precision: fp32"
             )
-        return values
 
     def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
         config = self.config
@@ -282,7 +289,12 @@ class Trainer:
         return {"val/dice": dice} | {f"val/dice/{name}": value for name, value in by_class}
 
     def save(self) -> None:
-        """Write the training state."""
+        """Write the training state.
+
+        Raises:
+            FloatingPointError: a loss was not finite; the state from before stays.
+        """
+        self._check_finite()
         prompts, window = dict[int, Tensor](), (0, 0)
         if self.pipeline is not None:
             prompts = self.pipeline.gathered()
