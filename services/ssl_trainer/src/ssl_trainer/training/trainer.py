@@ -165,7 +165,8 @@ class Trainer:
         if self.processes.first and (begins or not (self.out / regions.REGIONS_FILE).is_file()):
             assistant = None if self.pipeline is None else self.pipeline.assistant
             slices = self.labelled, self.unlabelled
-            regions.find_all(self.config, *slices, assistant, self.out, stage)
+            device = self.processes.device
+            regions.find_all(self.config, *slices, assistant, self.out, stage, device)
         self.processes.meet()
         self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
