@@ -200,7 +200,7 @@ class Trainer:
         asked = time.perf_counter()
         self.method.students.train()
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = BufferMean(self.method.students)
+        buffers = BufferMean(self.method.students, config.accumulate * self.processes.world)
         losses: Scalars = {}
         numbers = batches.numbers(step, config, self.processes)
         for number in numbers:
