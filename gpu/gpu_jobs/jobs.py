@@ -111,7 +111,7 @@ JOBS = {
         ),
         Job(
             name="stage2-acdc",
-            what="one run of the field's protocol, 256 x 256 and 30,000 updates",
+            what="one run of the field's protocol, 256 x 256 and 30,000 updates, in stretches",
             seconds=540,
             brings=(RESULT,),
             trains=False,
