@@ -155,7 +155,9 @@ def test_batches_that_fail_together_are_one_failure(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("assistant.away") == 1
 
 
-def test_a_late_answer_from_before_a_failure_is_no_return(tmp_path: Path) -> None:
+def test_a_late_answer_from_before_a_failure_is_no_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     port = free_port()
     config = AssistantConfig(server=f"127.0.0.1:{port}", retry_seconds=0, timeout_seconds=20)
     assistant = Assistant(config, NAMES)
@@ -175,10 +177,10 @@ def test_a_late_answer_from_before_a_failure_is_no_return(tmp_path: Path) -> Non
             pass
         held.set()
         assert assistant.collect(0) != [None]
-        assert assistant.away
+        assert "assistant.back" not in capsys.readouterr().out
         assistant.ask(2, single_slices(1))
         assert assistant.collect(2) != [None]
-        assert not assistant.away
+        assert "assistant.back" in capsys.readouterr().out
     assistant.close()
 
 

@@ -53,8 +53,8 @@ def test_a_compiled_unet_has_the_logits_and_gradients_of_the_eager_one() -> None
         else:
             assert other.grad is not None, name
             torch.testing.assert_close(other.grad, own.grad, msg=name)
-    for own, other in zip(eager.buffers(), compiled.buffers(), strict=True):
-        torch.testing.assert_close(other, own)
+    for one, another in zip(eager.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(another, one)
 
 
 @BOTH

@@ -49,7 +49,7 @@ def train(
     """
     known = [item for item in slices if item.series in regions]
     torch.manual_seed(seed)
-    locator = Locator().to(device, memory_format=torch.channels_last)
+    locator = Locator().to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.AdamW(locator.parameters(), lr=RATE, weight_decay=1e-2)
     for step in range(STEPS):
         for group in optimizer.param_groups:
