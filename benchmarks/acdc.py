@@ -127,15 +127,22 @@ def write_results(name: str, arguments: argparse.Namespace, found: dict[str, obj
 
 
 def circumstances(**arguments: object) -> dict[str, object]:
-    """Commit, machine, versions and arguments."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    """Commit, machine, versions and arguments; no commit where there is no git."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": (git("rev-parse", "HEAD") or "").strip(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         **arguments,
     }
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of the project; None where it fails, or is not there."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout

@@ -19,7 +19,6 @@ import contextlib
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ import yaml
 
 import ssl_results
 import ssl_scores
-from acdc import ROOT, circumstances
+from acdc import circumstances, git
 from ssl_processes import Process, RunError, locked, processor, served
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Run, Task, agree, differences
 from ssl_trainer.evaluation.log import answered, read_log
@@ -304,16 +303,10 @@ def _score(comparison: Comparison, folder: Path, facts: Facts) -> None:
 
 
 def _uncommitted() -> bool:
-    """Whether what trains, serves and scores is other than in the commit."""
+    """Whether what trains, serves and scores is other than in the commit, or that is unknown."""
     code = ("services", "proto", "benchmarks/tasks", ":(glob)benchmarks/*.py")
-    status = subprocess.run(
-        ["git", "status", "--porcelain", "--", *code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return bool(status.stdout.strip() or status.returncode)
+    status = git("status", "--porcelain", "--", *code)
+    return status is None or bool(status.strip())
 
 
 if __name__ == "__main__":

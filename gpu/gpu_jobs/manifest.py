@@ -43,7 +43,7 @@ class Wheel:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that a job is told.
+    """What was prepared for a job.
 
     Attributes:
         date, commit: when it was prepared, and from which commit; with ``+`` where the tree had

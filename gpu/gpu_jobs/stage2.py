@@ -14,6 +14,7 @@ from typing import Any
 
 import ssl_results
 import ssl_runs
+from acdc import RESULTS
 from gpu_jobs import manifest as manifests
 from gpu_jobs import stage2_states as states
 from gpu_jobs import volumes
@@ -21,12 +22,11 @@ from gpu_jobs.context import Context
 from gpu_jobs.errors import FAILED_CHECK, OUT_OF_TIME, JobError
 from gpu_jobs.gpu import Sampler
 from gpu_jobs.jobs import RESULT, rehearsal
-from gpu_jobs.stage2_plan import Plan
+from gpu_jobs.stage2_plan import Plan, results_file
 from gpu_jobs.stage2_servers import SETTINGS, Servers
 from gpu_jobs.stage2_states import Note
 from gpu_jobs.stage2_train import PROGRESS
 from gpu_jobs.stage2_trainings import Trainings, kill_all
-from ssl_results import results_of
 from ssl_runs import Comparison
 from ssl_tasks import Facts, Run, Task, merged
 from vessa_client import files
@@ -71,9 +71,8 @@ class Stage2Context(Context):
     @cached_property
     def comparison(self) -> Comparison:
         """Where runs are made, and what is known of them."""
-        return Comparison(
-            self.task, self.run / "runs", results_of(self.task.name), self.plan.workers, test=True
-        )
+        results = RESULTS / results_file(self.task.name)
+        return Comparison(self.task, self.run / "runs", results, self.plan.workers, test=True)
 
     def unpack(self) -> int:
         """Write the data set again; returns how many files."""
@@ -169,10 +168,8 @@ def _missing(context: Stage2Context, runs: list[Run]) -> list[Run]:
 def _train(
     context: Stage2Context, trainings: Trainings, sampler: Sampler, result: dict[str, Any]
 ) -> None:
-    began = context.clock.gone() + context.clock.started
-
-    def busy() -> float | None:
-        return sampler.means(began + 10)["gpu_busy_percent"]
+    def busy(since: float) -> float | None:
+        return sampler.means(since)["gpu_busy_percent"]
 
     try:
         trainings.run(lambda: _write(context, trainings, sampler, result), busy)
@@ -198,13 +195,16 @@ def _states(context: Stage2Context, trainings: Trainings) -> dict[str, Any]:
     cut = [*(training.run for training in trainings.running), *trainings.waiting]
     notes = [(run, _note(context, run)) for run in cut if context.comparison.folder(run).is_dir()]
     found: dict[str, Any] = {}
+    count, room = 0, states.ROOM
     for run, note in sorted(notes, key=lambda pair: -pair[1].step):
-        if sum("file" in state for state in found.values()) == states.MOST:
-            found[run.name] = {"step": note.step, "lost": f"{states.MOST} others come back"}
-            continue
         file = context.out / states.file_name(context.task.name, run)
-        lost = states.pack(context.comparison.folder(run), note, file)
+        if count == states.MOST:
+            lost = f"{states.MOST} others come back"
+        else:
+            lost = states.pack(context.comparison.folder(run), note, file, room)
         found[run.name] = {"step": note.step} | ({"lost": lost} if lost else {"file": file.name})
+        if not lost:
+            count, room = count + 1, room - file.stat().st_size
     return found
 
 

@@ -9,6 +9,11 @@ from gpu_jobs.errors import JobError
 from ssl_tasks import METHODS, Run, Task
 
 
+def results_file(task: str) -> str:
+    """Name of the results of runs on a GPU, whose images are other than those of runs elsewhere."""
+    return f"ssl_{task}_gpu.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Settings of a job of Stage 2.
@@ -16,7 +21,7 @@ class Plan:
     Attributes:
         subsets, methods, seeds, steps: whose runs are made.
         workers: how many side by side, at most.
-        compile: whether networks are compiled where that is faster.
+        compile: whether students are compiled.
     """
 
     subsets: tuple[str, ...]

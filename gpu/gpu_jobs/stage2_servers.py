@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ssl_processes import RunError, served
+from ssl_processes import RunError, Server, served
 from ssl_runs import fill_bank
 from ssl_tasks import Task
-from vessa_client import VessaClient
+from vessa_client import VessaClient, VessaError
 
 # Of the environment that servers start in: looks of several runs in one forward, and no run is
 # turned away.
@@ -21,7 +21,7 @@ SETTINGS = {"VESSA_BATCH_MODE": "fused", "VESSA_MAX_QUEUE": "1024"}
 
 
 class Servers:
-    """All start at once, while other runs train."""
+    """All start at once."""
 
     def __init__(self, task: Task, subsets: Iterable[str], folder: Path, device: str) -> None:
         self.task, self.folder, self.device = task, folder, device
@@ -42,16 +42,33 @@ class Servers:
         self._pool.shutdown(wait=True)
         self._stack.close()
 
+    @property
+    def starting(self) -> bool:
+        """Whether one is neither up nor has failed."""
+        return not all(server.done() for server in self._starting.values())
+
     def address(self, subset: str) -> str | None:
         """Of a subset's server; None while it starts.
 
         Raises:
-            RunError: it did not start.
+            RunError: it did not start, or ended.
         """
-        found: Future[str] = self._starting[subset]
-        return found.result() if found.done() else None
+        found: Future[Server] = self._starting[subset]
+        if not found.done():
+            return None
+        server = found.result()
+        if server.process.ended:
+            server.process.check()
+            raise RunError(f"server of subset {subset}: it stopped")
+        return server.address
 
-    def _start(self, subset: str) -> str:
+    def _start(self, subset: str) -> Server:
+        try:
+            return self._started(subset)
+        except (VessaError, OSError) as error:
+            raise RunError(f"server of subset {subset}: {error}") from error
+
+    def _started(self, subset: str) -> Server:
         fill = partial(fill_bank, self.task, subset)
         server = self._stack.enter_context(served(self.folder / subset, fill))
         with VessaClient(server.address) as client:
@@ -63,4 +80,4 @@ class Servers:
         )
         if not info.device.startswith(self.device):
             raise RunError(f"server of subset {subset}: on {info.device}, expected {self.device}")
-        return server.address
+        return server

@@ -18,8 +18,8 @@ from ssl_trainer.training.state import BEST_FILE, STATE_FILE
 
 # In the carried folder, in what comes back, and in the ignored folder of this machine.
 FOLDER, PREFIX, SUFFIX = "states", "state_", ".tar.gz"
-# Beside the result and the log, and bytes of each that comes back.
-MOST, LARGEST = 5, 16 * 2**20
+# Beside the result and the log: how many come back, and bytes of each and of all.
+MOST, LARGEST, ROOM = 5, 16 * 2**20, 56 * 2**20
 NOTE = "note.json"
 LOG = "log.jsonl"
 
@@ -45,8 +45,8 @@ def file_name(task: str, run: Run) -> str:
     return f"{PREFIX}{task}_{run.name.replace('/', '_')}{SUFFIX}"
 
 
-def pack(folder: Path, note: Note, file: Path) -> str:
-    """Write a run's state; returns why there is none, or nothing."""
+def pack(folder: Path, note: Note, file: Path, room: int = ROOM) -> str:
+    """Write a run's state of at most ``room`` bytes; returns why there is none, or nothing."""
     if not (folder / STATE_FILE).is_file():
         return "no state was written yet"
     scores = [scores_file(folder, split).name for split in ("val", "test")]
@@ -60,9 +60,10 @@ def pack(folder: Path, note: Note, file: Path) -> str:
         for name in names:
             if (folder / name).is_file():
                 archive.add(folder / name, name)
-    if (size := file.stat().st_size) > LARGEST:
+    size, most = file.stat().st_size, min(LARGEST, room)
+    if size > most:
         file.unlink()
-        return f"its state has {size >> 20} MiB, more than {LARGEST >> 20}"
+        return f"its state has {size / 2**20:.1f} MiB, more than {most / 2**20:.1f}"
     return ""
 
 

@@ -14,14 +14,15 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import ssl_scores
 from gpu_jobs.errors import NOT_FINITE, OUT_OF_TIME
 from gpu_jobs.jobs import rehearsal
-from gpu_jobs.stage2_compiling import Compiling
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
 from ssl_trainer.regions import training as locator_training
+from ssl_trainer.training import schedule
 from ssl_trainer.training.trainer import Trainer
 from vessa_client import files
 from vessa_common import processes
@@ -71,10 +72,9 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
     config = load(folder / INPUT, [f"assistant.server={json.dumps(server)}"])
     with processes.joined() as group:
         trainer = Trainer(config, folder, group)
-        # Not the teacher: it also predicts volumes, each with as many slices as it has.
-        students = list(trainer.method.students)
-        compiling = Compiling(students) if compiled and group.device.type == "cuda" else None
-        watch = Watch(trainer, folder, stop, compiling)
+        if compiled:
+            _compile(trainer.method.students)
+        watch = Watch(trainer, folder, stop)
         try:
             trainer.run(watch.on_step)
         except Stopped:
@@ -84,16 +84,26 @@ def train(folder: Path, server: str | None, stop: float, *, compiled: bool = Fal
             watch.note()
 
 
+def _compile(students: nn.ModuleList) -> None:
+    """Compile the networks that are trained; what cannot be compiled runs as it did.
+
+    Not the teacher: it also predicts volumes, each with as many slices as it has.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    for student in students:
+        student.compile(dynamic=False)  # batches of the same few sizes all through the training
+
+
 class Watch:
     """Notes how far a training is, and stops it in time."""
 
-    def __init__(
-        self, trainer: Trainer, folder: Path, stop: float, compiling: Compiling | None
-    ) -> None:
+    def __init__(self, trainer: Trainer, folder: Path, stop: float) -> None:
         self.trainer, self.folder, self.stop = trainer, folder, stop
-        self.compiling = compiling
         self.loss = 0.0
         self.noted = 0.0
+        self.begun: int | None = None
 
     def on_step(self, step: int, scalars: dict[str, float]) -> None:
         """After each update.
@@ -101,9 +111,9 @@ class Watch:
         Raises:
             Stopped: it is time to, and this was not the last one.
         """
+        if self.begun is None:
+            self.begun = step - 1
         self.loss = scalars.get("loss/total", self.loss)  # a GPU is not always waited for
-        if self.compiling is not None:
-            self.compiling.update()
         now = time.time()
         if now - self.noted > NOTE_SECONDS:
             self.note()
@@ -119,13 +129,21 @@ class Watch:
             "step": self.trainer.step,
             "time": self.noted,
             "loss": self.loss,
+            "cold": self._cold(),
             "device": str(weights.device),
             "memory_mib": memory >> 20,
             "threads": torch.get_num_threads(),
         }
-        if self.compiling is not None:
-            found |= self.compiling.found
         files.write_text(self.folder / PROGRESS, json.dumps(found))
+
+    def _cold(self) -> bool:
+        """Whether VESSA sees slices for the first time, which takes it far longer."""
+        trainer, config = self.trainer, self.trainer.config
+        if trainer.step >= schedule.assisted(config.steps, config.assistant):
+            return False
+        begun = trainer.step if self.begun is None else self.begun
+        seen = (trainer.step - begun) * config.accumulate * config.unlabelled_batch
+        return trainer.pipeline is not None and seen < len(trainer.unlabelled)
 
 
 def score(folder: Path, stop: float) -> None:

@@ -26,12 +26,16 @@ SHOWN = 2000
 # can be packed; seconds in which beginning one is worth it.
 STOP, END, LEAST = 35.0, 15.0, 60.0
 POLL = 0.2
+# Seconds that all runs wait for the servers, so that they begin in their order.
+SERVERS_WITHIN = 60.0
 # How often trainings are looked at from their first updates on, and by when there must be some.
-EVERY, NONE_YET = 30.0, 200.0
-# Seconds that a whole run may take; percent of the time that the GPU must be busy.
-LONGEST, LEAST_BUSY = 2700.0, 3.0
-# Runs that may fail before one has come to its end.
+EVERY, NONE_YET = 30.0, 300.0
+# Seconds that a whole run may take, many stretches; percent of the time that the GPU must be busy.
+LONGEST, LEAST_BUSY = 7200.0, 3.0
+# Trainings that may fail before one has come to its end.
 MOST_FAILURES = 3
+# Seconds of scoring a run, with regions or without, as long as none was scored: a guess.
+SCORING = {True: 30.0, False: 80.0}
 
 
 @dataclass
@@ -39,8 +43,9 @@ class Training:
     """A process that trains and scores a run.
 
     Attributes:
-        seen: when it was looked at last, and the updates that it had made.
+        seen: its progress when it was looked at last.
         rate: updates a second between the last two looks.
+        cold: whether these were slow, because slices were new to VESSA.
         shed: whether it was ended so that others come to their ends.
     """
 
@@ -50,8 +55,9 @@ class Training:
     start: Facts
     starts: list[Facts]
     began: float = field(default_factory=time.time)
-    seen: tuple[float, int] | None = None
+    seen: Facts = field(default_factory=dict)
     rate: float | None = None
+    cold: bool = False
     shed: bool = False
 
     @property
@@ -67,18 +73,21 @@ class Training:
         return int(self.progress.get("step", 0))
 
     @property
-    def seconds_left(self) -> float | None:
-        """As far as that is known."""
-        return (self.run.steps - self.step) / self.rate if self.rate else None
+    def with_regions(self) -> bool:
+        """Whether its student sees regions: that is scored in fewer views."""
+        return bool(self.run.config["regions"])
+
+    def seconds_of(self, updates: int) -> float | None:
+        """How long so many updates take, as far as that is known."""
+        return updates / self.rate if self.rate and not self.cold else None
 
     def look(self) -> None:
         """Measure how fast it is."""
-        found = self.progress
-        if found:
-            moment = float(found["time"])
-            if self.seen is not None and moment > self.seen[0]:
-                self.rate = (found["step"] - self.seen[1]) / (moment - self.seen[0])
-            self.seen = moment, int(found["step"])
+        found, before = self.progress, self.seen
+        if found and before and found["time"] > before["time"]:
+            self.rate = (found["step"] - before["step"]) / (found["time"] - before["time"])
+            self.cold = before["cold"]
+        self.seen = found or before
 
 
 class Trainings:
@@ -90,6 +99,7 @@ class Trainings:
         done: facts of those that came to their end.
         failed: those that failed, with the reason.
         speed: what the looks saw, by run.
+        scoring: seconds of scoring a run that were measured, with regions or without.
     """
 
     def __init__(
@@ -108,12 +118,19 @@ class Trainings:
         self.done: list[Facts] = []
         self.failed: dict[str, str] = {}
         self.speed: dict[str, Facts] = {}
+        self.scoring: dict[bool, float] = {}
         self.code = 0
+        self._broken = 0  # trainings that failed
         self._began = time.time()
-        self._looked: float | None = None
+        self._first_look = self._looked = 0.0
+        self._checked = rehearsal()
 
-    def run(self, changed: Callable[[], None], busy: Callable[[], float | None]) -> None:
-        """Until all are done, or time is up; ``changed`` is called after each that ended.
+    def run(self, changed: Callable[[], None], busy: Callable[[float], float | None]) -> None:
+        """Until all are done, or time is up.
+
+        Args:
+            changed: called after each that ended.
+            busy: percent of the time since a moment in which the GPU was.
 
         Raises:
             JobError: it is not worth going on.
@@ -125,7 +142,7 @@ class Trainings:
                 changed()
             if not self.running and self._late(LEAST):
                 break
-            if len(self.failed) >= MOST_FAILURES and not self.done:
+            if self._broken >= MOST_FAILURES and not self.done:
                 raise JobError(f"{len(self.failed)} runs failed, none did not", self.code)
             self._look(busy)
             time.sleep(POLL)
@@ -136,6 +153,8 @@ class Trainings:
     def _begin(self) -> bool:
         """Begin what there are slots for; returns whether a run failed at that."""
         before = len(self.failed)
+        if self.servers.starting and time.time() - self._began < SERVERS_WITHIN:
+            return False
         while len(self.running) < self.slots and not self._late(LEAST):
             run, address = self._next()
             if run is None:
@@ -195,12 +214,26 @@ class Trainings:
             except (ValueError, OSError) as error:
                 self._fail(run, f"its results cannot be read: {error!r}", FAILED_CHECK)
             else:
+                self._note_scoring(training)
                 print(f"  {run.name}: done after {training.start['seconds']:.0f} s", flush=True)
         elif training.shed or code == OUT_OF_TIME:
             self.waiting.insert(0, run)
         else:
+            self._broken += 1
             log = (training.folder / LOG).read_text()[-SHOWN:]
             self._fail(run, log, NOT_FINITE if code == NOT_FINITE else FAILED_CHECK)
+
+    def _note_scoring(self, training: Training) -> None:
+        """How long its scoring took, from its last update on; half of it may be from before."""
+        seconds = time.time() - float(training.progress["time"])
+        kind = training.with_regions
+        self.scoring[kind] = max(seconds, self.scoring.get(kind, 0.0))
+
+    def _left(self, training: Training) -> float | None:
+        """Seconds to the end of a run, its scores included, as far as that is known."""
+        updates = training.seconds_of(training.run.steps - training.step)
+        kind = training.with_regions
+        return None if updates is None else updates + self.scoring.get(kind, SCORING[kind])
 
     def _facts(self, training: Training) -> Facts:
         folder = training.folder
@@ -213,13 +246,13 @@ class Trainings:
         self.failed[run.name], self.code = reason, code
         print(f"  {run.name}: failed\n{reason}", flush=True)
 
-    def _look(self, busy: Callable[[], float | None]) -> None:
+    def _look(self, busy: Callable[[float], float | None]) -> None:
         """Every now and then: how fast all are, and whether they come to their ends."""
         now = time.time()
         begun = [training for training in self.running if training.progress]
-        if self._looked is None:
+        if not self._looked:
             if begun:
-                self._looked = now
+                self._first_look = self._looked = now
                 for training in begun:
                     training.look()
             elif now - self._began > NONE_YET and not self.done and not rehearsal():
@@ -227,22 +260,22 @@ class Trainings:
             return
         if now - self._looked < EVERY:
             return
-        first = not self.speed
         self._looked = now
         for training in begun:
             training.look()
             self._note(training)
-        print(f"After {now - self._began:.0f} s: GPU busy {busy()} %", flush=True)
+        percent = busy(self._first_look)
+        print(f"After {now - self._began:.0f} s: GPU busy {percent} %", flush=True)
         for training in begun:
             print(f"  {training.run.name}: {_line(self.speed[training.run.name])}", flush=True)
+        if not self._checked:
+            self._checked = self._check(begun, percent)
         if not rehearsal():
-            if first:
-                self._check(begun, busy())
             self._shed(begun)
 
     def _note(self, training: Training) -> None:
         found = {name: value for name, value in training.progress.items() if name != "time"}
-        left = training.seconds_left
+        left = self._left(training)
         rates = {
             "updates_per_second": None if training.rate is None else round(training.rate, 2),
             "seconds_left": None if left is None else round(left),
@@ -250,8 +283,10 @@ class Trainings:
         }
         self.speed[training.run.name] = found | rates
 
-    def _check(self, begun: list[Training], busy: float | None) -> None:
-        """Once: whether all of it runs where and as fast as it should.
+    def _check(self, begun: list[Training], busy: float | None) -> bool:
+        """Whether all of it runs where and as fast as it should; returns whether that is known.
+
+        It is not while one of them starts, or compiles its networks: the GPU is idle then.
 
         Raises:
             JobError: it does not.
@@ -259,7 +294,10 @@ class Trainings:
         elsewhere = {training.progress["device"] for training in begun}
         if any(not device.startswith("cuda") for device in elsewhere):
             raise JobError(f"trainings are on {', '.join(sorted(elsewhere))}", NO_GPU)
-        whole = [training.run.steps / training.rate for training in begun if training.rate]
+        if not begun or any(training.rate is None for training in begun):
+            return False
+        found = [training.seconds_of(training.run.steps) for training in begun]
+        whole = [seconds for seconds in found if seconds is not None]
         if whole and min(whole) > LONGEST:
             raise JobError(
                 f"a run takes {min(whole):.0f} s, expected {LONGEST:.0f} at most", TOO_SLOW
@@ -268,6 +306,7 @@ class Trainings:
             raise JobError(
                 f"the GPU is busy {busy} % of the time: training runs elsewhere", TOO_SLOW
             )
+        return bool(whole)
 
     def _shed(self, begun: list[Training]) -> None:
         """Where no run would come to its end, let the others wait, as far as that helps one.
@@ -275,13 +314,13 @@ class Trainings:
         They share one GPU: half of them are about twice as fast.
         """
         left = self.deadline - STOP - time.time()
-        needed = [training.seconds_left for training in begun]
-        if len(begun) < 2 or len(begun) < len(self.running) or None in needed:
+        needed = {training.run.name: self._left(training) for training in begun}
+        known = [seconds for seconds in needed.values() if seconds is not None]
+        if len(begun) < 2 or len(known) < len(self.running):
             return
-        least = min(seconds for seconds in needed if seconds is not None)
-        if least <= left or least / len(begun) > left:
+        if min(known) <= left or min(known) / len(begun) > left:
             return
-        begun.sort(key=lambda training: training.seconds_left or 0.0)
+        begun.sort(key=lambda training: needed[training.run.name] or 0.0)
         self.slots = max(1, len(begun) // 2)
         for training in begun[self.slots :]:
             # Its folder has a state: it goes on from there.
@@ -297,12 +336,10 @@ class Trainings:
 
 
 def _line(found: Facts) -> str:
-    measured = [f"{name} {found[name]}" for name in ("eager_ms", "compiled_ms") if name in found]
-    compiled = f", {', '.join(measured)}" if measured else ""
     return (
         f"update {found['step']}, {found['updates_per_second']} a second, "
         f"loss {found['loss']:.3f}, {found['seconds_left']} s left, {found['device']}, "
-        f"{found['memory_mib']} MiB, {found['threads']} threads{compiled}"
+        f"{found['memory_mib']} MiB, {found['threads']} threads"
     )
 
 

@@ -25,7 +25,7 @@ from gpu_queue.packages import required
 from vessa_client.console import console
 
 # Of the environment here nothing else is there.
-KEPT = ("PATH", "LANG", "TMPDIR", "OMP_NUM_THREADS")
+KEPT = ("LANG", "TMPDIR", "OMP_NUM_THREADS")
 # An address at which nobody answers, for whatever would fetch something.
 NOWHERE = "http://127.0.0.1:9"
 # A CPU may take longer for it than a GPU for the whole job.
@@ -67,6 +67,7 @@ def _run(job: Job, copy: Path, out: Path, python: Path) -> None:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     there = {
         "HOME": str(copy.parent),
+        "PATH": str(_programs(copy.parent / "programs")),
         "OUT": str(out),
         "VESSA_REHEARSAL": "1",
         "VESSA_PYTHON": str(python.absolute()),
@@ -78,6 +79,17 @@ def _run(job: Job, copy: Path, out: Path, python: Path) -> None:
     code = subprocess.run(command, cwd=copy, env=kept | there, check=False).returncode
     if code:
         raise JobError(f"the command of {job.name} ended with code {code}; see above")
+
+
+def _programs(folder: Path) -> Path:
+    """Links to the programs here, without git, which may not be there."""
+    folder.mkdir()
+    for found in map(Path, os.get_exec_path()):
+        for program in found.iterdir() if found.is_dir() else ():
+            link = folder / program.name
+            if program.name != "git" and not os.path.lexists(link):
+                link.symlink_to(program.absolute())
+    return folder
 
 
 def _stand_in(manifest: Manifest, machine: Machine, folder: Path) -> Path:

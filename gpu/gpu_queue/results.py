@@ -64,11 +64,17 @@ def check(
 def _unusable(job: Job, result: dict[str, Any], rehearsed: Machine | None) -> str:
     if result["job"] != job.name:
         return f"of job {result['job']!r}, not {job.name}"
-    if "error" in result:
+    if "error" in result and not _brought(result):
         return f"the job ended itself: {result['error']}"
     if result["rehearsal"] and rehearsed is None:
         return f"of a rehearsal on {result['device']}"
     return ""
+
+
+def _brought(result: dict[str, Any]) -> bool:
+    """Whether runs came to their ends, or go on from their states, before a job ended itself."""
+    states = result.get("states", {}).values()
+    return bool(result.get("runs")) or any("file" in state for state in states)
 
 
 def _not_finite(value: Any, name: str = "result") -> str:

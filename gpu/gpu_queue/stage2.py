@@ -13,7 +13,7 @@ from gpu_jobs import stage2_states as states
 from gpu_jobs import volumes
 from gpu_jobs.errors import JobError
 from gpu_jobs.jobs import Job
-from gpu_jobs.stage2_plan import Plan
+from gpu_jobs.stage2_plan import Plan, results_file
 from gpu_queue import paths, travel
 from gpu_queue.machine import Machine
 from ssl_tasks import Facts, Task, agree
@@ -99,14 +99,14 @@ def check(job: Job, result: dict[str, Any], folder: Path, *, rehearsed: bool) ->
         if not rehearsed and not agree(facts["config"], run.settings):
             raise JobError(f"{name}: of other settings than the comparison has now")
     for state in result["states"].values():
-        if "file" in state:
+        if "file" in state and (folder / state["file"]).is_file():
             states.note_of(folder / state["file"])
 
 
 def take(job: Job, result: dict[str, Any], folder: Path) -> Path:
     """Merge runs into the results of the comparison, and keep states; returns those results."""
     task = Task.load(job.task)
-    file = paths.RESULTS / f"ssl_{task.name}.json"
+    file = paths.RESULTS / results_file(task.name)
     made: list[Facts] = result["runs"]
     ssl_results.write(file, task, made)
     target = kept(job)
@@ -114,7 +114,10 @@ def take(job: Job, result: dict[str, Any], folder: Path) -> Path:
     for facts in made:
         run = task.run(facts["subset"], facts["method"], facts["seed"], facts["steps"])
         (target / states.file_name(task.name, run)).unlink(missing_ok=True)
-    for state in result["states"].values():
-        if "file" in state:
+    for name, state in result["states"].items():
+        if "file" in state and (folder / state["file"]).is_file():
             shutil.copyfile(folder / state["file"], target / state["file"])
+        else:
+            reason = state.get("lost") or f"no file {state['file']}"
+            console.print(f"{name}: begins anew, no state came back: {reason}", highlight=False)
     return file

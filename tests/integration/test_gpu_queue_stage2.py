@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,8 @@ def test_collected_runs_are_results_of_the_comparison_and_are_not_made_again(
     assert "runs" not in json.loads(file.read_text())
     assert states()["stage2-cells"].startswith("done: [gpu_stage2-cells_1]")
     assert not old.exists()
-    results = paths.RESULTS / "ssl_acdc.json"
+    results = paths.RESULTS / "ssl_acdc_gpu.json"
+    assert not (paths.RESULTS / "ssl_acdc.json").exists()  # of other images
     assert {facts["method"] for facts in ssl_results.read(results)} == {"vessa", "unimatch"}
     context = _context(tmp_path, {**CELLS.settings, **CHOSEN, "seeds": [0, 1], "steps": 2500})
     object.__setattr__(context, "comparison", Comparison(TASK, tmp_path, results))
@@ -169,8 +172,12 @@ def _not_tested(result: dict[str, Any]) -> None:
     del result["runs"][1]["scores"]["test"]
 
 
-def _no_state(result: dict[str, Any]) -> None:
-    result["states"] = {"1/vessa": {"step": 5, "file": "state_acdc.tar.gz"}}
+def _damaged_state(result: dict[str, Any]) -> None:
+    result["states"] = {"1/vessa": {"step": 5, "file": RESULT}}
+
+
+def _ended_early(result: dict[str, Any]) -> None:
+    result |= {"error": "too slow", "runs": [], "states": {"1/vessa": {"step": 5, "lost": "big"}}}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +186,8 @@ def _no_state(result: dict[str, Any]) -> None:
         (_other_settings, "of other settings than the comparison has now"),
         (_other_weights, "of weights ffffffffffff, here"),
         (_not_tested, "scored on val, expected val and test"),
-        (_no_state, "state_acdc.tar.gz: no state of a run"),
+        (_damaged_state, "result.json: no state of a run"),
+        (_ended_early, "the job ended itself: too slow"),
     ],
 )
 def test_runs_that_do_not_belong_to_the_comparison_are_not_collected(
@@ -190,6 +198,22 @@ def test_runs_that_do_not_belong_to_the_comparison_are_not_collected(
         collect(CELLS, brought)
     assert not list(paths.RESULTS.iterdir())
     assert states()["stage2-cells"] == "waiting"
+
+
+def test_what_a_job_made_before_it_ended_itself_is_collected(
+    brought: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(result: dict[str, Any]) -> None:
+        state = {"step": 5, "file": "state_acdc_cps.tar.gz"}
+        result |= {"error": "too slow", "finished": False, "states": {"1/cps": state}}
+
+    change(brought, ended)
+    file = collect(CELLS, brought)
+    assert json.loads(file.read_text())["error"] == "too slow"
+    assert states()["stage2-cells"].startswith("ended early: ")
+    assert len(ssl_results.read(paths.RESULTS / "ssl_acdc_gpu.json")) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1/cps: begins anew, no state came back: no file state_acdc_cps.tar.gz" in said
 
 
 def test_states_are_kept_and_carried_as_far_as_they_fit(brought: Path, tmp_path: Path) -> None:
@@ -252,14 +276,14 @@ def test_a_run_that_the_clock_cuts_off_goes_on_in_the_next_stretch(
     def cut_off() -> None:
         one.deadline = 0.0
 
-    one.run(cut_off, lambda: None)
+    one.run(cut_off, _unknown)
     assert [waiting.key for waiting in one.waiting] == [run.key]
     assert [one.done, one.failed, one.running] == [[], {}, []]
     folder = comparison.folder(run)
     assert (folder / "last.safetensors").is_file()
     other = Trainings(comparison, one.waiting, servers, time.time() + 1000, [], _as_it_is)
     ended: list[int] = []
-    other.run(lambda: ended.append(len(other.done)), lambda: None)
+    other.run(lambda: ended.append(len(other.done)), _unknown)
     assert ended == [1]
     assert [other.failed, other.waiting] == [{}, []]
     facts = other.done[0]
@@ -271,6 +295,55 @@ def test_a_run_that_the_clock_cuts_off_goes_on_in_the_next_stretch(
 
 def _as_it_is(facts: Facts) -> Facts:
     return facts
+
+
+def _unknown(since: float) -> None:
+    """How busy the GPU is."""
+
+
+def test_runs_begin_in_their_order_and_not_with_a_server_that_ended(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths.CODE)))
+    runs = [comparison.task.run("1", method, 0) for method in ("vessa", "unimatch", "vessa-labels")]
+    with Servers(comparison.task, ["1"], comparison.out, "cpu") as servers:
+        found = Trainings(comparison, runs, servers, time.time() + 1000, [], _as_it_is)
+        while servers.starting:
+            assert not found._begin()
+            assert not found.running
+        monkeypatch.setattr(stage2_trainings, "SERVERS_WITHIN", 0.0)
+        assert not found._begin()
+        (first,) = found.running
+        assert first.run == runs[0]
+        first.process.stop()
+        server = servers._starting["1"].result()
+        server.process.end(signal.SIGKILL)
+        while not server.process.ended:
+            pass
+        found.slots = 3
+        assert found._begin()
+        assert [training.run for training in found.running] == runs[:2]
+        assert found.failed.keys() == {runs[2].name}
+        for training in found.running:
+            training.process.stop()
+
+
+def test_a_server_that_does_not_start_fails_its_own_runs_only(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths.CODE)))
+    refused = tuple(replace(own, description="long" * 10_000) for own in CLASSES)
+    runs = [comparison.task.run("1", name, seed) for seed in range(3) for name in ("vessa",)]
+    runs.append(comparison.task.run("1", "unimatch", 0))
+    task = replace(comparison.task, classes=refused)
+    with Servers(task, ["1"], comparison.out, "cpu") as servers:
+        found = Trainings(comparison, runs, servers, time.time() + 1000, [], _as_it_is)
+        found.run(lambda: None, _unknown)
+    assert [facts["method"] for facts in found.done] == ["unimatch"]
+    assert found.failed.keys() == {run.name for run in runs[:3]}
+    assert all("classes.description" in reason for reason in found.failed.values())
+    # What was measured here says how long runs without regions take to their ends.
+    assert found.scoring.keys() == {False}
 
 
 def test_stage_2_needs_data_and_takes_no_other_weights(tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from gpu_jobs import stage2_compiling, stage2_train, stage2_trainings, volumes
+import acdc
+import ssl_runs
+from gpu_jobs import stage2, stage2_train, stage2_trainings, volumes
 from gpu_jobs import stage2_states as states
+from gpu_jobs.clock import Clock
 from gpu_jobs.errors import FAILED_CHECK, NO_GPU, TOO_SLOW, JobError
 from gpu_jobs.jobs import JOBS
-from gpu_jobs.stage2_compiling import Compiling
+from gpu_jobs.manifest import Manifest
+from gpu_jobs.stage2 import Stage2Context
 from gpu_jobs.stage2_plan import Plan
 from gpu_jobs.stage2_servers import Servers
 from gpu_jobs.stage2_states import Note
@@ -140,10 +142,39 @@ def test_a_training_that_is_stopped_goes_on_from_its_packed_state_as_if_it_had_n
     stage2_train.score(tmp_path / "on", stop=0.0)
 
 
+def test_no_state_is_written_after_a_loss_that_is_not_finite(comparison: Comparison) -> None:
+    """On a GPU losses are looked at now and then only, and the clock may come in between."""
+    trainer = Trainer(small_config(comparison.task.root), comparison.out)
+    trainer.run()
+    state = comparison.out / "last.safetensors"
+    before = state.read_bytes()
+    trainer._bad.fill_(3)
+    with pytest.raises(FloatingPointError, match="loss at step 3 is not finite"):
+        trainer.save()
+    assert state.read_bytes() == before
+
+
 def _config(folder: Path) -> Any:
     from ssl_trainer.config import load
 
     return load(folder / stage2_train.INPUT)
+
+
+@pytest.mark.parametrize("server", [None, "127.0.0.1:1"])
+def test_a_training_says_until_when_slices_are_new_to_vessa(
+    comparison: Comparison, tmp_path: Path, server: str | None
+) -> None:
+    config = small_config(comparison.task.root, steps=10, server=server)
+    trainer = Trainer(config, tmp_path)  # of 6 unlabelled slices each update sees 2
+    watch = stage2_train.Watch(trainer, tmp_path, time.time() + 600)
+    found = []
+    for step in range(4, 9):
+        trainer.step, watch.noted = step, 0.0
+        watch.on_step(step, {})
+        found.append(json.loads((tmp_path / stage2_train.PROGRESS).read_text())["cold"])
+    assert found == ([True, True, False, False, False] if server else [False] * 5)
+    if trainer.pipeline is not None:
+        trainer.pipeline.close()
 
 
 def test_states_that_cannot_come_back_are_left_out(
@@ -153,33 +184,12 @@ def test_states_that_cannot_come_back_are_left_out(
     assert states.pack(tmp_path, note, file) == "no state was written yet"
     (tmp_path / "last.safetensors").write_bytes(np.random.default_rng(0).bytes(3 << 20))
     monkeypatch.setattr(states, "LARGEST", 2 << 20)
-    assert states.pack(tmp_path, note, file) == "its state has 3 MiB, more than 2"
+    assert states.pack(tmp_path, note, file) == "its state has 3.0 MiB, more than 2.0"
     assert not file.exists()
+    assert states.pack(tmp_path, note, file, 1 << 20) == "its state has 3.0 MiB, more than 1.0"
     file.write_bytes(b"no archive")
     with pytest.raises(JobError, match=r"state.tar.gz: no state of a run"):
         states.note_of(file)
-
-
-def test_networks_are_compiled_only_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage2_compiling, "WARM", 2)
-    monkeypatch.setattr(stage2_compiling, "MEASURED", 4)
-    for faster in (True, False):
-        now = iter([0.0, 4.0, 14.0, 14.0 + 4 * (0.9 if faster else 1.1)])
-        monkeypatch.setattr(
-            "gpu_jobs.stage2_compiling.time.perf_counter", lambda now=now: next(now)
-        )
-        network = nn.Linear(3, 2)
-        before = network(torch.ones(1, 3))
-        compiling = Compiling([network], backend="eager")
-        for update in range(12):
-            compiling.update()
-            assert torch.equal(network(torch.ones(1, 3)), before)
-            assert (network._compiled_call_impl is not None) == (
-                update >= 5 and (faster or update < 11)
-            )
-        assert compiling.found["eager_ms"] == 1000
-        assert compiling.found["compiled_ms"] == (900 if faster else 1100)
-        assert compiling.found["compiling_seconds"] == 10
 
 
 @pytest.fixture
@@ -193,14 +203,24 @@ def trainings(comparison: Comparison) -> Iterator[Trainings]:
             training.process.stop()
 
 
-def _running(trainings: Trainings, seed: int, step: int, rate: float, device: str) -> Training:
+def _running(
+    trainings: Trainings,
+    seed: int,
+    step: int,
+    rate: float,
+    device: str = "cuda:0",
+    *,
+    method: str = "unimatch",
+    cold: bool = False,
+) -> Training:
     """A process that has made so many updates, and makes so many a second."""
-    run = trainings.comparison.task.run("1", "unimatch", seed, steps=1000)
+    run = trainings.comparison.task.run("1", method, seed, steps=1000)
     folder = trainings.comparison.folder(run)
     folder.mkdir(parents=True)
     process = Process(folder / "run.log", "-c", "import time; time.sleep(100)")
     training = Training(run, folder, process, {}, [])
     note = {"step": step, "loss": 1.0, "device": device, "memory_mib": 1, "threads": 1}
+    note |= {"cold": cold}
     file = folder / stage2_train.PROGRESS
     file.write_text(json.dumps(note | {"time": training.began + 1}))
     training.look()
@@ -216,13 +236,14 @@ def test_where_no_run_would_end_half_of_them_wait(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, step in enumerate((300, 100, 200, 0)):
-        _running(trainings, seed, step, rate=2.0, device="cuda:0")
+        _running(trainings, seed, step, rate=2.0)
+    trainings.scoring[False] = 20.0
     now = time.time()
-    # The first one needs 340 s alone with the others.
-    trainings.deadline = now + stage2_trainings.STOP + 360
+    # The first one needs 340 s alone with the others, and 20 s to be scored.
+    trainings.deadline = now + stage2_trainings.STOP + 370
     trainings._shed(list(trainings.running))
     assert trainings.slots == 4
-    trainings.deadline = now + stage2_trainings.STOP + 80
+    trainings.deadline = now + stage2_trainings.STOP + 85
     trainings._shed(list(trainings.running))  # not even by itself
     assert trainings.slots == 4
     trainings.deadline = now + stage2_trainings.STOP + 200
@@ -236,6 +257,15 @@ def test_where_no_run_would_end_half_of_them_wait(
     assert [training.run.seed for training in trainings.running] == [0, 2]
     assert {run.seed for run in trainings.waiting[:2]} == {1, 3}
     assert not trainings.failed
+
+
+def test_a_run_that_would_not_be_scored_in_time_makes_others_wait(trainings: Trainings) -> None:
+    for seed in range(2):
+        _running(trainings, seed, 300, rate=2.0)
+    trainings.deadline = time.time() + stage2_trainings.STOP + 360
+    trainings.scoring[False] = 60.0
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 1
 
 
 @pytest.mark.parametrize(
@@ -255,29 +285,65 @@ def test_trainings_are_looked_at_soon(
     busy: float | None,
     code: int,
 ) -> None:
-    monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
     training = _running(trainings, 0, 10, rate, device)
-    trainings._look(lambda: busy)
+    _look_twice(trainings, busy, code)
+    assert trainings.speed[training.run.name]["updates_per_second"] == rate
+
+
+def _look_twice(trainings: Trainings, busy: float | None, code: int = 0) -> None:
+    trainings._looked, trainings._checked = 0.0, False
+    since: list[float] = []
+
+    def measured(moment: float) -> float | None:
+        since.append(moment)
+        return busy
+
+    trainings._look(measured)
+    first = trainings._looked
+    assert first > 0
     assert not trainings.speed  # the first updates are those of a cold start
-    assert trainings._looked is not None
     trainings._looked -= stage2_trainings.EVERY
     if code:
         with pytest.raises(JobError) as raised:
-            trainings._look(lambda: busy)
+            trainings._look(measured)
         assert raised.value.code == code
     else:
-        trainings._look(lambda: busy)
-    assert trainings.speed[training.run.name]["updates_per_second"] == rate
+        trainings._look(measured)
+    assert set(since) == {first}  # not the start of the processes, when the GPU is idle
+
+
+def test_a_training_that_starts_or_compiles_is_not_slow(trainings: Trainings) -> None:
+    training = _running(trainings, 0, 10, rate=9.0)
+    training.rate = None
+    _look_twice(trainings, busy=0.0)
+    assert not trainings._checked
+    assert trainings.speed[training.run.name]["seconds_left"] is None
+
+
+def test_the_rate_of_slices_that_are_new_to_vessa_says_nothing_of_the_run(
+    trainings: Trainings,
+) -> None:
+    training = _running(trainings, 0, 10, rate=0.1, method="vessa", cold=True)
+    _look_twice(trainings, busy=50.0)
+    assert not trainings._checked
+    seen = trainings.speed[training.run.name]
+    assert (seen["updates_per_second"], seen["seconds_left"]) == (0.1, None)
+    _running(trainings, 1, 10, rate=0.1, method="vessa-labels")
+    trainings._shed(list(trainings.running))
+    assert trainings.slots == 4
+    trainings._looked -= stage2_trainings.EVERY
+    with pytest.raises(JobError, match="a run takes 10000 s"):
+        trainings._look(lambda since: 50.0)
 
 
 def test_trainings_without_an_update_are_given_up(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VESSA_REHEARSAL", raising=False)
-    trainings._look(lambda: None)
+    trainings._look(lambda since: None)
     trainings._began -= stage2_trainings.NONE_YET
-    with pytest.raises(JobError, match="no update after 200 s"):
-        trainings._look(lambda: None)
+    with pytest.raises(JobError, match="no update after 300 s"):
+        trainings._look(lambda since: None)
 
 
 def test_a_job_whose_runs_all_fail_is_ended(
@@ -286,7 +352,7 @@ def test_a_job_whose_runs_all_fail_is_ended(
     monkeypatch.setattr(stage2_trainings, "Process", _Failing)
     trainings.slots = 1
     with pytest.raises(JobError, match=r"\d runs failed, none did not") as raised:
-        trainings.run(lambda: None, lambda: None)
+        trainings.run(lambda: None, lambda since: None)
     assert raised.value.code == FAILED_CHECK
     assert all("no such server" in reason for reason in trainings.failed.values())
 
@@ -298,17 +364,42 @@ class _Failing(Process):
         super().__init__(log, "-c", "raise SystemExit('no such server')")
 
 
-def test_facts_say_where_a_run_was_made(comparison: Comparison, tmp_path: Path) -> None:
-    from gpu_jobs.clock import Clock
-    from gpu_jobs.manifest import Manifest
-    from gpu_jobs.stage2 import Stage2Context
-
+@pytest.fixture
+def context(comparison: Comparison, tmp_path: Path) -> Stage2Context:
     manifest = Manifest(date="", commit="abc+", weights="weights", weights_digest="0" * 64)
     job, now = dataclasses.replace(JOBS["stage2-cells"]), time.time()
-    context = Stage2Context(
+    found = Stage2Context(
         job, manifest, tmp_path, tmp_path, tmp_path, Clock(now, now), {"device": "H100"}
     )
+    vars(found).update(task=comparison.task, comparison=comparison)
+    return found
+
+
+def test_states_come_back_as_long_as_all_have_room(
+    context: Stage2Context, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "ROOM", 5 << 20)
+    for step, run in enumerate(trainings.waiting):
+        folder = trainings.comparison.folder(run)
+        folder.mkdir(parents=True)
+        (folder / "last.safetensors").write_bytes(np.random.default_rng(step).bytes(2 << 20))
+        (folder / stage2_train.PROGRESS).write_text(json.dumps({"step": step}))
+    found = stage2._states(context, trainings)
+    assert [state["step"] for state in found.values()] == [3, 2, 1, 0]
+    assert ["file" in state for state in found.values()] == [True, True, False, False]
+    assert sum(file.stat().st_size for file in context.out.glob("state_*")) <= 5 << 20
+    assert next(reversed(found.values()))["lost"] == "its state has 2.0 MiB, more than 1.0"
+
+
+def test_facts_say_where_a_run_was_made(context: Stage2Context) -> None:
     facts: Facts = {"commit": "", "uncommitted": True, "processor": "x86", "seed": 3}
     assert context.complete(facts) == {
         "commit": "abc", "uncommitted": True, "processor": "H100", "images": "WebP 95", "seed": 3,
     }  # fmt: skip
+
+
+def test_circumstances_are_known_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(str(acdc.circumstances()["commit"])) == 40
+    monkeypatch.setenv("PATH", "")
+    assert acdc.circumstances()["commit"] == ""
+    assert ssl_runs._uncommitted()

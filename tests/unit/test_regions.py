@@ -33,6 +33,7 @@ from trainer_support import (
 from vessa_client import Region, UInt8Array, files
 from vessa_server.model.preprocess import Canvas
 
+CPU = torch.device("cpu")
 SHAPE = (40, 52)
 SHAPES = st.tuples(st.integers(20, 90), st.integers(20, 90))
 
@@ -327,7 +328,7 @@ def test_a_locator_is_right_where_those_who_taught_it_were_wrong(
         for series, roi in list(truth.items())[::4]
     }
     unseen = [_volume(seed, seed % 4) for seed in range(100, 108)]
-    locator = training.train(slices, truth | wrong, seed=0)
+    locator = training.train(slices, truth | wrong, 0, CPU)
     found = find.by_locator(locator, slices + [item for own, _ in unseen for item in own])
     truth |= {own[0].series: roi for own, roi in unseen}
     overlaps = {series: _overlap(found[series], roi) for series, roi in truth.items()}
@@ -345,13 +346,21 @@ def test_a_locator_is_that_of_its_seed_and_of_the_series_with_a_region(
 
     def weights(items: list[Slice], seed: int) -> dict[str, Tensor]:
         torch.rand(3)  # whatever was drawn before
-        locator = training.train(items, {"0": roi}, seed, lambda: advanced.append(1))
+        locator = training.train(items, {"0": roi}, seed, CPU, lambda: advanced.append(1))
         return locator.state_dict()
 
     one, same, other = weights(first, 0), weights([*first, *second], 0), weights(first, 1)
     assert len(advanced) == 6
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_locator_is_trained_where_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without values refuses whatever lies on the CPU."""
+    monkeypatch.setattr(training, "STEPS", 2)
+    item, roi = single_slices(1)[0], Roi(30, 26, 20, 0)
+    locator = training.train([item], {item.series: roi}, 0, torch.device("meta"))
+    assert {parameter.device.type for parameter in locator.parameters()} == {"meta"}
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
@@ -372,7 +381,7 @@ def test_labels_without_a_structure_are_refused_in_words(tmp_path: Path) -> None
     unlabelled = cases.read_slices(split.unlabelled, 2, labelled=False)
     empty = [_slice("a", 0, np.zeros(SHAPE, np.uint8))]
     with pytest.raises(ValueError, match=r"data\.labelled: no annotated slice shows a structure"):
-        run.find_all(config, empty, unlabelled, None, tmp_path, run.no_stage)
+        run.find_all(config, empty, unlabelled, None, tmp_path, run.no_stage, CPU)
 
 
 def test_what_is_beside_a_region_does_not_make_it_dark() -> None:

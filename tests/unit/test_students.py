@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,27 @@ def test_every_parameter_that_is_trained_has_a_gradient(config: StudentConfig) -
     student(torch.rand(2, 1, side, side)).square().mean().backward()
     for name, parameter in student.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_a_compiled_unet_has_the_logits_and_gradients_of_the_eager_one() -> None:
+    torch.manual_seed(0)
+    eager = models.build(UNET, 2)
+    compiled = copy.deepcopy(eager)
+    compiled.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+    image = torch.rand(3, 1, 32, 48)
+    masks = [torch.rand(3, channels) for channels in eager.encoder_channels]
+    logits = [student(image, masks) for student in (eager, compiled)]
+    torch.testing.assert_close(logits[1], logits[0])
+    for values in logits:
+        values.square().mean().backward()
+    for (name, own), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        if own.grad is None:
+            assert other.grad is None, name
+        else:
+            assert other.grad is not None, name
+            torch.testing.assert_close(other.grad, own.grad, msg=name)
+    for one, another in zip(eager.buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(another, one)
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import threading
@@ -30,8 +31,10 @@ from ssl_trainer.methods.unimatch.views import Boxes, Jitter, blurred, jittered,
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.training import schedule
 from ssl_trainer.training.ema import EmaTeacher
+from support_syncs import counted_ops
 from trainer_support import UNET, regions, single_slices, small_config, stored, transforms
 from vessa_common.precision import autocast
+from vessa_common.processes import BufferMean, Processes
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))
@@ -110,7 +113,9 @@ def test_the_teacher_is_the_moving_average_of_the_student() -> None:
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         student(torch.randn(4, 3))
-        teacher.update(step)
+        with counted_ops() as ops:
+            teacher.update(step)
+        assert set(ops.calls) == {"aten._foreach_lerp_", "aten._foreach_copy_"}
         decay = min(1 - 1 / (step + 1), 0.9)
         for name, value in student.state_dict().items():
             floating = value.is_floating_point()
@@ -119,6 +124,32 @@ def test_the_teacher_is_the_moving_average_of_the_student() -> None:
     for name, value in teacher.model.state_dict().items():
         assert torch.allclose(value.double(), expected[name], atol=1e-5), name
     assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)], ids=str)
+def test_running_statistics_are_the_mean_of_those_of_the_batches(
+    layer: torch.nn.Module, count: int
+) -> None:
+    images = [torch.randn(4, 3) for _ in range(count)]
+    alone = []
+    for image in images:
+        own = copy.deepcopy(layer)
+        own(image)
+        alone.append(dict(own.named_buffers()))
+    with counted_ops() as ops:
+        buffers = BufferMean(layer, count)
+    for image in images:
+        layer(image)
+        with ops:
+            buffers.take()
+    with ops:
+        buffers.settle(Processes())
+    assert bool(ops.calls) == (count > 1 and bool(list(layer.buffers())))
+    for name, value in layer.named_buffers():
+        if value.is_floating_point():
+            mean = torch.stack([own[name] for own in alone]).mean(dim=0)
+            assert torch.equal(value, mean) if count == 1 else torch.allclose(value, mean), name
 
 
 def _case(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -135,11 +135,13 @@ class BufferMean:
     """Running statistics of batch normalisation, averaged over the batches of an update.
 
     Each batch moves them from where the update began, and the mean is kept. So it does not
-    matter which process had which batch.
+    matter which process had which batch. What a single batch made of them is the mean.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._buffers = [b for b in module.buffers() if b.is_floating_point()]
+    def __init__(self, module: nn.Module, batches: int) -> None:
+        """Remember where they are; ``batches`` are those of all processes."""
+        several = batches > 1
+        self._buffers = [b for b in module.buffers() if several and b.is_floating_point()]
         self._start = [b.clone() for b in self._buffers]
         self._sums = [torch.zeros_like(b) for b in self._buffers]
         self._count = 0
@@ -147,6 +149,8 @@ class BufferMean:
     @torch.no_grad()
     def take(self) -> None:
         """Count what the last batch made of the buffers, and put back the beginning."""
+        if not self._buffers:
+            return
         torch._foreach_add_(self._sums, self._buffers)
         torch._foreach_copy_(self._buffers, self._start)
         self._count += 1
@@ -154,5 +158,7 @@ class BufferMean:
     @torch.no_grad()
     def settle(self, processes: Processes) -> None:
         """Put the mean into the buffers."""
+        if not self._buffers:
+            return
         means = torch._foreach_div(self._sums, self._count)
         torch._foreach_copy_(self._buffers, [processes.mean(mean) for mean in means])

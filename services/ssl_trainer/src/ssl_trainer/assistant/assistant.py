@@ -1,4 +1,4 @@
-"""VESSA as assistant: asks for the next batch while this one trains.
+"""VESSA as assistant: asks for the next batches while this one trains.
 
 Everything is asked in the canonical frame: the native slice, un-augmented. So the server's
 encoder, matching, language model and memory attention run once for each slice; later
@@ -7,6 +7,8 @@ requests send its digest and a new student mask.
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,10 @@ Students = Callable[[], Sequence[UInt8Array]]
 
 # Series about whose regions the server is asked in one call.
 SURVEYED_AT_ONCE = 8
+# Batches under way at the server, so that it need not wait where one ends; and unanswered requests
+# of each, at least. All together they are no more than a batch, or than so many: a server's queue
+# is for several trainers, and has 64 places by default.
+BATCHES_AT_ONCE, WINDOW = 3, 4
 
 log = structlog.get_logger(__name__)
 
@@ -65,9 +71,11 @@ class Assistant:
         self.config = config
         self.classes = tuple(classes)
         self._client = connection.connect(config, config.timeout_seconds)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="assistant")
+        self._workers = ThreadPoolExecutor(BATCHES_AT_ONCE, thread_name_prefix="assistant")
         self._asked: dict[int, Future[list[PseudoLabel | None]]] = {}
-        self._away_until = 0.0
+        # Of what follows, which all workers change.
+        self._lock = threading.Lock()
+        self._failed_at = -math.inf
         self._away = False
         self._error: AssistantError | None = None
         self._refused: set[str] = set()
@@ -93,7 +101,7 @@ class Assistant:
             students: sent as prompts, and waited for beside the training; None for one-shot.
             rois: where VESSA is to look; it searches where there is none.
         """
-        self._asked[step] = self._worker.submit(self._fetch, slices, students, rois)
+        self._asked[step] = self._workers.submit(self._fetch, slices, students, rois)
 
     def regions(
         self, slices: Sequence[Slice], advance: Callable[[], object] = lambda: None
@@ -145,8 +153,8 @@ class Assistant:
         return answers
 
     def close(self) -> None:
-        """Finish the request under way, drop the others, and close the connection."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Finish the batches under way, drop the others, and close the connection."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
         self._client.close()
 
     def _requests(
@@ -176,12 +184,14 @@ class Assistant:
         self, slices: Sequence[Slice], students: Students | None, rois: Sequence[Roi | None]
     ) -> list[PseudoLabel | None]:
         answers: list[PseudoLabel | None] = [None] * len(slices)
-        if not slices or self._error is not None or time.monotonic() < self._away_until:
+        began = time.monotonic()
+        if not slices or self._left_alone(began):
             return answers
         requests = self._requests(slices, students, rois)
         try:
+            window = max(WINDOW, math.ceil(len(requests) / BATCHES_AT_ONCE))
             stream = self._client.segment_stream(
-                requests, window=len(requests), timeout=self.config.timeout_seconds
+                requests, window=window, timeout=self.config.timeout_seconds
             )
             for item in stream:
                 if not isinstance(item, VessaError):
@@ -191,28 +201,41 @@ class Assistant:
                 else:
                     raise item
         except VessaError as error:
-            self._failed(error)
+            with self._lock:
+                self._failed(error)
         else:
-            if self._away:
+            self._answered(began)
+        return answers
+
+    def _left_alone(self, now: float) -> bool:
+        """Whether the server is not to be asked: the run stops, or it failed a moment ago."""
+        with self._lock:
+            failed_lately = now < self._failed_at + self.config.retry_seconds
+            return failed_lately or self._error is not None
+
+    def _answered(self, began: float) -> None:
+        """Say that the server is back, unless it was asked before it failed."""
+        with self._lock:
+            if self._away and began >= self._failed_at:
                 self._away = False
                 log.info("assistant.back", server=self.config.server)
-        return answers
 
     def _refuse(self, item: Slice, error: VessaError) -> None:
         """Go without an answer for one slice; say so once."""
-        if item.key not in self._refused:
-            self._refused.add(item.key)
-            log.warning("assistant.refused", slice=item.key, error=str(error))
+        with self._lock:
+            if item.key not in self._refused:
+                self._refused.add(item.key)
+                log.warning("assistant.refused", slice=item.key, error=str(error))
 
     def _failed(self, error: VessaError) -> None:
         """Leave the server alone for a while, and say so once; or stop the run."""
         if self.config.required or connection.lasts(error):
             reason = connection.explain(error, self.config, self.classes)
-            self._error = AssistantError(
+            self._error = self._error or AssistantError(
                 f"{reason}; then start the run again with the same --out, and it goes on"
             )
             return
-        self._away_until = time.monotonic() + self.config.retry_seconds
+        self._failed_at = time.monotonic()
         if not self._away:
             self._away = True
             log.warning(

@@ -42,6 +42,7 @@ def find_all(
     assistant: Assistant | None,
     out: Path,
     stage: Stage,
+    device: torch.device,
 ) -> None:
     """Train a locator on labelled series, and on what VESSA says of the others; write its regions.
 
@@ -57,7 +58,8 @@ def find_all(
             "the others; annotate one, or set regions to false"
         )
     advance = stage("Regions: the locator learns", training.STEPS)
-    locator = training.train([*labelled, *unlabelled], asked | known, config.seed, advance)
+    slices = [*labelled, *unlabelled]
+    locator = training.train(slices, asked | known, config.seed, device, advance)
     series = {item.series for item in unlabelled}
     found = find.by_locator(locator, unlabelled, stage("Regions: the locator looks", len(series)))
     weights = save({name: value.contiguous() for name, value in locator.state_dict().items()})

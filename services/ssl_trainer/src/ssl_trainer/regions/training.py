@@ -22,6 +22,7 @@ from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.data.planes import Planes
 from ssl_trainer.regions.locator import SIZE, Locator
+from vessa_common.transfer import send
 
 STEPS, BATCH, RATE = 400, 16, 2e-3
 # How slices are varied, on top of quarter turns: degrees, zoom, shift of the side; deviation of
@@ -34,6 +35,7 @@ def train(
     slices: Sequence[Slice],
     regions: Mapping[str, Roi],
     seed: int,
+    device: torch.device,
     advance: Callable[[], object] = lambda: None,
 ) -> Locator:
     """A locator of the regions of the slices' series.
@@ -41,19 +43,20 @@ def train(
     Args:
         slices: of series that have a region; others do not count.
         regions: by series.
-        seed: of weights, choice and variation.
+        seed: of weights, choice and variation; the draws are the same on every device.
+        device: that is trained on.
         advance: called after each of :data:`STEPS` updates.
     """
     known = [item for item in slices if item.series in regions]
     torch.manual_seed(seed)
-    locator = Locator().to(memory_format=torch.channels_last)
+    locator = Locator().to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.AdamW(locator.parameters(), lr=RATE, weight_decay=1e-2)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS) ** 0.9
         rng = np.random.default_rng([seed, step, 4])
         chosen = [known[index] for index in rng.integers(len(known), size=BATCH)]
-        loss = _loss(locator, *_batch(chosen, regions, rng))
+        loss = _loss(locator, *(send(part, device) for part in _batch(chosen, regions, rng)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

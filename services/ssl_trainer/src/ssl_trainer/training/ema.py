@@ -19,7 +19,7 @@ class EmaTeacher:
         pairs = zip(self.model.state_dict().values(), student.state_dict().values(), strict=True)
         both = list(pairs)
         self._averaged = [pair for pair in both if pair[0].is_floating_point()]
-        self._copied = [pair for pair in both if not pair[0].is_floating_point()]
+        self._counts = [pair for pair in both if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -27,5 +27,6 @@ class EmaTeacher:
         decay = min(1 - 1 / (step + 1), self.decay)
         means, current = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(means, current, 1 - decay)
-        for own, value in self._copied:
-            own.copy_(value)
+        if self._counts:
+            counts, current = zip(*self._counts, strict=True)
+            torch._foreach_copy_(counts, current)

@@ -165,7 +165,8 @@ class Trainer:
         if self.processes.first and (begins or not (self.out / regions.REGIONS_FILE).is_file()):
             assistant = None if self.pipeline is None else self.pipeline.assistant
             slices = self.labelled, self.unlabelled
-            regions.find_all(self.config, *slices, assistant, self.out, stage)
+            device = self.processes.device
+            regions.find_all(self.config, *slices, assistant, self.out, stage, device)
         self.processes.meet()
         self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
@@ -199,7 +200,7 @@ class Trainer:
         asked = time.perf_counter()
         self.method.students.train()
         self.optimizer.zero_grad(set_to_none=True)
-        buffers = BufferMean(self.method.students)
+        buffers = BufferMean(self.method.students, config.accumulate * self.processes.world)
         losses: Scalars = {}
         numbers = batches.numbers(step, config, self.processes)
         for number in numbers:
@@ -244,13 +245,20 @@ class Trainer:
         if self.processes.device.type == "cuda" and not reads:
             return {}
         values = {name: float(value) for name, value in losses.items()}
+        self._check_finite(f"; losses of step {self.step - 1}: {values}")
+        return values
+
+    def _check_finite(self, seen: str = "") -> None:
+        """Whether all losses were, as far as this process knows.
+
+        Raises:
+            FloatingPointError: one was not.
+        """
         if (bad := int(self._bad)) >= 0:
             raise FloatingPointError(
-                f"loss at step {bad} is not finite; losses of step {self.step - 1}: {values}. The "
-                f"state in {self.out} is from before; go on with it at a lower learning_rate in "
-                "another folder, or with precision: fp32"
+                f"loss at step {bad} is not finite{seen}. The state in {self.out} is from before; "
+                "go on with it at a lower learning_rate in another folder, or with precision: fp32"
             )
-        return values
 
     def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
         config = self.config
@@ -282,7 +290,12 @@ class Trainer:
         return {"val/dice": dice} | {f"val/dice/{name}": value for name, value in by_class}
 
     def save(self) -> None:
-        """Write the training state."""
+        """Write the training state.
+
+        Raises:
+            FloatingPointError: a loss was not finite; the state from before stays.
+        """
+        self._check_finite()
         prompts, window = dict[int, Tensor](), (0, 0)
         if self.pipeline is not None:
             prompts = self.pipeline.gathered()
