@@ -275,5 +275,5 @@ def test_our_packages_have_their_versions_where_they_are_not_installed(tmp_path:
     }
     assert found == {
         name: importlib.metadata.version(name)
-        for name in ("vessa-client", "vessa-common", "vessa-server")
+        for name in ("vessa-client", "vessa-common", "vessa-server", "ssl-trainer")
     }
