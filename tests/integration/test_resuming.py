@@ -19,6 +19,7 @@ from ssl_trainer.training.state import STATE_FILE, StateError
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running
 from trainer_support import same, small_config, write_case, write_dataset
+from vessa_common.processes import Processes
 from vessa_server.model.vessa import Vessa
 
 
@@ -147,15 +148,41 @@ def test_other_cases_are_refused_in_words(
         Trainer(config, tmp_path / "run").prepare()
 
 
-def test_a_state_that_does_not_say_its_cases_is_refused_in_words(tmp_path: Path) -> None:
+def _without(key: str) -> Callable[[dict[str, str]], dict[str, str]]:
+    return lambda metadata: {k: v for k, v in metadata.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without("cases"), "not noted when it began"),
+        (_without("batches"), "another version of ssl-trainer, .* begin anew with another --out"),
+        (lambda metadata: metadata | {"batches": "0"}, "another version of ssl-trainer"),
+        (lambda metadata: {"format": "pt"}, "is no state of a training; .* another --out"),
+    ],
+)
+def test_states_of_others_are_refused_in_words(
+    tmp_path: Path, change: Callable[[dict[str, str]], dict[str, str]], words: str
+) -> None:
     config = small_config(write_dataset(tmp_path / "data"))
     _stopped(config, tmp_path / "run")
     file = tmp_path / "run" / STATE_FILE
     with safe_open(file, framework="pt") as stream:
-        metadata = {k: v for k, v in stream.metadata().items() if k != "cases"}
+        metadata = change(stream.metadata())
     save_file(load_file(file), file, metadata)
-    with pytest.raises(StateError, match="not noted when it began"):
+    with pytest.raises(StateError, match=words) as error:
         Trainer(config, tmp_path / "run").prepare()
+    assert str(file) in str(error.value)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    # Without a group: it only says that there are two.
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.processes = Processes(rank=1, world=2)
+    with pytest.raises(StateError, match="in 1 processes, here 2; start as many as before"):
+        trainer.prepare()
 
 
 def test_a_run_may_become_longer_and_says_so_once(

@@ -17,12 +17,12 @@ from ssl_trainer.config import TrainConfig, load, to_dict
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions import training
 from ssl_trainer.regions.run import REGIONS_FILE
-from ssl_trainer.training.state import BEST_FILE, STATE_FILE, StateError
+from ssl_trainer.training.state import BEST_FILE, STATE_FILE
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running, torchrun
 from trainer_support import small_config, write_case, write_dataset
 from vessa_common import processes
-from vessa_common.processes import Processes, joined
+from vessa_common.processes import joined
 
 # The second process dies in the fourth update of the first start, if none has died before.
 DYING = """
@@ -244,24 +244,3 @@ def test_nccl_begins_on_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     with joined() as group:
         assert (group.rank, group.world, group.device) == (1, 2, torch.device("cuda", 1))
     assert asked == [("device", torch.device("cuda", 1)), ("group", "nccl"), ("end",)]
-
-
-def test_another_number_of_processes_is_refused_where_requests_were_under_way(
-    tmp_path: Path, server: RunningServer
-) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
-
-    def stop(step: int, scalars: dict[str, float]) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(config, tmp_path / "run").run(stop)
-    state = load_file(tmp_path / "run" / STATE_FILE)
-    assert len(state["prompts.5"]) == config.unlabelled_batch
-    # Without a group: it only says that there are two.
-    trainer = Trainer(config, tmp_path / "run")
-    assert trainer.pipeline is not None
-    trainer.processes = trainer.pipeline.processes = Processes(rank=1, world=2)
-    with pytest.raises(StateError, match="as many processes as before"):
-        trainer.prepare()

@@ -16,6 +16,8 @@ from ssl_trainer.data.cases import Case, Split
 
 log = structlog.get_logger(__name__)
 
+# Version of how batches are made of configuration and data: a state of another one does not go on.
+BATCHES = 1
 # Keys that no batch and no model depends on; weights of a pretrained part are in the state. Of a
 # server it matters whether there is one, and a run may become longer, but not shorter.
 MAY_CHANGE = frozenset(

@@ -1,8 +1,8 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds the networks of the method, optimiser, step, best score, what of configuration and data
-must not change, and the prompts of VESSA's requests that were under way, so that a resumed run
-asks the same again.
+It holds the networks of the method, optimiser, step, best score, what of configuration, data and
+processes must not change, and the prompts of VESSA's requests that were under way, so that a
+resumed run asks the same again.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     prompts: dict[int, Tensor],
     cases: dict[str, str],
+    processes: int,
 ) -> None:
     """Write the state of a run.
 
     ``prompts`` are those of VESSA's requests under way, by update; ``cases`` are lines of
-    :func:`resuming.case_lists`.
+    :func:`resuming.case_lists`; ``processes`` is how many there are.
     """
     tensors = {
         f"{name}.{n}": t
@@ -74,6 +75,8 @@ def save_state(
         "window": json.dumps(progress.window),
         "config": json.dumps(to_dict(config)),
         "cases": json.dumps(cases),
+        "processes": str(processes),
+        "batches": str(resuming.BATCHES),
     }
     _write(folder / STATE_FILE, tensors, metadata)
 
@@ -84,16 +87,19 @@ def load_state(
     networks: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     cases: dict[str, str],
+    processes: int,
 ) -> tuple[Progress, dict[int, Tensor]] | None:
     """Load the state of a run; None where there is none.
 
     Raises:
-        StateError: damaged, or of another configuration or other data.
+        StateError: damaged, or of another configuration, other data, another number of processes, or
+            another version.
     """
     file = folder / STATE_FILE
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
+    _check_made_alike(file, metadata, processes)
     before = json.loads(metadata["config"])
     _check_same(file, before, to_dict(config))
     _check_same_cases(file, json.loads(metadata.get("cases", "{}")), cases, config.data.root)
@@ -123,6 +129,23 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _check_made_alike(file: Path, metadata: Mapping[str, str], processes: int) -> None:
+    """Whether it is a state, whose next batches would be made as those before."""
+    if "config" not in metadata:
+        raise StateError(f"{file}: is no state of a training; remove it, or give another --out")
+    if metadata.get("batches") != str(resuming.BATCHES):
+        raise StateError(
+            f"{file}: is of another version of ssl-trainer, which made batches another way; begin "
+            "anew with another --out"
+        )
+    before = int(metadata["processes"])
+    if before != processes:
+        raise StateError(
+            f"{file}: is of a run in {before} processes, here {processes}; start as many as before "
+            f"(torchrun --nproc-per-node {before}), or give another --out"
+        )
 
 
 def _check_same(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

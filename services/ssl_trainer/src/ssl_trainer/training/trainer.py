@@ -147,7 +147,8 @@ class Trainer:
     def prepare(self, stage: regions.Stage = regions.no_stage) -> None:
         """Resume, and find the regions of interest, where the run has some."""
         modules = (self.method.networks(), self.optimizer)
-        loaded = state.load_state(self.out, self.config, *modules, self._cases())
+        world = self.processes.world
+        loaded = state.load_state(self.out, self.config, *modules, self._cases(), world)
         if loaded is not None:
             self.step, self.best = loaded[0].step, loaded[0].best
         asked = schedule.assisted(self.config.steps, self.config.assistant)
@@ -290,7 +291,8 @@ class Trainer:
         if self.processes.first:
             progress = state.Progress(self.step, self.best, self.config.steps, window)
             modules = (self.method.networks(), self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, prompts, self._cases())
+            found = self._cases(), self.processes.world
+            state.save_state(self.out, progress, self.config, *modules, prompts, *found)
         self.processes.meet()
 
     def _resume(
@@ -300,10 +302,7 @@ class Trainer:
         if self.processes.first:
             pipeline.assistant.counts = progress.window
             resuming.announce(progress.planned, self.config.steps)
-        try:
-            pipeline.restore(prompts, self.step, progress.planned)
-        except ValueError as error:
-            raise state.StateError(f"{self.out / state.STATE_FILE}: {error}") from error
+        pipeline.restore(prompts, self.step, progress.planned)
 
     def _cases(self) -> dict[str, str]:
         return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
