@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from ssl_trainer.assistant.assistant import Students
+from ssl_trainer.cli import app
 from ssl_trainer.config import TrainConfig, parse, to_dict
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
@@ -80,7 +83,7 @@ def test_the_server_may_have_another_address(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learning_rate": 0.01}, "learning_rate: 0.01 now, 0.001 when it began"),
+        ({"weight_decay": 0.1}, "weight_decay: 0.1 now, 0.01 when it began"),
         ({"seed": 1}, "seed: 1 now, 0 when it began"),
         ({"labelled_batch": 1}, "labelled_batch: 1 now, 2 when it began"),
         ({"accumulate": 2}, "accumulate: 2 now, 1 when it began"),
@@ -183,6 +186,24 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     trainer.processes = Processes(rank=1, world=2)
     with pytest.raises(StateError, match="in 1 processes, here 2; start as many as before"):
         trainer.prepare()
+
+
+def test_a_loss_that_is_not_finite_is_one_line_whose_advice_helps(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_dict(config)))
+    command = ["train", str(file), "-o", str(tmp_path / "run"), "--threads", "1"]
+    broken = CliRunner().invoke(app, [*command, "--set", "learning_rate=1e+38"])
+    assert broken.exit_code == 1
+    (line,) = (line for line in broken.stderr.splitlines() if line.startswith("Error"))
+    assert "loss at step 3 is not finite" in line
+    assert "--set learning_rate=5e+37, or with --set precision=fp32" in line
+    assert "run.changed" in broken.stdout
+    for change in ("learning_rate=1e-4", "precision=bf16"):
+        mended = CliRunner().invoke(app, [*command, "--steps", "8", "--set", change])
+        assert mended.exit_code == 0, mended.output
+        assert change.partition("=")[0] in mended.stdout.partition("run.changed")[2]
 
 
 def test_a_run_may_become_longer_and_says_so_once(

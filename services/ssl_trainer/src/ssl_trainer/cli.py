@@ -46,8 +46,9 @@ CheckpointOption = Annotated[
 ]
 
 
-# ConfigError, StateError, AssistantError and FileError are ValueErrors.
-_explained = explained(ValueError, OSError)
+# ConfigError, StateError, AssistantError and FileError are ValueErrors; FloatingPointError: a loss
+# is not finite.
+_explained = explained(ValueError, OSError, FloatingPointError)
 
 
 @app.command()

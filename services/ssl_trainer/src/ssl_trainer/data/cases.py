@@ -178,6 +178,18 @@ def common_axis(images: Iterable[Path]) -> int | None:
     return max(sorted(axes), key=axes.__getitem__) if axes else None
 
 
+def sliced(config: DataConfig, split: Split) -> DataConfig:
+    """With channel and axis: all volumes of a run are read alike, however each was acquired.
+
+    Raises:
+        FileError: a labelled volume cannot be read.
+    """
+    config = replace(config, channel=split.labelled[0].channel)
+    if config.axis is not None:
+        return config
+    return replace(config, axis=common_axis(case.image for case in split.labelled))
+
+
 def check_unlabelled(split: Split, config: TrainConfig) -> None:
     """Refuse a semi-supervised run without unlabelled images.
 

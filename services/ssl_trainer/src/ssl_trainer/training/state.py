@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,13 +37,25 @@ class Progress:
         step: steps done.
         best: the best validation Dice, -1 before the first.
         window: answers that VESSA was asked for, and gave, since the log's last line.
-        planned: steps of the whole run.
     """
 
     step: int
     best: float
-    planned: int
     window: tuple[int, int] = (0, 0)
+
+
+class Saved(NamedTuple):
+    """What a state says beside its networks.
+
+    Attributes:
+        progress: where the run is.
+        config: with which it went, as ``config.to_dict`` makes it.
+        prompts: of VESSA's requests that were under way, by update.
+    """
+
+    progress: Progress
+    config: dict[str, Any]
+    prompts: dict[int, Tensor]
 
 
 def save_state(
@@ -88,12 +100,12 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     cases: dict[str, str],
     processes: int,
-) -> tuple[Progress, dict[int, Tensor]] | None:
+) -> Saved | None:
     """Load the state of a run; None where there is none.
 
     Raises:
-        StateError: damaged, or of another configuration, other data, another number of processes, or
-            another version.
+        StateError: damaged, or of another configuration, other data, another number of processes,
+            or another version.
     """
     file = folder / STATE_FILE
     if not file.is_file():
@@ -114,13 +126,9 @@ def load_state(
     optimizer.load_state_dict(state)
     _lay_out(optimizer)
     requested, received = json.loads(metadata["window"])
-    progress = Progress(
-        int(metadata["step"]),
-        float(metadata["best"]),
-        before["steps"],
-        (requested, received),
-    )
-    return progress, {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+    progress = Progress(int(metadata["step"]), float(metadata["best"]), (requested, received))
+    prompts = {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+    return Saved(progress, before, prompts)
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

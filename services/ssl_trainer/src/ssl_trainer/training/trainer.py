@@ -28,7 +28,7 @@ from ssl_trainer import methods, models
 from ssl_trainer.assistant import answered, connection
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.pipeline import Answers, Pipeline
-from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
+from ssl_trainer.config import AXES, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.data.frame import Regions
 from ssl_trainer.data.store import SliceStore
@@ -65,7 +65,9 @@ class Trainer:
         self.processes = processes or Processes()
         split = cases.find(config.data)
         cases.check_unlabelled(split, config)
-        data = self._sliced(config.data, split)
+        data = cases.sliced(config.data, split)
+        if self.processes.first and data.axis is not None and config.data.axis is None:
+            log.info("data.axis", axis=data.axis, name=AXES[data.axis], of="most labelled volumes")
         self.split = split.read_as(data)
         config = replace(config, data=data, learning_rate=config.rate)
         self.config, self.out = config, out
@@ -99,18 +101,6 @@ class Trainer:
         self.step, self.best = 0, -1.0
         # The first update whose loss was not finite; -1 for none.
         self._bad = torch.full((), -1, device=self.processes.device)
-
-    def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
-        """With channel and axis: all volumes of a run are read alike, however each was acquired."""
-        data = replace(data, channel=split.labelled[0].channel)
-        if data.axis is not None:
-            return data
-        axis = cases.common_axis(case.image for case in split.labelled)
-        if axis is None:
-            return data
-        if self.processes.first:
-            log.info("data.axis", axis=axis, name=AXES[axis], of="most labelled volumes")
-        return replace(data, axis=axis)
 
     def run(
         self, on_step: OnStep = lambda step, scalars: None, stage: regions.Stage = regions.no_stage
@@ -148,18 +138,22 @@ class Trainer:
         """Resume, and find the regions of interest, where the run has some."""
         modules = (self.method.networks(), self.optimizer)
         world = self.processes.world
-        loaded = state.load_state(self.out, self.config, *modules, self._cases(), world)
-        if loaded is not None:
-            self.step, self.best = loaded[0].step, loaded[0].best
+        saved = state.load_state(self.out, self.config, *modules, self._cases(), world)
+        if saved is not None:
+            self.step, self.best = saved.progress.step, saved.progress.best
+            if self.processes.first:
+                resuming.announce(self.step, saved.config, to_dict(self.config))
         asked = schedule.assisted(self.config.steps, self.config.assistant)
-        if self.pipeline is not None and (loaded is None or self.step < asked):
+        if self.pipeline is not None and (saved is None or self.step < asked):
             connection.check(self.config.assistant, self.config.data.classes)
         if self.config.regions:
-            self._find_regions(stage, begins=loaded is None)
+            self._find_regions(stage, begins=saved is None)
         if self.pipeline is not None:
             self.pipeline.store = self._unlabelled_store
-            if loaded is not None:
-                self._resume(self.pipeline, *loaded)
+            if saved is not None:  # ask again about what was under way
+                if self.processes.first:
+                    self.pipeline.assistant.counts = saved.progress.window
+                self.pipeline.restore(saved.prompts, self.step, saved.config["steps"])
 
     def _find_regions(self, stage: regions.Stage, *, begins: bool) -> None:
         """Those of the run; where it begins, whatever another one left in its folder."""
@@ -247,9 +241,10 @@ class Trainer:
         values = {name: float(value) for name, value in losses.items()}
         if (bad := int(self._bad)) >= 0:
             raise FloatingPointError(
-                f"loss at step {bad} is not finite; losses of step {self.step - 1}: {values}. The "
-                f"state in {self.out} is from before; go on with it at a lower learning_rate in "
-                "another folder, or with precision: fp32"
+                f"loss at step {bad} is not finite; losses of step {self.step - 1}: {values}. What "
+                f"is saved in {self.out} is from before; go on from there by the same command with "
+                f"a lower rate, --set learning_rate={self.config.rate / 2:g}, or with --set "
+                "precision=fp32"
             )
         return values
 
@@ -289,20 +284,11 @@ class Trainer:
             prompts = self.pipeline.gathered()
             window = answered.window(self.pipeline.assistant, self.processes)
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.config.steps, window)
+            progress = state.Progress(self.step, self.best, window)
             modules = (self.method.networks(), self.optimizer)
             found = self._cases(), self.processes.world
             state.save_state(self.out, progress, self.config, *modules, prompts, *found)
         self.processes.meet()
-
-    def _resume(
-        self, pipeline: Pipeline, progress: state.Progress, prompts: dict[int, Tensor]
-    ) -> None:
-        """Ask VESSA again about what was under way."""
-        if self.processes.first:
-            pipeline.assistant.counts = progress.window
-            resuming.announce(progress.planned, self.config.steps)
-        pipeline.restore(prompts, self.step, progress.planned)
 
     def _cases(self) -> dict[str, str]:
         return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
