@@ -84,7 +84,8 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ssl_trainer import config
+from ssl_trainer import cli, config
+from ssl_trainer.assistant import own_bank
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions import training
 from ssl_trainer.training import state, validation
@@ -116,11 +117,11 @@ with processes.joined() as group:
     for name in ("all_gather", "all_reduce", "broadcast"):
         setattr(dist, name, noted(name, getattr(dist, name)))
     processes.Processes.meet = noted("meet", processes.Processes.meet)
-    trainer = Trainer(config.load(file), out, group)
     if group.first:
         places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
-        for place, name in (*places, (regions, "find_all")):
+        for place, name in (*places, (regions, "find_all"), (own_bank, "fill")):
             setattr(place, name, only_while_the_other_waits(name, getattr(place, name)))
+    trainer = Trainer(cli._filled_bank(config.load(file), group), out, group)
     trainer.run()
     (out / f"{group.rank}.txt").write_text(" ".join(alone))
 """
@@ -216,7 +217,7 @@ def test_no_collective_is_pending_while_one_process_works_alone(
     (tmp_path / "run").mkdir()
     torchrun(tmp_path / "alone.py", _written(config, tmp_path / "config.yaml"), tmp_path / "run")
     worked = set((tmp_path / "run" / "0.txt").read_text().split())
-    assert worked == {"evaluate", "save_state", "save_student", "find_all"}
+    assert worked == {"evaluate", "save_state", "save_student", "find_all", "fill"}
 
 
 def test_without_validation_cases_two_processes_keep_the_last_teacher(tmp_path: Path) -> None:

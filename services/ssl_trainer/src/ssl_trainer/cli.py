@@ -171,7 +171,7 @@ def _filled_bank(config: TrainConfig, group: Processes) -> TrainConfig:
             f"Bank {named.assistant.bank}: {added} added, {len(chosen) - added} there already.",
             highlight=False,
         )
-    group.agree(0)  # the others wait until it is full
+    group.meet()  # the others wait until it is full
     return named
 
 

@@ -72,14 +72,6 @@ class Processes:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def agree(self, value: int) -> int:
-        """The first process's value."""
-        if self.world == 1:
-            return value
-        shared = torch.tensor(value, device=self.device)
-        dist.broadcast(shared, src=0)
-        return int(shared)
-
     def gather(self, value: Tensor) -> Tensor:
         """The values of all processes, joined on the first axis in the order of their ranks."""
         if self.world == 1:
