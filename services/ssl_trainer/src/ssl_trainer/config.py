@@ -34,6 +34,8 @@ Layout = Literal["plain", "nnunet", "msd", "ssl4mis"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
 UnlabelledLoss = Literal["cross_entropy", "dice", "both"]
 
+# Keys that are files or folders.
+PATHS = (("data", "root"), ("student", "pretrained"), ("assistant", "root_certificates"))
 # Slicing axes of volumes in right, anterior, superior.
 AXES = ("sagittal", "coronal", "axial")
 
@@ -195,6 +197,8 @@ class DptStudentConfig:
         pretrained: folder with a published DINOv2 (``config.json``, ``model.safetensors``), whose
             sizes then count; random weights of the sizes below without, which need a higher
             learning rate.
+        backbone: content of its ``config.json``, which a run keeps, so that its students are built
+            where that folder is not.
         patch_size: in pixels; the same as in ``pretrained``.
         head_multiplier: learning rate of the decoder, which is new, as a multiple of DINOv2's.
         neck_channels, fusion_channels: of DPT's decoder.
@@ -204,6 +208,7 @@ class DptStudentConfig:
 
     kind: Literal["dinov2-dpt"]
     pretrained: Path | None = None
+    backbone: dict[str, Any] | None = None
     head_multiplier: float = 40.0
     hidden_size: int = 384
     num_layers: int = 12
@@ -453,7 +458,7 @@ def _check_size(size: int, unit: int, kind: str) -> None:
 def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file; ``overrides`` are ``key.path=value`` with YAML values.
 
-    A relative ``data.root`` is relative to the file.
+    Relative paths are relative to the file.
 
     Raises:
         ConfigError: the file is missing, not YAML, or a key or value is wrong.
@@ -468,9 +473,10 @@ def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:
         raise ConfigError(f"config: {file}: expected keys and values at the top")
     for override in overrides or []:
         _set(content, override)
-    data = content.get("data")
-    if isinstance(data, dict) and "root" in data:
-        data["root"] = str((file.parent / str(data["root"])).resolve())
+    for section, key in PATHS:
+        part = content.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = str((file.parent / part[key]).resolve())
     return parse(content)
 
 

@@ -69,7 +69,8 @@ class Trainer:
         if self.processes.first and data.axis is not None and config.data.axis is None:
             log.info("data.axis", axis=data.axis, name=AXES[data.axis], of="most labelled volumes")
         self.split = split.read_as(data)
-        config = replace(config, data=data, learning_rate=config.rate)
+        student = models.shaped(config.student)
+        config = replace(config, data=data, learning_rate=config.rate, student=student)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -354,7 +355,7 @@ def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "be
     Raises:
         StateError: missing or damaged.
     """
-    student = models.build(config.student, len(config.data.classes))
+    student = models.to_fill(config.student, len(config.data.classes))
     if checkpoint == "best":
         state.load_student(folder / state.BEST_FILE, student)
     else:
