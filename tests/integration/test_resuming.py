@@ -206,18 +206,11 @@ def test_a_loss_that_is_not_finite_is_one_line_whose_advice_helps(tmp_path: Path
         assert change.partition("=")[0] in mended.stdout.partition("run.changed")[2]
 
 
-def test_a_run_may_become_longer_and_says_so_once(
-    tmp_path: Path,
-    server: RunningServer,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=4, server=server.grpc)
-    Trainer(config, tmp_path / "run").run()
-    longer = Trainer(_changed(config, steps=8), tmp_path / "run")
-    assert longer.pipeline is not None
+def _noting(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> dict[int, bool]:
+    """Which batches VESSA is asked about, and whether with prompts."""
+    assert trainer.pipeline is not None
     with_prompts: dict[int, bool] = {}
-    ask = longer.pipeline.assistant.ask
+    ask = trainer.pipeline.assistant.ask
 
     def note(
         number: int,
@@ -228,7 +221,33 @@ def test_a_run_may_become_longer_and_says_so_once(
         with_prompts[number] = students is not None
         ask(number, slices, students, rois)
 
-    monkeypatch.setattr(longer.pipeline.assistant, "ask", note)
+    monkeypatch.setattr(trainer.pipeline.assistant, "ask", note)
+    return with_prompts
+
+
+def test_updates_that_were_never_asked_about_get_prompts_in_a_longer_run(
+    tmp_path: Path, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six updates VESSA helps with three, of twelve with six."""
+    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
+    config = _changed(config, assistant__decay_end=0.5, assistant__feedback_start=0.25)
+    _stopped(config, tmp_path / "run")  # saved after two
+    longer = Trainer(_changed(config, steps=12), tmp_path / "run")
+    with_prompts = _noting(longer, monkeypatch)
+    longer.run()
+    assert with_prompts == dict.fromkeys(range(2, 6), True)
+
+
+def test_a_run_may_become_longer_and_says_so_once(
+    tmp_path: Path,
+    server: RunningServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), steps=4, server=server.grpc)
+    Trainer(config, tmp_path / "run").run()
+    longer = Trainer(_changed(config, steps=8), tmp_path / "run")
+    with_prompts = _noting(longer, monkeypatch)
     rates: dict[int, float] = {}
     longer.run(lambda step, _: rates.update({step: longer.optimizer.param_groups[0]["lr"]}))
     assert capsys.readouterr().out.count("run.longer") == 1

@@ -54,6 +54,20 @@ def _axis(value: object) -> int:
 Axis = Annotated[int, BeforeValidator(_axis)]
 
 
+def _check_counts(config: object, *names: str) -> None:
+    """Numbers of things, or tuples of such, are positive."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name}: {value}, expected at least 1")
+
+
+def _check_fractions(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: {getattr(config, name)}, expected a fraction, 0..1")
+
+
 def check_window(window: tuple[float, float]) -> None:
     """The lower end comes first.
 
@@ -136,8 +150,7 @@ class AugmentationConfig:
     quarter_turns: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.quarter_turns <= 1:
-            raise ValueError(f"quarter_turns: {self.quarter_turns}, expected a share, 0..1")
+        _check_fractions(self, "quarter_turns")
         if not 0 < self.zoom_min <= self.zoom_max:
             raise ValueError(
                 f"zoom_min: {self.zoom_min}, expected above 0 and at most zoom_max, {self.zoom_max}"
@@ -183,6 +196,9 @@ class UNetConfig:
     kind: Literal["unet"] = "unet"
     channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "channels")
+
     @property
     def side_unit(self) -> int:
         """What the side of an image must be a multiple of: it is halved four times."""
@@ -221,9 +237,10 @@ class DptStudentConfig:
     def __post_init__(self) -> None:
         if self.num_layers % 4:
             raise ValueError(f"num_layers: {self.num_layers}, expected a multiple of 4")
-        for name in ("patch_size", "head_multiplier"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        _check_counts(self, "hidden_size", "num_layers", "num_heads", "patch_size", "image_size")
+        _check_counts(self, "neck_channels", "fusion_channels")
+        if self.head_multiplier <= 0:
+            raise ValueError(f"head_multiplier: {self.head_multiplier}, expected above 0")
 
     @property
     def side_unit(self) -> int:
@@ -265,6 +282,7 @@ class UniMatchConfig:
     cutmix_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_fractions(self, "cutmix_probability")
         for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1)")
@@ -306,8 +324,7 @@ class BcpConfig:
     pretraining: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pretraining <= 1:
-            raise ValueError(f"pretraining: {self.pretraining}, expected a fraction, 0..1")
+        _check_fractions(self, "pretraining")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -356,17 +373,19 @@ class AssistantConfig:
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.ahead < 1:
-            raise ValueError(f"ahead: {self.ahead}, expected at least 1")
+        _check_counts(self, "ahead")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds: {self.timeout_seconds}, expected above 0")
+        for name in ("wait_seconds", "retry_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 0")
         if self.weight < 0:
             raise ValueError(f"weight: {self.weight}, expected at least 0")
         if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        for name in ("decay_end", "feedback_start", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
+        _check_fractions(self, "decay_end", "feedback_start", "teacher_share")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -413,10 +432,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        batches = ("labelled_batch", "unlabelled_batch", "accumulate")
-        for name in ("steps", *batches, "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        _check_counts(self, "labelled_batch", "unlabelled_batch", "accumulate")
+        _check_counts(self, "steps", "validate_every", "checkpoint_every")
         _check_size(self.data.size, self.student.side_unit, self.student.kind)
         if self.method != "unimatch" and self.assistant.server is not None:
             raise ValueError(
@@ -508,7 +525,12 @@ def _set(content: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     node = content
     for name in parents:
-        node = node.setdefault(name, {})
+        if node.get(name) is None:  # also a section without keys
+            node[name] = {}
+        node = node[name]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {name} has no keys below it")
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {value!r} is not YAML; quote text in it") from error

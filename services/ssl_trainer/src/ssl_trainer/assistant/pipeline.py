@@ -56,7 +56,8 @@ class Pipeline:
             step: the update that comes next.
             planned: updates of the whole run, as it was planned then: beyond nothing was asked.
         """
-        under_way = range(step, min(self._ahead(step).stop, planned))
+        asked = schedule.assisted(planned, self.config.assistant)
+        under_way = range(step, min(self._ahead(step).stop, asked))
         own = self.config.accumulate * self.config.unlabelled_batch
         rows = slice(self.processes.rank * own, (self.processes.rank + 1) * own)
         for number in under_way:
