@@ -18,10 +18,12 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import TrainConfig, parse, to_dict
 from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.evaluation.log import read_log
 from ssl_trainer.training.state import STATE_FILE, StateError
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running
 from trainer_support import same, small_config, write_case, write_dataset
+from vessa_client.files import FileError
 from vessa_common.processes import Processes
 from vessa_server.model.vessa import Vessa
 
@@ -186,6 +188,60 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     trainer.processes = Processes(rank=1, world=2)
     with pytest.raises(StateError, match="in 1 processes, here 2; start as many as before"):
         trainer.prepare()
+
+
+def test_ctrl_c_says_what_is_saved_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_dict(small_config(write_dataset(tmp_path / "data")))))
+    command = ["train", str(file), "-o", str(tmp_path / "run"), "--threads", "1"]
+    train_step = Trainer.train_step
+    for last, words in ((1, "nothing is saved yet"), (3, "step 2 is saved in")):
+
+        def step(trainer: Trainer, last: int = last) -> dict[str, float]:
+            if trainer.step == last:
+                raise KeyboardInterrupt
+            return train_step(trainer)
+
+        monkeypatch.setattr(Trainer, "train_step", step)
+        stopped = CliRunner().invoke(app, command)
+        assert stopped.exit_code == 130
+        assert f"interrupted; {words}" in stopped.stderr
+        assert "Aborted" not in stopped.output
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    whole = CliRunner().invoke(app, command)
+    assert whole.exit_code == 0, whole.output
+    (line,) = (line for line in whole.stdout.splitlines() if "run.resumed" in line)
+    assert line.endswith("step=2")
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    """As a full disk leaves it; the run that goes on begins a line of its own."""
+    config = small_config(write_dataset(tmp_path / "data"))
+    _stopped(config, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    whole = log.read_bytes()
+    assert [entry["step"] for entry in read_log(log)] == [3]
+    for rest in (b'{"step": 9, "loss/to', b'{"step": 9'):
+        log.write_bytes(whole + rest)
+        assert [entry["step"] for entry in read_log(log)] == [3]
+    Trainer(config, tmp_path / "run").run()
+    assert [entry["step"] for entry in read_log(log)] == [3, 6]
+
+
+def test_a_run_on_labels_alone_leaves_unlabelled_files_alone(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data")
+    config = _changed(small_config(root), unimatch__weight=0)
+    _stopped(config, tmp_path / "run")
+    (root / "train" / "p1_frame01.nii.gz").write_bytes(b"damaged")
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.unlabelled == []
+    trainer.run()
+    (root / "train" / "p2_frame01.nii.gz").unlink()
+    Trainer(config, tmp_path / "run").prepare()
+    with pytest.raises(FileError, match="p1_frame01"):
+        Trainer(small_config(root), tmp_path / "other")
 
 
 def test_a_loss_that_is_not_finite_is_one_line_whose_advice_helps(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -134,7 +136,7 @@ def train(
             changes.append(f"{key}={json.dumps(value)}")
     settings = load(config, changes)
     _compute_with(threads, settings.assistant.server)
-    with processes.joined() as group:
+    with processes.joined() as group, _interruptible(out, group):
         if fill_bank:
             settings = _filled_bank(settings, group)
         run_with_progress(Trainer(settings, out, group))
@@ -142,6 +144,21 @@ def train(
         return
     print_line(f"Best student: {out / 'best.safetensors'}")
     print_line(f"Report:       {_report(out)}")
+
+
+@contextmanager
+def _interruptible(out: Path, group: Processes) -> Iterator[None]:
+    """Where somebody presses Ctrl-C, say what is saved; the exit code is that of shells."""
+    from ssl_trainer.training import state
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        step = state.saved_step(out)
+        saved = f"step {step} is saved in {out}, and the same command goes on from there"
+        if group.first:
+            print_warning(f"interrupted; {'nothing is saved yet' if step is None else saved}")
+        raise typer.Exit(130) from None
 
 
 def _compute_with(threads: int, server: str | None) -> None:

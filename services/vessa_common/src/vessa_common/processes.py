@@ -147,4 +147,8 @@ class BufferMean:
     def settle(self, processes: Processes) -> None:
         """Put the mean into the buffers."""
         means = torch._foreach_div(self._sums, self._count)
-        torch._foreach_copy_(self._buffers, [processes.mean(mean) for mean in means])
+        if processes.world > 1:  # one message for all of them
+            flat = processes.mean(torch.cat([mean.flatten() for mean in means]))
+            parts = flat.split([mean.numel() for mean in means])
+            means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
+        torch._foreach_copy_(self._buffers, means)

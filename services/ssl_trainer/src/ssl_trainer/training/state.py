@@ -175,6 +175,15 @@ def _check_same_cases(file: Path, before: dict[str, str], now: dict[str, str], r
             )
 
 
+def saved_step(folder: Path) -> int | None:
+    """Updates done in the state of a run; None where there is none that can be read."""
+    try:
+        with safe_open(folder / STATE_FILE, framework="pt") as stream:
+            return int(stream.metadata()["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
+
+
 def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:
     """Write a student with its configuration."""
     _write(file, student.state_dict(), {"config": json.dumps(to_dict(config))})

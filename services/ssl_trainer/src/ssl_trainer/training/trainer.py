@@ -32,6 +32,7 @@ from ssl_trainer.config import AXES, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.data.frame import Regions
 from ssl_trainer.data.store import SliceStore
+from ssl_trainer.evaluation.log import mend
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.methods.losses import Scalars
@@ -69,6 +70,8 @@ class Trainer:
         if self.processes.first and data.axis is not None and config.data.axis is None:
             log.info("data.axis", axis=data.axis, name=AXES[data.axis], of="most labelled volumes")
         self.split = split.read_as(data)
+        if not config.learns_unlabelled:
+            self.split = replace(self.split, unlabelled=())
         student = models.shaped(config.student)
         config = replace(config, data=data, learning_rate=config.rate, student=student)
         self.config, self.out = config, out
@@ -85,7 +88,7 @@ class Trainer:
         )
         self.unlabelled_sampler = (
             batches.SliceSampler(len(self.unlabelled), config.unlabelled_batch, config.seed + 1)
-            if self.unlabelled and config.learns_unlabelled
+            if self.unlabelled
             else None
         )
         torch.manual_seed(config.seed)
@@ -312,6 +315,7 @@ class Trainer:
     def _writer(self) -> SummaryWriter:
         text = yaml.safe_dump(to_dict(self.config))
         (self.out / "config.yaml").write_text(text)
+        mend(self.out / "log.jsonl")
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
         writer.add_text("config", f"```\n{text}\n```")
         return writer
