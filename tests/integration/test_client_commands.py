@@ -98,6 +98,7 @@ class Notes(pb_grpc.PseudoLabelServiceServicer):
             device_memory_bytes=3 << 30,
             bank="cardiac",
             banks=["cardiac", "brain"],
+            classes=[pb.ClassDefinition(name="heart [left]")],
             policy_version="policy-7",
             policy_rules=["rule one", "rule two"],
             limits=pb.Limits(max_request_pixels=500_000_000),
@@ -107,7 +108,9 @@ class Notes(pb_grpc.PseudoLabelServiceServicer):
         self, request: pb.ListTemplatesRequest, context: Context
     ) -> pb.ListTemplatesResponse:
         self.banks.append(request.bank)
-        return pb.ListTemplatesResponse(templates=[pb.Template(template_id="abc")])
+        heart = pb.ClassDefinition(name="heart [left]", description="seen [/] from the front")
+        template = pb.Template(template_id="abc", name="scan [/b]", class_names=[heart.name])
+        return pb.ListTemplatesResponse(templates=[template], classes=[heart])
 
     async def AddTemplate(
         self, request: pb.AddTemplateRequest, context: Context
@@ -264,6 +267,43 @@ def test_labelling_goes_on_where_the_server_left_it(
     assert len(servicer.requests) == 3
     for i, image in enumerate(images):
         assert np.array_equal(read_picture(out / f"p{i}_pseudo.png"), expected_labels(image))
+
+
+def test_images_of_one_stem_are_labelled_each_also_among_their_labels(
+    target: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    images = {name: write_picture(folder / f"{name}.png", i) for i, name in enumerate(("a", "[b]"))}
+    images["a.tif"] = scene(5, (24, 20))
+    Image.fromarray(images["a.tif"]).save(folder / "a.tif")
+    images["a.png"] = images.pop("a")
+    volume = write_volume(folder / "v.nii.gz", 1)
+    for expected in ("4 labelled, 0 there already", "0 labelled, 4 there already"):
+        result = vessa(target, "label", folder, "-o", folder)
+        assert result.exit_code == 0, result.output
+        assert expected in result.output
+    for name, image in images.items():
+        labels = read_picture(folder / f"{name}_pseudo.png")
+        assert np.array_equal(labels, expected_labels(image))
+    assert np.array_equal(read_volume(folder / "v_pseudo.nii.gz"), expected_labels(volume))
+    previews = {f.name for f in (folder / "previews").iterdir()}
+    assert previews == {"a.png.png", "a.tif.png", "[b].png", "v.png"}
+
+
+def test_names_with_brackets_are_shown_as_they_are(target: str, tmp_path: Path) -> None:
+    """They would be markup, and one without a beginning an error."""
+    out = tmp_path / "[left]" / "[/b]"
+    write_picture(tmp_path / "image.png", 3)
+    result = vessa(target, "segment", tmp_path / "image.png", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert str(out / "image_pseudo.png") in result.output
+    for words in (("templates", "list"), ("info",)):
+        result = vessa(target, *words)
+        assert result.exit_code == 0, result.output
+        assert "heart [left]" in result.output
+    result = vessa(target, "templates", "list")
+    assert "scan [/b]" in result.output
+    assert "seen [/] from the front" in result.output
 
 
 def test_a_wrong_volume_fails_alone(servicer: Notes, target: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from ssl_trainer.assistant import own_bank
 from ssl_trainer.cli import app
 from ssl_trainer.config import ConfigError, TrainConfig, load, to_dict
+from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, free_port, running
 from trainer_support import AFFINE, small_config, write_case, write_dataset
 from vessa_client import VessaClient
@@ -104,6 +105,28 @@ def test_many_slices_are_spread_and_rare_structures_are_among_them(tmp_path: Pat
     assert places[-1] == 34, "the slice that shows most of it"
     assert set(np.diff(places[:-1])) == {5}
     assert all(item.labels is not None and item.labels.any() for item in chosen)
+
+
+def test_templates_are_the_slices_that_the_run_trains_on(tmp_path: Path) -> None:
+    """One of three labelled volumes was acquired along another axis; a run slices all alike."""
+    root = write_dataset(tmp_path / "data")
+    labels = np.zeros((6, 40, 44), np.uint8)
+    labels[1:5, 10:20, 10:20] = 1
+    labels[2:4, 25:30, 10:20] = 2
+    affine = np.diag([8.0, 1.5, 1.5, 1])
+    for suffix, volume in (("", 9 * labels + 1), ("_gt", labels)):
+        nib.save(nib.Nifti1Image(volume, affine), root / "train" / f"p8_frame01{suffix}.nii.gz")
+    write_case(root / "train", "p9_frame01", 9, labelled=True)
+    config = small_config(root)
+    data = dataclasses.replace(config.data, labelled=("p0", "p8", "p9"))
+    config = dataclasses.replace(config, data=data)
+    trained = {s.key: s for s in Trainer(config, tmp_path / "run").labelled}
+    chosen = own_bank.templates(config)
+    assert {item.key.partition("/")[0] for item in chosen} == {f"p{i}_frame01" for i in (0, 8, 9)}
+    for item in chosen:
+        assert np.array_equal(item.image, trained[item.key].image)
+        assert item.labels is not None
+        assert np.array_equal(item.labels, trained[item.key].labels)
 
 
 def test_errors_say_what_to_do(tmp_path: Path, server: RunningServer) -> None:

@@ -12,6 +12,7 @@ import pytest
 import structlog
 import torch
 import yaml
+from PIL import Image
 from scipy import ndimage
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from ssl_trainer.cli import app
 from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.evaluation.metrics import Spacing, score
 from ssl_trainer.training.trainer import Trainer, load_student
+from support import picture
 from trainer_support import UNET, small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files
 
@@ -208,6 +210,34 @@ def test_a_bad_file_does_not_keep_the_others_from_being_predicted(
     assert "b_film.nii.gz: shape (8, 8, 4, 2)" in said
     assert "2 of 3 images" in said
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["p3_frame01_seg.nii.gz"]
+
+
+def test_a_full_disk_or_a_closed_file_is_named_and_the_others_are_predicted(
+    pictures_run: Path, tmp_path: Path
+) -> None:
+    """Where the label map of one is to be, there is a file in place of its folder."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for place in ("a", "b"):
+        shutil.copytree(pictures_run / "data" / "val", folder / place)
+    out.mkdir()
+    (out / "a").touch()
+    said = _succeed("predict", pictures_run / "run", folder, "--out", out, code=1)
+    assert f"Error {folder / 'a' / 'p3_frame01.nii.gz'}: " in said
+    assert "1 of 2 images" in said
+    assert (out / "b" / "p3_frame01_seg.nii.gz").is_file()
+
+
+def test_label_maps_may_lie_beside_their_images_and_none_hides_another(
+    pictures_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed, name in enumerate(("scan.png", "scan.tif", "other.png")):
+        Image.fromarray(picture(seed, (44, 48))[0]).save(folder / name)
+    expected = {"scan.png_seg.png", "scan.tif_seg.png", "other_seg.png"}
+    for _ in range(2):
+        _succeed("predict", pictures_run / "run", folder, "--out", folder / ".." / "in")
+        assert {f.name for f in folder.glob("*_seg*")} == expected
 
 
 def test_a_run_keeps_its_slicing_axis(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from ssl_trainer.config import TrainConfig, load, to_dict
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions import training
 from ssl_trainer.regions.run import REGIONS_FILE
-from ssl_trainer.training.state import BEST_FILE, STATE_FILE, StateError
+from ssl_trainer.training.state import BEST_FILE, STATE_FILE
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running, torchrun
 from trainer_support import small_config, write_case, write_dataset
 from vessa_common import processes
-from vessa_common.processes import Processes, joined
+from vessa_common.processes import joined
 
 # The second process dies in the fourth update of the first start, if none has died before.
 DYING = """
@@ -84,7 +84,8 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from ssl_trainer import config
+from ssl_trainer import cli, config
+from ssl_trainer.assistant import own_bank
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions import training
 from ssl_trainer.training import state, validation
@@ -116,11 +117,11 @@ with processes.joined() as group:
     for name in ("all_gather", "all_reduce", "broadcast"):
         setattr(dist, name, noted(name, getattr(dist, name)))
     processes.Processes.meet = noted("meet", processes.Processes.meet)
-    trainer = Trainer(config.load(file), out, group)
     if group.first:
         places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
-        for place, name in (*places, (regions, "find_all")):
+        for place, name in (*places, (regions, "find_all"), (own_bank, "fill")):
             setattr(place, name, only_while_the_other_waits(name, getattr(place, name)))
+    trainer = Trainer(cli._filled_bank(config.load(file), group), out, group)
     trainer.run()
     (out / f"{group.rank}.txt").write_text(" ".join(alone))
 """
@@ -216,7 +217,7 @@ def test_no_collective_is_pending_while_one_process_works_alone(
     (tmp_path / "run").mkdir()
     torchrun(tmp_path / "alone.py", _written(config, tmp_path / "config.yaml"), tmp_path / "run")
     worked = set((tmp_path / "run" / "0.txt").read_text().split())
-    assert worked == {"evaluate", "save_state", "save_student", "find_all"}
+    assert worked == {"evaluate", "save_state", "save_student", "find_all", "fill"}
 
 
 def test_without_validation_cases_two_processes_keep_the_last_teacher(tmp_path: Path) -> None:
@@ -244,24 +245,3 @@ def test_nccl_begins_on_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     with joined() as group:
         assert (group.rank, group.world, group.device) == (1, 2, torch.device("cuda", 1))
     assert asked == [("device", torch.device("cuda", 1)), ("group", "nccl"), ("end",)]
-
-
-def test_another_number_of_processes_is_refused_where_requests_were_under_way(
-    tmp_path: Path, server: RunningServer
-) -> None:
-    config = small_config(write_dataset(tmp_path / "data"), steps=6, server=server.grpc)
-
-    def stop(step: int, scalars: dict[str, float]) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(config, tmp_path / "run").run(stop)
-    state = load_file(tmp_path / "run" / STATE_FILE)
-    assert len(state["prompts.5"]) == config.unlabelled_batch
-    # Without a group: it only says that there are two.
-    trainer = Trainer(config, tmp_path / "run")
-    assert trainer.pipeline is not None
-    trainer.processes = trainer.pipeline.processes = Processes(rank=1, world=2)
-    with pytest.raises(StateError, match="as many processes as before"):
-        trainer.prepare()

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from ssl_trainer import models
 from ssl_trainer.cli import app
-from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig
+from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig, to_dict
 from ssl_trainer.data.cases import find
 from ssl_trainer.evaluation.evaluate import choose_one_piece, evaluate
 from ssl_trainer.evaluation.predictor import (
@@ -32,7 +33,7 @@ from ssl_trainer.training import trainer as training
 from ssl_trainer.training.trainer import Trainer, load_student
 from support_devices import exact_products
 from support_syncs import on_fake_cuda
-from trainer_support import AFFINE, UNET, small_config, write_dataset
+from trainer_support import AFFINE, UNET, small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files
 from vessa_common.processes import own_device
 
@@ -152,6 +153,30 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     assert np.array_equal(found[()], largest_pieces(whole, (1, 2)))
     assert whole.any()
     assert not np.array_equal(whole, found["--plain",])
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    """They would be markup, and one without a beginning an error."""
+    root = tmp_path / "data"
+    write_case(root / "train" / "p0[", "image", 0, labelled=True)
+    write_case(root / "train" / "p1[b]", "image", 1, labelled=False)
+    write_case(root / "val", "p3", 3, labelled=True)
+    config = small_config(root, steps=2)
+    data = replace(config.data, classes=("[left]", "[/b]"), labelled=("p0[",))
+    file, run = tmp_path / "config.yaml", tmp_path / "[/run]"
+    file.write_text(yaml.safe_dump(to_dict(replace(config, data=data))))
+    commands = (("train", file, "-o", run, "--threads", 1), ("evaluate", run), ("report", run))
+    said = []
+    for command in commands:
+        result = CliRunner().invoke(app, [*map(str, command)], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        said.append(result.output)
+    assert "(p0[, p1[b])" in said[0]
+    assert str(run / "best.safetensors") in said[0]
+    assert "[left]" in said[1]
+    assert "[/b]" in said[1]
+    assert str(run / "scores_val.json") in said[1]
+    assert str(run / "report.md") in said[2]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import Dinov2Config, Dinov2Model
 
 from ssl_trainer import models
-from ssl_trainer.config import ConfigError, DptStudentConfig, StudentConfig, parse
+from ssl_trainer.config import (
+    ConfigError,
+    DptStudentConfig,
+    StudentConfig,
+    load,
+    parse,
+    to_dict,
+)
 from ssl_trainer.methods import losses
 from ssl_trainer.models.dpt import DptStudent
-from trainer_support import DPT, UNET
+from ssl_trainer.training.state import StateError
+from ssl_trainer.training.trainer import Trainer, load_student
+from trainer_support import DPT, UNET, small_config, write_dataset
 
 BOTH = pytest.mark.parametrize("config", [UNET, DPT], ids=["unet", "dinov2-dpt"])
 
@@ -127,6 +138,40 @@ def test_published_weights_are_loaded_and_set_the_sizes(tmp_path: Path) -> None:
         last = student.encode(image)[-1]
         expected = published(normal).last_hidden_state
     assert torch.allclose(last.transpose(1, 2), expected, atol=1e-5)
+
+
+def test_a_run_predicts_where_its_pretrained_folder_is_not(tmp_path: Path) -> None:
+    shape = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=70,
+        mlp_ratio=2,
+        use_swiglu_ffn=True,
+    )
+    Dinov2Model(shape).save_pretrained(tmp_path / "published")
+    config = small_config(write_dataset(tmp_path / "data"), steps=2)
+    student = dataclasses.replace(DPT, pretrained=Path("published"))
+    data = dataclasses.replace(config.data, size=28)
+    content = to_dict(dataclasses.replace(config, data=data, student=student))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    run = tmp_path / "run"
+    trainer = Trainer(load(tmp_path / "config.yaml"), run)
+    trainer.run()
+    (tmp_path / "published").rename(tmp_path / "elsewhere")
+    kept = load(run / "config.yaml")
+    image = torch.rand(1, 1, 28, 28)
+    load_student(run, kept)
+    found = load_student(run, kept, "last").student
+    expected = models.probabilities(trainer.teacher.model, image)
+    assert torch.equal(models.probabilities(found, image), expected)
+    moved = dataclasses.replace(student, pretrained=tmp_path / "elsewhere")
+    Trainer(dataclasses.replace(kept, student=moved), run).prepare()
+    shape.hidden_act = "relu"
+    Dinov2Model(shape).save_pretrained(tmp_path / "other")
+    other = dataclasses.replace(student, pretrained=tmp_path / "other")
+    with pytest.raises(StateError, match=r'student\.backbone\.hidden_act: "relu" now'):
+        Trainer(dataclasses.replace(kept, student=other), run).prepare()
 
 
 def test_a_folder_without_weights_is_an_error_that_names_the_key(tmp_path: Path) -> None:

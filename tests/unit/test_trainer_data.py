@@ -65,6 +65,18 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
         ({"assistant": {"teacher_share": -1}}, "teacher_share.*fraction"),
         ({"assistant": {"weight": -1}}, "weight: -1.0, expected at least 0"),
         ({"assistant": {"ahead": 0}}, "ahead: 0, expected at least 1"),
+        ({"assistant": {"timeout_seconds": 0}}, "timeout_seconds: 0.0, expected above 0"),
+        ({"assistant": {"timeout_seconds": float("nan")}}, "timeout_seconds: nan"),
+        ({"assistant": {"wait_seconds": -1}}, "wait_seconds: -1.0, expected at least 0"),
+        ({"assistant": {"retry_seconds": -1}}, "retry_seconds: -1.0, expected at least 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every: 0, expected at least 1"),
+        ({"unimatch": {"cutmix_probability": 1.5}}, "cutmix_probability: 1.5.*fraction"),
+        ({"augmentation": {"quarter_turns": -0.5}}, "quarter_turns: -0.5.*fraction"),
+        ({"bcp": {"pretraining": 2}}, "pretraining: 2.0.*fraction"),
+        ({"student": {"channels": [4, 4, 8, 0, 8, 4]}}, "channels: .*0.*expected at least 1"),
+        ({"student": {"kind": "dinov2-dpt", "num_layers": 0}}, "num_layers: 0"),
+        ({"student": {"kind": "dinov2-dpt", "num_heads": 0}}, "num_heads: 0"),
+        ({"student": {"kind": "dinov2-dpt", "fusion_channels": 0}}, "fusion_channels: 0"),
     ],
 )
 def test_wrong_configurations_name_the_key(
@@ -72,7 +84,8 @@ def test_wrong_configurations_name_the_key(
 ) -> None:
     content = configuration.to_dict(small_config(write_dataset(tmp_path / "d")))
     for key, value in change.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+        own = isinstance(value, dict) and "kind" not in value
+        content[key] = {**content[key], **value} if own else value
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=words):
@@ -91,6 +104,40 @@ def test_configurations_come_back_and_can_be_overridden(tmp_path: Path) -> None:
         configuration.load(file, ["steps"])
     with pytest.raises(ConfigError, match="No such file"):
         configuration.load(tmp_path / "missing.yaml")
+
+
+def test_values_that_are_no_yaml_and_sections_without_keys(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {root: ., classes: [disc]}\nassistant:\nlabelled_augmentation: null\n")
+    with pytest.raises(ConfigError, match=r"--set 'seed=\[': '\[' is not YAML"):
+        configuration.load(file, ["seed=["])
+    changes = ["assistant.server=host:1", "labelled_augmentation.noise=0"]
+    changed = configuration.load(file, changes)
+    assert changed.assistant.server == "host:1"
+    assert changed.labelled_augmentation is not None
+    assert changed.labelled_augmentation.noise == 0
+    with pytest.raises(ConfigError, match="seed has no keys below it"):
+        configuration.load(file, ["seed=1", "seed.own=1"])
+
+
+def test_relative_paths_are_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "study" / "c.yaml"
+    file.parent.mkdir()
+    student = {"kind": "dinov2-dpt", "pretrained": "../dinov2"}
+    content = {
+        "data": {"root": "data", "classes": ["disc"], "size": 28},
+        "student": student,
+        "assistant": {"root_certificates": "ca.pem"},
+    }
+    file.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(file.parent.parent)
+    found = configuration.load(Path("study/c.yaml"))
+    assert found.data.root == tmp_path / "study" / "data"
+    assert isinstance(found.student, configuration.DptStudentConfig)
+    assert found.student.pretrained == tmp_path / "dinov2"
+    assert found.assistant.root_certificates == tmp_path / "study" / "ca.pem"
 
 
 def test_the_example_configuration_is_valid() -> None:

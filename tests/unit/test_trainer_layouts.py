@@ -205,6 +205,32 @@ def test_left_atria_lie_in_folders_and_are_cut_along_their_last_axis(tmp_path: P
     assert slices[7].key == "0RZDK210BSMWAA6467LU/7"
 
 
+def test_all_volumes_in_hdf5_are_sliced_alike(tmp_path: Path) -> None:
+    """Two of the labelled ones are flat along the first axis, the other one along its last."""
+    shapes = {"patient001": (3, 30, 20), "patient002": (4, 30, 20), "patient003": (20, 30, 4)}
+    (tmp_path / "train.list").write_text("".join(f"{name}_frame01\n" for name in shapes))
+    (tmp_path / "data").mkdir()
+    for name, shape in shapes.items():
+        labels = np.zeros(shape, np.uint8)
+        labels[1, 1] = 1
+        with h5py.File(tmp_path / "data" / f"{name}_frame01.h5", "w") as stream:
+            stream["image"], stream["label"] = labels + 0.5, labels
+    config = DataConfig(root=tmp_path, classes=("disc",))
+    split = cases.find(config)
+    chosen = cases.sliced(config, split)
+    assert chosen.axis == 0
+    for axis in (0, 1, 2):
+        for case in split.read_as(dataclasses.replace(config, axis=axis)).labelled:
+            image, shape = case.read(), shapes[case.patient]
+            labels = case.read_labels(image, 1)
+            assert labels is not None
+            assert image.depth == labels.depth == shape[axis]
+            for index in range(image.depth):
+                assert np.array_equal(image.slice(index) > 1, labels.slice(index) == 1)
+    slices = cases.read_slices(split.read_as(chosen).labelled, 1, labelled=True)
+    assert len(slices) == 3 + 4 + 20
+
+
 def test_hdf5_that_cannot_be_read_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

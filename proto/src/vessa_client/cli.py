@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vessa_client._errors import NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
-from vessa_client.console import HELP_OPTIONS, console, explained, print_error, progress_bar
+from vessa_client.console import (
+    HELP_OPTIONS,
+    console,
+    explained,
+    print_error,
+    print_line,
+    progress_bar,
+)
 
 # Everything else is imported by the commands when they run, so that --help is fast.
 if TYPE_CHECKING:
@@ -116,20 +124,19 @@ def segment(
     )
     with _client(server, token, bank) as client:
         results = segment_slices(client, request, alone=alone or source.axis is None)
-    target = files.output_path(out, source, "_pseudo")
+    target = files.output_path(out, image, "_pseudo")
     files.write_labels(target, [r.labels for r in results], source)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
-    picture = out / f"{source.stem}_pseudo_overlay.png"
+    picture = out / f"{files.own_stem(image)}_pseudo_overlay.png"
     files.write_picture(picture, pictures.overlay(source.slice(middle), results[middle].labels))
     table = Table("Label", "Class", "Pixels", "Predicted IoU", *(["Says"] if explain else []))
     for label, found in enumerate(results[middle].classes, start=1):
         pixels = sum(int((r.labels == label).sum()) for r in results)
         words = [found.explanation] if explain else []
-        table.add_row(
-            str(label), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words
-        )
+        cells = (str(label), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words)
+        table.add_row(*map(escape, cells))
     console.print(table)
-    console.print(f"Labels  {target}\nPicture {picture}", highlight=False)
+    print_line(f"Labels  {target}\nPicture {picture}")
 
 
 @app.command()
@@ -155,9 +162,7 @@ def label(
 
     names = tuple(classes or ())
     job = LabelJob(folder, out, class_names=names, window=window, axis=axis, alone=alone)
-    images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
-    if not images:
-        raise files.FileError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
+    images = files.find_inputs(folder, out, job.previews, endings=("_pseudo", "_confidence"))
     with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
@@ -168,10 +173,9 @@ def label(
             if outcome.state == "failed":
                 print_error(f"{outcome.image}: {outcome.message}")
             progress.advance(task)
-    console.print(
+    print_line(
         f"{done} labelled, {skipped} there already, {failed} failed. "
-        f"Pictures: {job.previews}  Table: {job.summary}",
-        highlight=False,
+        f"Pictures: {job.previews}  Table: {job.summary}"
     )
     if failed:
         raise typer.Exit(1)
@@ -247,10 +251,11 @@ def templates_list(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Toke
         listing = client.list_templates()
     table = Table("Id", "Name", "Size", "Classes", title=f"Bank {listing.version}")
     for t in listing.templates:
-        table.add_row(t.template_id, t.name, f"{t.height} x {t.width}", ", ".join(t.class_names))
+        cells = (t.template_id, t.name, f"{t.height} x {t.width}", ", ".join(t.class_names))
+        table.add_row(*map(escape, cells))
     console.print(table)
     for c in listing.classes:
-        console.print(f"[bold]{c.name}[/] {c.description}")
+        console.print(f"[bold]{escape(c.name)}[/] {escape(c.description)}")
 
 
 @templates.command("remove")
@@ -292,7 +297,7 @@ def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) 
         f"{found.bank or 'default'}: {found.num_templates} templates, version {found.bank_version}",
     )
     table.add_row("Other banks", ", ".join(found.banks) or "none")
-    table.add_row("Classes", ", ".join(c.name for c in found.classes) or "none yet")
+    table.add_row("Classes", escape(", ".join(c.name for c in found.classes)) or "none yet")
     rules = ", ".join(found.policy_rules) or "none"
     table.add_row("Policy", f"version {found.policy_version}, with the rules {rules}")
     table.add_row("Cache", found.cache_backend)

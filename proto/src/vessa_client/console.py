@@ -26,6 +26,11 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def print_line(message: str) -> None:
+    """On standard output; brackets in it are no markup, and long paths stay whole."""
+    console.print(escape(message), highlight=False, soft_wrap=True)
+
+
 def print_error(message: str) -> None:
     """One line on standard error; brackets in it are no markup."""
     errors.print(f"[bold red]Error[/] {escape(message)}", highlight=False, soft_wrap=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vessa_client._types import AnyArray, UInt8Array
 
@@ -154,6 +154,31 @@ def find_images(folder: Path) -> list[Path]:
     )
 
 
+def find_inputs(folder: Path, *outs: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Images of a folder that are no results of an earlier call.
+
+    Args:
+        folder: of the images.
+        outs: folders of results; nothing below them is an image, unless the images lie there too.
+        endings: of the results' names; where the images lie in a folder of results, names tell.
+
+    Raises:
+        FileError: the folder is missing, or there are no images.
+    """
+    source, places = folder.resolve(), [out.resolve() for out in outs]
+    shared = any(source.is_relative_to(place) for place in places)
+    apart = [place for place in places if not source.is_relative_to(place)]
+    found = []
+    for image in find_images(folder):
+        lies = source / image.relative_to(folder)
+        is_result = any(lies.is_relative_to(place) for place in apart)
+        if not is_result and not (shared and stem(image).endswith(endings)):
+            found.append(image)
+    if not found:
+        raise FileError(f"{folder}: no images ({', '.join(SUFFIXES)})")
+    return found
+
+
 def find_label(image: Path) -> Path | None:
     """The label file beside an image: ``name_gt`` with the same or another suffix."""
     for suffix in SUFFIXES:
@@ -183,20 +208,27 @@ def read(
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file")
-    try:
+    with reading(path):
         if is_volume(path):
             return _read_nifti(path, axis, labels, channel)
         with Image.open(path) as picture:
             pixels = np.asarray(_plain(picture, labels=labels))
-    except (
-        OSError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        ImageFileError,
-        EOFError,
-    ) as error:
-        raise FileError(f"{path}: cannot be read ({error})") from error
     return ImageFile(path, _integers(path, pixels) if labels else pixels, None, None)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever is raised while a file is read into a FileError that names it.
+
+    Decoders raise what they like: nibabel a plain Exception, zlib an error of its own.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise FileError(f"{path}: cannot be read ({reason})") from error
 
 
 def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
@@ -285,10 +317,8 @@ def acquired_axis(path: Path) -> int | None:
     """
     if not is_volume(path):
         return None
-    try:
+    with reading(path):
         image = nib.load(path)
-    except (OSError, ImageFileError, EOFError) as error:
-        raise FileError(f"{path}: cannot be read ({error})") from error
     if not isinstance(image, nib.Nifti1Image):
         raise FileError(f"{path}: expected NIfTI")
     shape = (*image.shape, 1, 1)[:3]
@@ -385,13 +415,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     _atomically(path, lambda file: file.write_bytes(data))
 
 
-def output_path(folder: Path, image: ImageFile, ending: str) -> Path:
+def output_path(folder: Path, image: Path, ending: str) -> Path:
     """``folder/stem + ending + suffix`` with the suffix that fits the image."""
-    if image.nifti is None:
-        suffix = ".png"
-    else:
-        suffix = ".nii" if image.path.name.lower().endswith(".nii") else ".nii.gz"
-    return folder / (image.stem + ending + suffix)
+    suffix = ".png"
+    if is_volume(image):
+        suffix = ".nii" if image.name.lower().endswith(".nii") else ".nii.gz"
+    return folder / (own_stem(image) + ending + suffix)
+
+
+def own_stem(image: Path) -> str:
+    """What tells an image from the others of its folder: the stem, if need be with the suffix."""
+    plain = stem(image)
+    for suffix in SUFFIXES:
+        for name in (plain + suffix, plain + suffix.upper()):
+            other = image.with_name(name)
+            # Some file systems do not tell .png from .PNG.
+            if name != image.name and other.is_file() and not other.samefile(image):
+                return image.name
+    return plain
 
 
 def _atomically(path: Path, save: Callable[[Path], object]) -> None:

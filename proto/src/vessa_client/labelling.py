@@ -22,7 +22,10 @@ from vessa_client._types import SegmentationRequest, SegmentationResult, VolumeR
 
 @dataclass(frozen=True)
 class LabelJob:
-    """What to label and where to write it."""
+    """What to label and where to write it.
+
+    Results are named by the stem of the image, or by its whole name where others have the stem.
+    """
 
     folder: Path
     out: Path
@@ -65,8 +68,7 @@ def label_folder(
     """
     waiting = []
     for path in images:
-        name = files.stem(path) + "_pseudo"
-        if any(files.stem(f) == name for f in job.target(path).glob(name + ".*")):
+        if files.output_path(job.target(path), path, "_pseudo").is_file():
             yield LabelOutcome(path, "skipped")
         else:
             waiting.append(path)
@@ -194,17 +196,14 @@ def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResu
             ("confidence", pictures.grey(results[middle].confidence)),
         ]
     )
-    files.write_picture(
-        job.previews / image.path.parent.relative_to(job.folder) / f"{image.stem}.png", picture
-    )
-    files.write_labels(
-        files.output_path(folder, image, "_confidence"), [r.confidence for r in results], image
-    )
+    previews = job.previews / image.path.parent.relative_to(job.folder)
+    files.write_picture(previews / f"{files.own_stem(image.path)}.png", picture)
+    confidence = files.output_path(folder, image.path, "_confidence")
+    files.write_labels(confidence, [r.confidence for r in results], image)
     _update_summary(job, image, results)
     # Last, since its presence says that the image is done.
-    files.write_labels(
-        files.output_path(folder, image, "_pseudo"), [r.labels for r in results], image
-    )
+    target = files.output_path(folder, image.path, "_pseudo")
+    files.write_labels(target, [r.labels for r in results], image)
 
 
 def _update_summary(

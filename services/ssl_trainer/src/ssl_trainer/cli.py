@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +16,7 @@ from vessa_client.console import (
     console,
     explained,
     print_error,
+    print_line,
     print_warning,
     progress_bar,
 )
@@ -29,6 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP_OPTIONS,
 )
+
+# What names of label maps end with.
+SEGMENTED = "_seg"
 
 Run = Annotated[Path, typer.Argument(help="Folder of a training run.")]
 Plain = Annotated[
@@ -46,8 +52,9 @@ CheckpointOption = Annotated[
 ]
 
 
-# ConfigError, StateError, AssistantError and FileError are ValueErrors.
-_explained = explained(ValueError, OSError)
+# ConfigError, StateError, AssistantError and FileError are ValueErrors; FloatingPointError: a loss
+# is not finite.
+_explained = explained(ValueError, OSError, FloatingPointError)
 
 
 @app.command()
@@ -73,7 +80,7 @@ def prepare(
             out,
             advance=lambda total: progress.update(task, total=total, advance=1),
         )
-    console.print(f"Train with:  ssl-trainer train {config} --out RUN", highlight=False)
+    print_line(f"Train with:  ssl-trainer train {config} --out RUN")
 
 
 @app.command()
@@ -129,14 +136,29 @@ def train(
             changes.append(f"{key}={json.dumps(value)}")
     settings = load(config, changes)
     _compute_with(threads, settings.assistant.server)
-    with processes.joined() as group:
+    with processes.joined() as group, _interruptible(out, group):
         if fill_bank:
             settings = _filled_bank(settings, group)
         run_with_progress(Trainer(settings, out, group))
     if not group.first:
         return
-    console.print(f"Best student: {out / 'best.safetensors'}", highlight=False)
-    console.print(f"Report:       {_report(out)}", highlight=False)
+    print_line(f"Best student: {out / 'best.safetensors'}")
+    print_line(f"Report:       {_report(out)}")
+
+
+@contextmanager
+def _interruptible(out: Path, group: Processes) -> Iterator[None]:
+    """Where somebody presses Ctrl-C, say what is saved; the exit code is that of shells."""
+    from ssl_trainer.training import state
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        step = state.saved_step(out)
+        saved = f"step {step} is saved in {out}, and the same command goes on from there"
+        if group.first:
+            print_warning(f"interrupted; {'nothing is saved yet' if step is None else saved}")
+        raise typer.Exit(130) from None
 
 
 def _compute_with(threads: int, server: str | None) -> None:
@@ -166,11 +188,10 @@ def _filled_bank(config: TrainConfig, group: Processes) -> TrainConfig:
         with progress_bar() as progress:
             task = progress.add_task("Filling the bank", total=len(chosen), note="")
             added = own_bank.fill(named, chosen, lambda: progress.advance(task))
-        console.print(
-            f"Bank {named.assistant.bank}: {added} added, {len(chosen) - added} there already.",
-            highlight=False,
+        print_line(
+            f"Bank {named.assistant.bank}: {added} added, {len(chosen) - added} there already."
         )
-    group.agree(0)  # the others wait until it is full
+    group.meet()  # the others wait until it is full
     return named
 
 
@@ -178,7 +199,7 @@ def _filled_bank(config: TrainConfig, group: Processes) -> TrainConfig:
 @_explained
 def report(run: Run) -> None:
     """Write report.md of a run, also of one that is not finished yet."""
-    console.print(f"Report: {_report(run)}", highlight=False)
+    print_line(f"Report: {_report(run)}")
 
 
 def _report(run: Path) -> Path:
@@ -241,6 +262,7 @@ def evaluate(
     from ssl_trainer.config import load
     from ssl_trainer.data.cases import find
     from ssl_trainer.evaluation import evaluate as evaluation
+    from vessa_client import files
 
     if threads:
         torch.set_num_threads(threads)
@@ -259,10 +281,10 @@ def evaluate(
         scores = evaluation.evaluate(
             predictor, chosen, config.data.classes, advance=lambda: progress.advance(task)
         )
-    console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
     file = run / f"scores_{split}.json"
-    file.write_text(json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
-    console.print(f"Scores {file}", highlight=False)
+    files.write_text(file, json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
+    console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
+    print_line(f"Scores {file}")
 
 
 @app.command()
@@ -276,16 +298,14 @@ def predict(
 ) -> None:
     """Segment a folder with a student; NIfTI in, NIfTI out, same geometry.
 
-    Files that cannot be read are named and left out, and the exit code is 1 then.
+    Writes NAME_seg. Files that cannot be read are named and left out, and the exit code is 1 then.
     """
     from ssl_trainer.config import load
     from vessa_client import files
 
     config = load(run / "config.yaml")
     predictor = _predictor(run, config, plain, checkpoint)
-    images = [f for f in files.find_images(folder) if not f.is_relative_to(out)]
-    if not images:
-        raise ValueError(f"{folder}: no images ({', '.join(files.SUFFIXES)})")
+    images = files.find_inputs(folder, out, endings=(SEGMENTED,))
     bad = 0
     with progress_bar() as progress:
         task = progress.add_task("Predicting", total=len(images), note="")
@@ -295,10 +315,13 @@ def predict(
             except files.FileError as error:
                 bad += 1
                 print_error(str(error))
+            except OSError as error:
+                bad += 1
+                print_error(f"{path}: {error}")
             progress.advance(task)
-    console.print(f"Label maps: {len(images) - bad} in {out}", highlight=False)
+    print_line(f"Label maps: {len(images) - bad} in {out}")
     if bad:
-        raise ValueError(f"{bad} of {len(images)} images could not be read, see above")
+        raise ValueError(f"{bad} of {len(images)} images could not be segmented, see above")
 
 
 def _predict_file(predictor: Predictor, path: Path, out: Path) -> None:
@@ -308,7 +331,7 @@ def _predict_file(predictor: Predictor, path: Path, out: Path) -> None:
     doubt = predictor.mismatch(image)
     if doubt is not None:
         print_warning(doubt)
-    files.write_labels(files.output_path(out, image, "_seg"), predictor(image), image)
+    files.write_labels(files.output_path(out, path, SEGMENTED), predictor(image), image)
 
 
 @app.command()
@@ -331,4 +354,4 @@ def export(
 
     config = load(run / "config.yaml")
     difference = exporting.export(_predictor(run, config), out, config.data.classes)
-    console.print(f"{out}: largest difference {difference:.1g}", highlight=False)
+    print_line(f"{out}: largest difference {difference:.1g}")

@@ -34,6 +34,8 @@ Layout = Literal["plain", "nnunet", "msd", "ssl4mis"]
 # Of strong views: cross-entropy, soft Dice, or their mean.
 UnlabelledLoss = Literal["cross_entropy", "dice", "both"]
 
+# Keys that are files or folders.
+PATHS = (("data", "root"), ("student", "pretrained"), ("assistant", "root_certificates"))
 # Slicing axes of volumes in right, anterior, superior.
 AXES = ("sagittal", "coronal", "axial")
 
@@ -50,6 +52,20 @@ def _axis(value: object) -> int:
 
 
 Axis = Annotated[int, BeforeValidator(_axis)]
+
+
+def _check_counts(config: object, *names: str) -> None:
+    """Numbers of things, or tuples of such, are positive."""
+    for name in names:
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name}: {value}, expected at least 1")
+
+
+def _check_fractions(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: {getattr(config, name)}, expected a fraction, 0..1")
 
 
 def check_window(window: tuple[float, float]) -> None:
@@ -134,8 +150,7 @@ class AugmentationConfig:
     quarter_turns: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.quarter_turns <= 1:
-            raise ValueError(f"quarter_turns: {self.quarter_turns}, expected a share, 0..1")
+        _check_fractions(self, "quarter_turns")
         if not 0 < self.zoom_min <= self.zoom_max:
             raise ValueError(
                 f"zoom_min: {self.zoom_min}, expected above 0 and at most zoom_max, {self.zoom_max}"
@@ -181,6 +196,9 @@ class UNetConfig:
     kind: Literal["unet"] = "unet"
     channels: tuple[int, int, int, int, int, int] = (16, 16, 32, 64, 128, 16)
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "channels")
+
     @property
     def side_unit(self) -> int:
         """What the side of an image must be a multiple of: it is halved four times."""
@@ -195,6 +213,8 @@ class DptStudentConfig:
         pretrained: folder with a published DINOv2 (``config.json``, ``model.safetensors``), whose
             sizes then count; random weights of the sizes below without, which need a higher
             learning rate.
+        backbone: content of its ``config.json``, which a run keeps, so that its students are built
+            where that folder is not.
         patch_size: in pixels; the same as in ``pretrained``.
         head_multiplier: learning rate of the decoder, which is new, as a multiple of DINOv2's.
         neck_channels, fusion_channels: of DPT's decoder.
@@ -204,6 +224,7 @@ class DptStudentConfig:
 
     kind: Literal["dinov2-dpt"]
     pretrained: Path | None = None
+    backbone: dict[str, Any] | None = None
     head_multiplier: float = 40.0
     hidden_size: int = 384
     num_layers: int = 12
@@ -216,9 +237,10 @@ class DptStudentConfig:
     def __post_init__(self) -> None:
         if self.num_layers % 4:
             raise ValueError(f"num_layers: {self.num_layers}, expected a multiple of 4")
-        for name in ("patch_size", "head_multiplier"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected above 0")
+        _check_counts(self, "hidden_size", "num_layers", "num_heads", "patch_size", "image_size")
+        _check_counts(self, "neck_channels", "fusion_channels")
+        if self.head_multiplier <= 0:
+            raise ValueError(f"head_multiplier: {self.head_multiplier}, expected above 0")
 
     @property
     def side_unit(self) -> int:
@@ -260,6 +282,7 @@ class UniMatchConfig:
     cutmix_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_fractions(self, "cutmix_probability")
         for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected in [0, 1)")
@@ -301,8 +324,7 @@ class BcpConfig:
     pretraining: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pretraining <= 1:
-            raise ValueError(f"pretraining: {self.pretraining}, expected a fraction, 0..1")
+        _check_fractions(self, "pretraining")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -351,17 +373,19 @@ class AssistantConfig:
     retry_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.ahead < 1:
-            raise ValueError(f"ahead: {self.ahead}, expected at least 1")
+        _check_counts(self, "ahead")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds: {self.timeout_seconds}, expected above 0")
+        for name in ("wait_seconds", "retry_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 0")
         if self.weight < 0:
             raise ValueError(f"weight: {self.weight}, expected at least 0")
         if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"
             )
-        for name in ("decay_end", "feedback_start", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected a fraction, 0..1")
+        _check_fractions(self, "decay_end", "feedback_start", "teacher_share")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -408,10 +432,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        batches = ("labelled_batch", "unlabelled_batch", "accumulate")
-        for name in ("steps", *batches, "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        _check_counts(self, "labelled_batch", "unlabelled_batch", "accumulate")
+        _check_counts(self, "steps", "validate_every", "checkpoint_every")
         _check_size(self.data.size, self.student.side_unit, self.student.kind)
         if self.method != "unimatch" and self.assistant.server is not None:
             raise ValueError(
@@ -453,7 +475,7 @@ def _check_size(size: int, unit: int, kind: str) -> None:
 def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file; ``overrides`` are ``key.path=value`` with YAML values.
 
-    A relative ``data.root`` is relative to the file.
+    Relative paths are relative to the file.
 
     Raises:
         ConfigError: the file is missing, not YAML, or a key or value is wrong.
@@ -468,9 +490,10 @@ def load(file: Path, overrides: list[str] | None = None) -> TrainConfig:
         raise ConfigError(f"config: {file}: expected keys and values at the top")
     for override in overrides or []:
         _set(content, override)
-    data = content.get("data")
-    if isinstance(data, dict) and "root" in data:
-        data["root"] = str((file.parent / str(data["root"])).resolve())
+    for section, key in PATHS:
+        part = content.get(section)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = str((file.parent / part[key]).resolve())
     return parse(content)
 
 
@@ -502,7 +525,12 @@ def _set(content: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     node = content
     for name in parents:
-        node = node.setdefault(name, {})
+        if node.get(name) is None:  # also a section without keys
+            node[name] = {}
+        node = node[name]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {name} has no keys below it")
-    node[last] = yaml.safe_load(value)
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {value!r} is not YAML; quote text in it") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 # Numbers of glibc's options (malloc.h).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _FROM_HEAP_BYTES = 2**31 - 1, 2**30
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+# Older ones refuse more than 32 MiB from the heap.
+KEPT_BYTES, FROM_HEAP_BYTES = 2**31 - 1, (2**30, 2**25)
 
 
 def keep_freed() -> bool:
@@ -19,5 +21,13 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    kept: int = mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-    return bool(kept and mallopt(_MMAP_THRESHOLD, _FROM_HEAP_BYTES))
+    return set_thresholds(mallopt)
+
+
+def set_thresholds(mallopt: Callable[[int, int], int]) -> bool:
+    """Take large blocks from the heap, and keep them there; False, and nothing, where it refuses.
+
+    In this order: to keep much of a heap that large blocks are not taken from would only cost.
+    """
+    taken = any(mallopt(MMAP_THRESHOLD, size) for size in FROM_HEAP_BYTES)
+    return taken and bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES))

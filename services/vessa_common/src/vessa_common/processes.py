@@ -72,14 +72,6 @@ class Processes:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def agree(self, value: int) -> int:
-        """The first process's value."""
-        if self.world == 1:
-            return value
-        shared = torch.tensor(value, device=self.device)
-        dist.broadcast(shared, src=0)
-        return int(shared)
-
     def gather(self, value: Tensor) -> Tensor:
         """The values of all processes, joined on the first axis in the order of their ranks."""
         if self.world == 1:
@@ -161,4 +153,8 @@ class BufferMean:
         if not self._buffers:
             return
         means = torch._foreach_div(self._sums, self._count)
-        torch._foreach_copy_(self._buffers, [processes.mean(mean) for mean in means])
+        if processes.world > 1:  # one message for all of them
+            flat = processes.mean(torch.cat([mean.flatten() for mean in means]))
+            parts = flat.split([mean.numel() for mean in means])
+            means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
+        torch._foreach_copy_(self._buffers, means)

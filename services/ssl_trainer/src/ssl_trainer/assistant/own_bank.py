@@ -13,7 +13,7 @@ from functools import partial
 from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import ConfigError, TrainConfig
-from ssl_trainer.data.cases import Slice, find, read_slices
+from ssl_trainer.data.cases import Slice, find, read_slices, sliced
 from vessa_client import ClassDefinition, files, wire
 
 # As many as `vessa templates add` takes: neighbours in a volume look alike.
@@ -30,7 +30,9 @@ def templates(config: TrainConfig) -> list[Slice]:
         FileError: an image or label file cannot be used.
     """
     classes = config.data.classes
-    slices = read_slices(find(config.data).labelled, len(classes), labelled=True)
+    split = find(config.data)
+    labelled = split.read_as(sliced(config.data, split)).labelled
+    slices = read_slices(labelled, len(classes), labelled=True)
     chosen: dict[str, Slice] = {}
     for _, group in itertools.groupby(slices, key=lambda item: item.key.rpartition("/")[0]):
         own = [item for item in group if item.labels is not None and item.labels.any()]

@@ -48,11 +48,6 @@ class Pipeline:
         self.prompts: dict[int, Future[Tensor] | None] = {}
         self._prompter = Prompter(teacher, config)
 
-    @property
-    def _own(self) -> int:
-        """Slices of an update in this process."""
-        return self.config.accumulate * self.config.unlabelled_batch
-
     def restore(self, prompts: Mapping[int, Tensor], step: int, planned: int) -> None:
         """Ask again about what was under way at ``step``, with the same prompts.
 
@@ -60,19 +55,11 @@ class Pipeline:
             prompts: of all processes, by update.
             step: the update that comes next.
             planned: updates of the whole run, as it was planned then: beyond nothing was asked.
-
-        Raises:
-            ValueError: there were more or fewer processes.
         """
-        under_way = range(step, min(self._ahead(step).stop, planned))
-        expected = self._own * self.processes.world
-        for maps in prompts.values():
-            if len(maps) != expected:
-                raise ValueError(
-                    f"an update saw {len(maps)} unlabelled slices, here {expected}; start as many "
-                    "processes as before"
-                )
-        rows = slice(self.processes.rank * self._own, (self.processes.rank + 1) * self._own)
+        asked = schedule.assisted(planned, self.config.assistant)
+        under_way = range(step, min(self._ahead(step).stop, asked))
+        own = self.config.accumulate * self.config.unlabelled_batch
+        rows = slice(self.processes.rank * own, (self.processes.rank + 1) * own)
         for number in under_way:
             maps_or_none = prompts.get(number)
             self._ask(number, None if maps_or_none is None else known(maps_or_none[rows]))

@@ -67,7 +67,7 @@ class Case:
     def read(self) -> files.ImageFile:
         """Read the image."""
         if self.image.suffix == hdf5.SUFFIX:
-            return hdf5.read(self.image, hdf5.IMAGE)
+            return hdf5.read(self.image, hdf5.IMAGE, self.axis)
         return files.read(self.image, axis=self.axis, channel=self.channel)
 
     def read_labels(self, image: files.ImageFile, num_classes: int) -> files.ImageFile | None:
@@ -79,7 +79,7 @@ class Case:
         if self.labels is None:
             return None
         if self.labels.suffix == hdf5.SUFFIX:
-            labels = hdf5.read(self.labels, hdf5.LABEL)
+            labels = hdf5.read(self.labels, hdf5.LABEL, image.axis)
         else:
             labels = files.read(self.labels, axis=image.axis, labels=True)
         image.check_same_space(labels)
@@ -174,8 +174,25 @@ def common_axis(images: Iterable[Path]) -> int | None:
     Raises:
         FileError: one of them cannot be read.
     """
-    axes = Counter(axis for axis in map(files.acquired_axis, images) if axis is not None)
+    axes = Counter(axis for axis in map(_acquired_axis, images) if axis is not None)
     return max(sorted(axes), key=axes.__getitem__) if axes else None
+
+
+def _acquired_axis(image: Path) -> int | None:
+    of_its_kind = hdf5.acquired_axis if image.suffix == hdf5.SUFFIX else files.acquired_axis
+    return of_its_kind(image)
+
+
+def sliced(config: DataConfig, split: Split) -> DataConfig:
+    """With channel and axis: all volumes of a run are read alike, however each was acquired.
+
+    Raises:
+        FileError: a labelled volume cannot be read.
+    """
+    config = replace(config, channel=split.labelled[0].channel)
+    if config.axis is not None:
+        return config
+    return replace(config, axis=common_axis(case.image for case in split.labelled))
 
 
 def check_unlabelled(split: Split, config: TrainConfig) -> None:

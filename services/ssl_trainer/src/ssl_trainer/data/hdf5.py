@@ -2,7 +2,8 @@
 
 ``train.list``, ``val.list`` and ``test.list`` name files without their suffix:
 ``data/patient001_frame01.h5`` (volumes of ACDC), ``data/slices/patient001_frame01_slice_1.h5``
-(its slices), ``NAME/mri_norm2.h5`` (left atria). Slices of volumes are along their short axis.
+(its slices), ``NAME/mri_norm2.h5`` (left atria). Slices of volumes are along their short axis,
+unless another is asked for.
 """
 
 from __future__ import annotations
@@ -61,17 +62,32 @@ def find(root: Path, split: Literal["train", "val", "test"]) -> list[Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def read(path: Path, key: str) -> files.ImageFile:
+def acquired_axis(path: Path) -> int | None:
+    """Slicing axis that :func:`read` takes for a volume; None of a slice.
+
+    Raises:
+        ConfigError: h5py is not installed.
+        FileError: damaged, or without an image.
+    """
+    with _opened(path) as stream:
+        shape = _array(stream, path, IMAGE).shape
+    return _short_axis(shape) if len(shape) == 3 else None
+
+
+def read(path: Path, key: str, axis: int | None = None) -> files.ImageFile:
     """``image`` or ``label`` of a file: a slice, or a volume with its slicing axis.
+
+    Args:
+        path: the file.
+        key: of the array.
+        axis: along which a volume is sliced; by default its short one.
 
     Raises:
         ConfigError: h5py is not installed.
         FileError: damaged, or without such an array.
     """
-    with _opened(path) as stream:
-        if key not in stream:
-            raise files.FileError(f"{path}: no array {key!r}, expected {IMAGE!r} and {LABEL!r}")
-        pixels: AnyArray = np.asarray(stream[key])
+    with _opened(path) as stream, files.reading(path):
+        pixels: AnyArray = np.asarray(_array(stream, path, key))
     if pixels.ndim not in (2, 3):
         raise files.FileError(f"{path}: {key} has shape {pixels.shape}, expected two or three axes")
     if key == LABEL:
@@ -79,8 +95,19 @@ def read(path: Path, key: str) -> files.ImageFile:
         if not np.array_equal(rounded, pixels) or rounded.min() < 0 or rounded.max() > 255:
             raise files.FileError(f"{path}: expected integer labels in 0..255")
         pixels = rounded.astype(np.uint8)
-    axis = files.slice_axis(pixels.shape, (1.0, 1.0, 1.0)) if pixels.ndim == 3 else None
-    return files.ImageFile(path, pixels, axis, None)
+    if pixels.ndim == 2:
+        return files.ImageFile(path, pixels, None, None)
+    return files.ImageFile(path, pixels, _short_axis(pixels.shape) if axis is None else axis, None)
+
+
+def _short_axis(shape: tuple[int, ...]) -> int:
+    return files.slice_axis(shape, (1.0, 1.0, 1.0))
+
+
+def _array(stream: Any, path: Path, key: str) -> Any:
+    if key not in stream:
+        raise files.FileError(f"{path}: no array {key!r}, expected {IMAGE!r} and {LABEL!r}")
+    return stream[key]
 
 
 def _has_labels(path: Path) -> bool:

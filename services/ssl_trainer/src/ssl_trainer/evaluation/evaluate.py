@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from ssl_trainer.data.cases import Case
@@ -112,7 +113,7 @@ def table(scores: Sequence[CaseScores], classes: Sequence[str], title: str) -> T
     out = Table(*header("Structure", scores), title=title)
     for index, name in enumerate(classes):
         cells = [mean_sd([getattr(s, m)[index] for s in scores], n) for m, n in METRICS.items()]
-        out.add_row(name, *cells)
+        out.add_row(escape(name), *cells)
     means = [
         mean_sd([float(np.mean(getattr(s, m))) for s in scores], n) for m, n in METRICS.items()
     ]

@@ -28,13 +28,24 @@ class Answered:
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines by step; a resumed run may have written a step twice, and the last one counts."""
+    """Lines by step; a resumed run may have written a step twice, and the last one counts.
+
+    A last line that was cut off, by a full disk, is left out.
+    """
     by_step = {}
     if file.is_file():
-        for line in file.read_text().splitlines():
-            entry = json.loads(line)
-            by_step[entry["step"]] = entry
+        for line in file.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                by_step[entry["step"]] = entry
     return [by_step[step] for step in sorted(by_step)]
+
+
+def mend(file: Path) -> None:
+    """Remove a last line that was cut off, so that the next one is not written behind it."""
+    if file.is_file():
+        with file.open("rb+") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def answered(log: Sequence[dict[str, float]]) -> Answered:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import torch
 
-from ssl_trainer.config import StudentConfig, UNetConfig
+from ssl_trainer.config import ConfigError, StudentConfig, UNetConfig
 from ssl_trainer.models.student import Student, predict_probabilities, probabilities
 from ssl_trainer.models.unet import UNetStudent
+
+# What a published config.json says of its file, and not of the network.
+OF_A_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def build(config: StudentConfig, num_classes: int) -> Student:
@@ -24,4 +30,33 @@ def build(config: StudentConfig, num_classes: int) -> Student:
     return DptStudent(config, num_classes)
 
 
-__all__ = ["Student", "build", "predict_probabilities", "probabilities"]
+def shaped(config: StudentConfig) -> StudentConfig:
+    """With the shape of a pretrained part, which is all that :func:`to_fill` needs of it.
+
+    Raises:
+        ConfigError: its folder has none.
+    """
+    if isinstance(config, UNetConfig) or config.pretrained is None:
+        return config
+    try:
+        content = json.loads((config.pretrained / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"student.pretrained: {config.pretrained} holds no DINOv2: {error}"
+        ) from error
+    return replace(config, backbone={k: v for k, v in content.items() if k not in OF_A_FILE})
+
+
+def to_fill(config: StudentConfig, num_classes: int) -> Student:
+    """The same as :func:`build` for weights that are at hand: a pretrained part need not be there.
+
+    Raises:
+        ConfigError: the shape of the pretrained part was not kept, and its folder is gone.
+    """
+    if isinstance(config, UNetConfig):
+        return build(config, num_classes)
+    known = config if config.backbone else shaped(config)
+    return build(replace(known, pretrained=None), num_classes)
+
+
+__all__ = ["Student", "build", "predict_probabilities", "probabilities", "shaped", "to_fill"]

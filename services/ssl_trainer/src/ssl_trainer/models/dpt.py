@@ -80,24 +80,28 @@ class DptStudent(Student):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def _backbone(config: DptStudentConfig) -> Dinov2Backbone:
-    if config.pretrained is None:
-        blocks = config.num_layers
-        shape = Dinov2Config(
-            hidden_size=config.hidden_size,
-            num_hidden_layers=blocks,
-            num_attention_heads=config.num_heads,
-            patch_size=config.patch_size,
-            image_size=config.image_size,
-        )
-    else:
+def _shape(config: DptStudentConfig) -> Dinov2Config:
+    if config.pretrained is not None:
         try:
-            shape = Dinov2Config.from_pretrained(config.pretrained, local_files_only=True)
+            return Dinov2Config.from_pretrained(config.pretrained, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"student.pretrained: {config.pretrained} holds no DINOv2: {error}"
             ) from error
-        blocks = shape.num_hidden_layers
+    if config.backbone is not None:
+        return Dinov2Config.from_dict(config.backbone)
+    return Dinov2Config(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        patch_size=config.patch_size,
+        image_size=config.image_size,
+    )
+
+
+def _backbone(config: DptStudentConfig) -> Dinov2Backbone:
+    shape = _shape(config)
+    blocks = shape.num_hidden_layers
     shape.out_features = [f"stage{blocks * part // 4}" for part in (1, 2, 3, 4)]
     shape.reshape_hidden_states = False
     if config.pretrained is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ssl_trainer.training.trainer import Trainer
-from vessa_client.console import console, progress_bar
+from vessa_client.console import print_line, progress_bar
 
 
 def run_with_progress(trainer: Trainer) -> None:
@@ -14,7 +14,7 @@ def run_with_progress(trainer: Trainer) -> None:
     if not trainer.processes.first:
         trainer.run()
         return
-    console.print(trainer.split.found, highlight=False, soft_wrap=True)
+    print_line(trainer.split.found)
     with progress_bar() as progress:
         training = progress.add_task(
             "Training", total=trainer.config.steps, note="", start=False, visible=False

@@ -16,9 +16,13 @@ from ssl_trainer.data.cases import Case, Split
 
 log = structlog.get_logger(__name__)
 
+# Version of how batches are made of configuration and data: a state of another one does not go on.
+BATCHES = 1
+# Keys that change how a run goes on, for one that cannot go on as it was; the log says so.
+CHANGES_RESULT = frozenset({"learning_rate", "precision"})
 # Keys that no batch and no model depends on; weights of a pretrained part are in the state. Of a
 # server it matters whether there is one, and a run may become longer, but not shorter.
-MAY_CHANGE = frozenset(
+MAY_CHANGE = CHANGES_RESULT | frozenset(
     {
         "data.root",
         "data.watch_quality",
@@ -43,7 +47,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         now: with which it is to go on.
     """
     return [
-        f"{key}: {_shown(new)} now, {_shown(old)} when it began"
+        _line(key, old, new)
         for key, old, new in _differences(before, now)
         if not _may_change(key, old, new)
     ]
@@ -73,15 +77,23 @@ def case_lists(split: Split, labelled: int, unlabelled: int) -> dict[str, str]:
     }
 
 
-def announce(planned: int, steps: int) -> None:
-    """Say so where a run has become longer."""
-    if planned < steps:
+def announce(step: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say from where a run goes on, and what of it is not as it began; see :func:`changes`."""
+    log.info("run.resumed", step=step)
+    if before["steps"] < now["steps"]:
         log.info(
             "run.longer",
-            planned=planned,
-            steps=steps,
+            planned=before["steps"],
+            steps=now["steps"],
             effect="the schedules go on with the new length, so the student will not be bit for "
             "bit that of a run planned that long",
+        )
+    altered = [_line(*found) for found in _differences(before, now) if found[0] in CHANGES_RESULT]
+    if altered:
+        log.info(
+            "run.changed",
+            keys=altered,
+            effect="the student will not be that of a run that was so from its beginning",
         )
 
 
@@ -100,6 +112,10 @@ def _differences(
             yield from _differences(old, new, f"{key}.")
         elif old != new:
             yield key, old, new
+
+
+def _line(key: str, before: object, now: object) -> str:
+    return f"{key}: {_shown(now)} now, {_shown(before)} when it began"
 
 
 def _shown(value: object) -> str:

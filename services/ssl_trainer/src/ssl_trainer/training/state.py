@@ -1,8 +1,8 @@
 """Training state on disk: one safetensors file, written atomically.
 
-It holds the networks of the method, optimiser, step, best score, what of configuration and data
-must not change, and the prompts of VESSA's requests that were under way, so that a resumed run
-asks the same again.
+It holds the networks of the method, optimiser, step, best score, what of configuration, data and
+processes must not change, and the prompts of VESSA's requests that were under way, so that a
+resumed run asks the same again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,13 +37,25 @@ class Progress:
         step: steps done.
         best: the best validation Dice, -1 before the first.
         window: answers that VESSA was asked for, and gave, since the log's last line.
-        planned: steps of the whole run.
     """
 
     step: int
     best: float
-    planned: int
     window: tuple[int, int] = (0, 0)
+
+
+class Saved(NamedTuple):
+    """What a state says beside its networks.
+
+    Attributes:
+        progress: where the run is.
+        config: with which it went, as ``config.to_dict`` makes it.
+        prompts: of VESSA's requests that were under way, by update.
+    """
+
+    progress: Progress
+    config: dict[str, Any]
+    prompts: dict[int, Tensor]
 
 
 def save_state(
@@ -54,11 +66,12 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     prompts: dict[int, Tensor],
     cases: dict[str, str],
+    processes: int,
 ) -> None:
     """Write the state of a run.
 
     ``prompts`` are those of VESSA's requests under way, by update; ``cases`` are lines of
-    :func:`resuming.case_lists`.
+    :func:`resuming.case_lists`; ``processes`` is how many there are.
     """
     tensors = {
         f"{name}.{n}": t
@@ -74,6 +87,8 @@ def save_state(
         "window": json.dumps(progress.window),
         "config": json.dumps(to_dict(config)),
         "cases": json.dumps(cases),
+        "processes": str(processes),
+        "batches": str(resuming.BATCHES),
     }
     _write(folder / STATE_FILE, tensors, metadata)
 
@@ -84,16 +99,19 @@ def load_state(
     networks: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     cases: dict[str, str],
-) -> tuple[Progress, dict[int, Tensor]] | None:
+    processes: int,
+) -> Saved | None:
     """Load the state of a run; None where there is none.
 
     Raises:
-        StateError: damaged, or of another configuration or other data.
+        StateError: damaged, or of another configuration, other data, another number of processes,
+            or another version.
     """
     file = folder / STATE_FILE
     if not file.is_file():
         return None
     tensors, metadata = _read(file)
+    _check_made_alike(file, metadata, processes)
     before = json.loads(metadata["config"])
     _check_same(file, before, to_dict(config))
     _check_same_cases(file, json.loads(metadata.get("cases", "{}")), cases, config.data.root)
@@ -108,13 +126,9 @@ def load_state(
     optimizer.load_state_dict(state)
     _lay_out(optimizer)
     requested, received = json.loads(metadata["window"])
-    progress = Progress(
-        int(metadata["step"]),
-        float(metadata["best"]),
-        before["steps"],
-        (requested, received),
-    )
-    return progress, {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+    progress = Progress(int(metadata["step"]), float(metadata["best"]), (requested, received))
+    prompts = {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+    return Saved(progress, before, prompts)
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
@@ -123,6 +137,23 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _check_made_alike(file: Path, metadata: Mapping[str, str], processes: int) -> None:
+    """Whether it is a state, whose next batches would be made as those before."""
+    if "config" not in metadata:
+        raise StateError(f"{file}: is no state of a training; remove it, or give another --out")
+    if metadata.get("batches") != str(resuming.BATCHES):
+        raise StateError(
+            f"{file}: is of another version of ssl-trainer, which made batches another way; begin "
+            "anew with another --out"
+        )
+    before = int(metadata["processes"])
+    if before != processes:
+        raise StateError(
+            f"{file}: is of a run in {before} processes, here {processes}; start as many as before "
+            f"(torchrun --nproc-per-node {before}), or give another --out"
+        )
 
 
 def _check_same(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -142,6 +173,15 @@ def _check_same_cases(file: Path, before: dict[str, str], now: dict[str, str], r
                 f"{before.get(kind, 'not noted')} when it began. Give the same files, or another "
                 "--out"
             )
+
+
+def saved_step(folder: Path) -> int | None:
+    """Updates done in the state of a run; None where there is none that can be read."""
+    try:
+        with safe_open(folder / STATE_FILE, framework="pt") as stream:
+            return int(stream.metadata()["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
 
 
 def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:

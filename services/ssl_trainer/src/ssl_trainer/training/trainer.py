@@ -28,10 +28,11 @@ from ssl_trainer import methods, models
 from ssl_trainer.assistant import answered, connection
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.pipeline import Answers, Pipeline
-from ssl_trainer.config import AXES, DataConfig, TrainConfig, to_dict
+from ssl_trainer.config import AXES, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.data.frame import Regions
 from ssl_trainer.data.store import SliceStore
+from ssl_trainer.evaluation.log import mend
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.methods.losses import Scalars
@@ -65,9 +66,14 @@ class Trainer:
         self.processes = processes or Processes()
         split = cases.find(config.data)
         cases.check_unlabelled(split, config)
-        data = self._sliced(config.data, split)
+        data = cases.sliced(config.data, split)
+        if self.processes.first and data.axis is not None and config.data.axis is None:
+            log.info("data.axis", axis=data.axis, name=AXES[data.axis], of="most labelled volumes")
         self.split = split.read_as(data)
-        config = replace(config, data=data, learning_rate=config.rate)
+        if not config.learns_unlabelled:
+            self.split = replace(self.split, unlabelled=())
+        student = models.shaped(config.student)
+        config = replace(config, data=data, learning_rate=config.rate, student=student)
         self.config, self.out = config, out
         count = len(config.data.classes)
         self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
@@ -82,7 +88,7 @@ class Trainer:
         )
         self.unlabelled_sampler = (
             batches.SliceSampler(len(self.unlabelled), config.unlabelled_batch, config.seed + 1)
-            if self.unlabelled and config.learns_unlabelled
+            if self.unlabelled
             else None
         )
         torch.manual_seed(config.seed)
@@ -99,18 +105,6 @@ class Trainer:
         self.step, self.best = 0, -1.0
         # The first update whose loss was not finite; -1 for none.
         self._bad = torch.full((), -1, device=self.processes.device)
-
-    def _sliced(self, data: DataConfig, split: cases.Split) -> DataConfig:
-        """With channel and axis: all volumes of a run are read alike, however each was acquired."""
-        data = replace(data, channel=split.labelled[0].channel)
-        if data.axis is not None:
-            return data
-        axis = cases.common_axis(case.image for case in split.labelled)
-        if axis is None:
-            return data
-        if self.processes.first:
-            log.info("data.axis", axis=axis, name=AXES[axis], of="most labelled volumes")
-        return replace(data, axis=axis)
 
     def run(
         self, on_step: OnStep = lambda step, scalars: None, stage: regions.Stage = regions.no_stage
@@ -147,18 +141,23 @@ class Trainer:
     def prepare(self, stage: regions.Stage = regions.no_stage) -> None:
         """Resume, and find the regions of interest, where the run has some."""
         modules = (self.method.networks(), self.optimizer)
-        loaded = state.load_state(self.out, self.config, *modules, self._cases())
-        if loaded is not None:
-            self.step, self.best = loaded[0].step, loaded[0].best
+        world = self.processes.world
+        saved = state.load_state(self.out, self.config, *modules, self._cases(), world)
+        if saved is not None:
+            self.step, self.best = saved.progress.step, saved.progress.best
+            if self.processes.first:
+                resuming.announce(self.step, saved.config, to_dict(self.config))
         asked = schedule.assisted(self.config.steps, self.config.assistant)
-        if self.pipeline is not None and (loaded is None or self.step < asked):
+        if self.pipeline is not None and (saved is None or self.step < asked):
             connection.check(self.config.assistant, self.config.data.classes)
         if self.config.regions:
-            self._find_regions(stage, begins=loaded is None)
+            self._find_regions(stage, begins=saved is None)
         if self.pipeline is not None:
             self.pipeline.store = self._unlabelled_store
-            if loaded is not None:
-                self._resume(self.pipeline, *loaded)
+            if saved is not None:  # ask again about what was under way
+                if self.processes.first:
+                    self.pipeline.assistant.counts = saved.progress.window
+                self.pipeline.restore(saved.prompts, self.step, saved.config["steps"])
 
     def _find_regions(self, stage: regions.Stage, *, begins: bool) -> None:
         """Those of the run; where it begins, whatever another one left in its folder."""
@@ -256,8 +255,9 @@ class Trainer:
         """
         if (bad := int(self._bad)) >= 0:
             raise FloatingPointError(
-                f"loss at step {bad} is not finite{seen}. The state in {self.out} is from before; "
-                "go on with it at a lower learning_rate in another folder, or with precision: fp32"
+                f"loss at step {bad} is not finite{seen}. What is saved in {self.out} is from before; "
+                "go on from there by the same command with a lower rate, --set "
+                f"learning_rate={self.config.rate / 2:g}, or with --set precision=fp32"
             )
 
     def _batch(self, number: int, answers: list[PseudoLabel | None]) -> methods.Batch:
@@ -301,22 +301,11 @@ class Trainer:
             prompts = self.pipeline.gathered()
             window = answered.window(self.pipeline.assistant, self.processes)
         if self.processes.first:
-            progress = state.Progress(self.step, self.best, self.config.steps, window)
+            progress = state.Progress(self.step, self.best, window)
             modules = (self.method.networks(), self.optimizer)
-            state.save_state(self.out, progress, self.config, *modules, prompts, self._cases())
+            found = self._cases(), self.processes.world
+            state.save_state(self.out, progress, self.config, *modules, prompts, *found)
         self.processes.meet()
-
-    def _resume(
-        self, pipeline: Pipeline, progress: state.Progress, prompts: dict[int, Tensor]
-    ) -> None:
-        """Ask VESSA again about what was under way."""
-        if self.processes.first:
-            pipeline.assistant.counts = progress.window
-            resuming.announce(progress.planned, self.config.steps)
-        try:
-            pipeline.restore(prompts, self.step, progress.planned)
-        except ValueError as error:
-            raise state.StateError(f"{self.out / state.STATE_FILE}: {error}") from error
 
     def _cases(self) -> dict[str, str]:
         return resuming.case_lists(self.split, len(self.labelled), len(self.unlabelled))
@@ -339,6 +328,7 @@ class Trainer:
     def _writer(self) -> SummaryWriter:
         text = yaml.safe_dump(to_dict(self.config))
         (self.out / "config.yaml").write_text(text)
+        mend(self.out / "log.jsonl")
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
         writer.add_text("config", f"```\n{text}\n```")
         return writer
@@ -382,7 +372,7 @@ def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "be
     Raises:
         StateError: missing or damaged.
     """
-    student = models.build(config.student, len(config.data.classes))
+    student = models.to_fill(config.student, len(config.data.classes))
     if checkpoint == "best":
         state.load_student(folder / state.BEST_FILE, student)
     else:
