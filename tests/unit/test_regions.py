@@ -177,8 +177,17 @@ def test_the_region_of_labels_is_around_all_slices_and_frames_of_a_series() -> N
 
 
 def test_vessas_window_becomes_a_square_with_the_same_middle() -> None:
-    found = find.of_answer(Region(top=10, left=20, height=30, width=16, quarter_turns=3), (90, 90))
-    assert found == Roi(25.0, 28.0, find.WINDOW_MARGIN * 30, 3)
+    found = find.window(Region(top=10, left=20, height=30, width=16, quarter_turns=3))
+    assert found == Roi(25.0, 28.0, 30.0, 3)
+
+
+def test_labelled_volumes_say_how_much_larger_regions_are_than_vessas_windows() -> None:
+    labelled = {name: Roi(9.0, 9.0, side) for name, side in (("a", 12.0), ("b", 33.0), ("c", 8.0))}
+    windows = {name: Roi(4.0, 5.0, 10.0, 2) for name in ("a", "b", "c", "unlabelled")}
+    assert find.window_margin(labelled, windows) == pytest.approx(1.2)
+    assert find.window_margin({"b": labelled["b"]}, windows) == pytest.approx(3.3)
+    assert find.window_margin({}, windows) == find.WINDOW_MARGIN
+    assert windows["a"].scaled(1.2) == Roi(4.0, 5.0, 12.0, 2)
 
 
 @given(st.dictionaries(st.text(max_size=5), regions((90, 70)), max_size=4))
@@ -364,7 +373,12 @@ def test_a_locator_is_trained_where_the_run_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
-    for content in ("{", "{}", '{"used": {"a": [1, 2]}}', '{"used": {"a": [1, 2, "x", 0]}}'):
+    for content in (
+        "{",
+        '{"used": {}}',
+        '{"window_margin": 1, "used": {"a": [1, 2]}}',
+        '{"window_margin": 1, "used": {"a": [1, 2, "x", 0]}}',
+    ):
         (tmp_path / run.REGIONS_FILE).write_text(content)
         with pytest.raises(ValueError, match=rf"{run.REGIONS_FILE}: damaged .* remove it"):
             run.load_regions(tmp_path)
@@ -410,8 +424,8 @@ def test_structures_all_over_a_picture_need_no_region() -> None:
     labels[2:38, 3:50] = 1
     item = Slice("a/0", labels, labels, "a")
     assert find.of_labels([item]) == {"a": Roi.whole(labels.shape)}
-    window = Region(top=0, left=0, height=40, width=52)
-    assert find.of_answer(window, labels.shape) == Roi.whole(labels.shape)
+    window = find.window(Region(top=0, left=0, height=40, width=52))
+    assert window.scaled(1.2).or_whole(labels.shape) == Roi.whole(labels.shape)
 
 
 def test_of_very_many_pictures_vessa_is_asked_about_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +437,8 @@ def test_of_very_many_pictures_vessa_is_asked_about_some(monkeypatch: pytest.Mon
             return {i.series: Region(top=0, left=0, height=9, width=9) for i in slices}
 
     monkeypatch.setattr(run, "MOST_ASKED", 7)
-    slices = single_slices(30)
-    found = run._asked(Asked(), slices, run.no_stage)  # type: ignore[arg-type]
-    assert len(found) == 7
-    assert len({item.series for item in asked}) == 7
+    slices = single_slices(32)
+    found = run._windows(Asked(), slices[:2], slices[2:], run.no_stage)  # type: ignore[arg-type]
+    assert len(found) == 2 + 7
+    assert len({item.series for item in asked}) == 2 + 7
+    assert {"0", "1"} <= found.keys()

@@ -123,7 +123,8 @@ class Assistant:
                 if region is not None:
                     found[item.series] = region
                 advance()
-        return found
+        # Answers come in any order.
+        return {item.series: found[item.series] for item in slices if item.series in found}
 
     def _survey(self, slices: Sequence[Slice]) -> list[tuple[Slice, Region | None]]:
         answers: list[tuple[Slice, Region | None]] = []

@@ -32,6 +32,7 @@ class Pipeline:
     Attributes:
         assistant: that is asked.
         store: of the slices, with their regions of interest; it is given before anything is asked.
+        window_margin: how much larger they are than the windows in which VESSA sees structures.
         prompts: of the updates under way, 255 for 1, (B, C, H, W) uint8; None of those without.
     """
 
@@ -44,6 +45,7 @@ class Pipeline:
     ) -> None:
         self.config, self.sampler, self.processes = config, sampler, processes
         self.store: SliceStore
+        self.window_margin = 1.0
         self.assistant = Assistant(config.assistant, config.data.classes)
         self.prompts: dict[int, Future[Tensor] | None] = {}
         self._prompter = Prompter(teacher, config)
@@ -124,8 +126,15 @@ class Pipeline:
             rows = slice(index * batch, (index + 1) * batch)
             masks = None if prompts is None else partial(self._masks, prompts, rows, number)
             items = self._items(number)
-            rois = [self.store.roi(item) for item in items]
+            rois = [self._window(item) for item in items]
             self.assistant.ask(number, items, masks, rois)
+
+    def _window(self, item: Slice) -> frame.Roi | None:
+        """Where VESSA is to look: as close as it does by itself, which is what it learned."""
+        roi = self.store.roi(item)
+        if roi is None or roi.side >= max(item.image.shape[:2]):
+            return roi
+        return roi.scaled(1 / self.window_margin)
 
     def _masks(self, prompts: Future[Tensor], rows: slice, number: int) -> list[UInt8Array]:
         """Probabilities are sent, not labels: where the teacher is unsure VESSA corrects more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,10 @@ class Roi:
         tall, wide = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
         centre = float(rows[0] + tall / 2), float(columns[0] + wide / 2)
         return Roi(*centre, margin * max(tall, wide), quarter_turns)
+
+    def scaled(self, factor: float) -> Roi:
+        """About the same centre, so many times as large."""
+        return replace(self, side=factor * self.side)
 
     def or_whole(self, shape: tuple[int, ...]) -> Roi:
         """The whole slice where this is most of it, so that nothing at its borders is lost."""

@@ -14,8 +14,9 @@ from ssl_trainer.data.frame import Roi
 from ssl_trainer.regions.locator import SIZE, Locator
 from vessa_client import Region, files
 
-# How much larger than its structures a region is; and than VESSA's window, which has a margin.
-MARGIN, WINDOW_MARGIN = 1.35, 1.25
+# How much larger than its structures a region is; and than VESSA's window, which has a margin of
+# its own, where no labelled volume says how much.
+MARGIN, WINDOW_MARGIN = 1.35, 1.2
 # Slices of a volume that the locator looks at.
 SLICES = 8
 
@@ -34,15 +35,29 @@ def of_labels(slices: Sequence[Slice]) -> dict[str, Roi]:
     }
 
 
-def of_answer(region: Region, shape: tuple[int, ...]) -> Roi:
-    """What VESSA looked at in slices of ``shape``, with a wider margin."""
-    seen = Roi(
+def window_margin(labelled: Mapping[str, Roi], windows: Mapping[str, Roi]) -> float:
+    """How much larger regions are than the windows in which VESSA sees the same structures.
+
+    The median over labelled volumes: of one volume the window may be far too small or too large.
+
+    Args:
+        labelled: regions of labels, by series.
+        windows: of VESSA, by series.
+    """
+    both = labelled.keys() & windows.keys()
+    if not both:
+        return WINDOW_MARGIN
+    return float(np.median([labelled[name].side / windows[name].side for name in both]))
+
+
+def window(region: Region) -> Roi:
+    """What VESSA looked at."""
+    return Roi(
         region.top + region.height / 2,
         region.left + region.width / 2,
-        WINDOW_MARGIN * max(region.height, region.width),
+        float(max(region.height, region.width)),
         region.quarter_turns,
     )
-    return seen.or_whole(shape)
 
 
 def by_locator(

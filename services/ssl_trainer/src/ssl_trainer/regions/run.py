@@ -24,14 +24,14 @@ REGIONS_FILE, LOCATOR_FILE = "regions.json", "locator.safetensors"
 PICTURE_FILE = "regions.png"
 # Series that VESSA is asked about before the first update.
 MOST_ASKED = 200
-# Told what begins and how often it goes on; returns what is called each time.
+# Called with what begins and how often it goes on; returns what is called each time.
 Stage = Callable[[str, int], Callable[[], object]]
 
 log = structlog.get_logger(__name__)
 
 
 def no_stage(name: str, total: int) -> Callable[[], object]:
-    """Tells nobody."""
+    """Shows nothing."""
     return lambda: None
 
 
@@ -50,21 +50,32 @@ def find_all(
         AssistantError: the server does not answer.
         ValueError: no label shows a structure, and VESSA names no region.
     """
-    asked = {} if assistant is None else _asked(assistant, unlabelled, stage)
+    windows = {} if assistant is None else _windows(assistant, labelled, unlabelled, stage)
     known = find.of_labels(labelled)
-    if not asked and not known:
+    if not windows and not known:
         raise ValueError(
             "data.labelled: no annotated slice shows a structure, so there is nothing to find in "
             "the others; annotate one, or set regions to false"
         )
+    margin = find.window_margin(known, windows)
+    shapes = {item.series: item.image.shape for item in unlabelled}
+    asked = {
+        series: seen.scaled(margin).or_whole(shapes[series])
+        for series, seen in windows.items()
+        if series in shapes
+    }
     advance = stage("Regions: the locator learns", training.STEPS)
     slices = [*labelled, *unlabelled]
     locator = training.train(slices, asked | known, config.seed, device, advance)
     series = {item.series for item in unlabelled}
-    found = find.by_locator(locator, unlabelled, stage("Regions: the locator looks", len(series)))
+    found = find.by_locator(locator, unlabelled, stage("Regions of the locator", len(series)))
     weights = save({name: value.contiguous() for name, value in locator.state_dict().items()})
     files.write_bytes(out / LOCATOR_FILE, weights)
-    rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
+    rows = {
+        "vessa": find.as_rows(asked),
+        "used": find.as_rows(found | known),
+        "window_margin": margin,
+    }
     files.write_text(out / REGIONS_FILE, json.dumps(rows) + "\n")
     if found:
         picture = pictures.draw(unlabelled, found, asked)
@@ -72,30 +83,40 @@ def find_all(
     log.info("regions.found", series=len(series), by_vessa=len(asked), labelled=len(known))
 
 
-def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> dict[str, Roi]:
-    """What VESSA says of the series, or of some where there are very many: they teach the rest."""
-    each = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
-    one_each = [each[index] for index in files.spread(len(each), MOST_ASKED)]
-    answers = assistant.regions(one_each, stage("Regions: VESSA looks", len(one_each)))
+def _windows(
+    assistant: Assistant, labelled: Sequence[Slice], unlabelled: Sequence[Slice], stage: Stage
+) -> dict[str, Roi]:
+    """Where VESSA sees the structures of each series, or of some where there are very many.
+
+    They teach the locator the rest; labelled ones say how large its windows are.
+    """
+    each = _one_of_each(unlabelled)
+    asked = [*_one_of_each(labelled), *(each[i] for i in files.spread(len(each), MOST_ASKED))]
+    answers = assistant.regions(asked, stage("Regions of VESSA", len(asked)))
     if not answers:
         log.warning(
             "regions.unknown",
             effect="the server says of no volume where it looked (is it older than this trainer?); "
             "the locator learns from the labelled ones only",
         )
-    shapes = {item.series: item.image.shape for item in one_each}
-    return {series: find.of_answer(seen, shapes[series]) for series, seen in answers.items()}
+    return {series: find.window(seen) for series, seen in answers.items()}
 
 
-def load_regions(out: Path) -> dict[str, Roi]:
-    """The region of each series of a run with regions.
+def _one_of_each(slices: Sequence[Slice]) -> list[Slice]:
+    """The first slice of each series."""
+    return list({item.series: item for item in reversed(slices)}.values())[::-1]
+
+
+def load_regions(out: Path) -> tuple[dict[str, Roi], float]:
+    """The region of each series of a run with regions, and how much larger than VESSA's it is.
 
     Raises:
         ValueError: the file is damaged.
     """
     file = out / REGIONS_FILE
     try:
-        return find.from_rows(json.loads(file.read_text())["used"])
+        content = json.loads(file.read_text())
+        return find.from_rows(content["used"]), float(content["window_margin"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: damaged ({error!r}); remove it, and the run asks again"

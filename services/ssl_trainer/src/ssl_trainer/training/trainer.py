@@ -167,7 +167,9 @@ class Trainer:
             device = self.processes.device
             regions.find_all(self.config, *slices, assistant, self.out, stage, device)
         self.processes.meet()
-        self.regions = regions.load_regions(self.out)
+        self.regions, margin = regions.load_regions(self.out)
+        if self.pipeline is not None:
+            self.pipeline.window_margin = margin
         self.locator = regions.load_locator(self.out, self.processes.device)
 
     # As they are sampled, once regions are known.
@@ -255,8 +257,8 @@ class Trainer:
         """
         if (bad := int(self._bad)) >= 0:
             raise FloatingPointError(
-                f"loss at step {bad} is not finite{seen}. What is saved in {self.out} is from before; "
-                "go on from there by the same command with a lower rate, --set "
+                f"loss at step {bad} is not finite{seen}. What is saved in {self.out} is from "
+                "before; go on from there by the same command with a lower rate, --set "
                 f"learning_rate={self.config.rate / 2:g}, or with --set precision=fp32"
             )
 
