@@ -46,7 +46,9 @@ class _Two(Processes):
         return value / 2
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 2**31))
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3), st.integers(0, 2**31)
+)
 def test_statistics_of_all_layers_are_one_message(
     channels: list[int], batches: int, seed: int
 ) -> None:

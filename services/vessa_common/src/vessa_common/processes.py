@@ -150,5 +150,5 @@ class BufferMean:
         if processes.world > 1:  # one message for all of them
             flat = processes.mean(torch.cat([mean.flatten() for mean in means]))
             parts = flat.split([mean.numel() for mean in means])
-            means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
+            means = tuple(p.view_as(mean) for p, mean in zip(parts, means, strict=True))
         torch._foreach_copy_(self._buffers, means)
