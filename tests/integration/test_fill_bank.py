@@ -125,8 +125,10 @@ def test_templates_are_the_slices_that_the_run_trains_on(tmp_path: Path) -> None
     assert {item.key.partition("/")[0] for item in chosen} == {f"p{i}_frame01" for i in (0, 8, 9)}
     for item in chosen:
         assert np.array_equal(item.image, trained[item.key].image)
+        learned = trained[item.key].labels
         assert item.labels is not None
-        assert np.array_equal(item.labels, trained[item.key].labels)
+        assert learned is not None
+        assert np.array_equal(item.labels, learned)
 
 
 def test_errors_say_what_to_do(tmp_path: Path, server: RunningServer) -> None:

@@ -311,7 +311,7 @@ def test_runs_begin_in_their_order_and_not_with_a_server_that_ended(
     with Servers(comparison.task, ["1"], comparison.out, "cpu") as servers:
         found = Trainings(comparison, runs, servers, time.time() + 1000, [], _as_it_is)
         monkeypatch.setattr(stage2_trainings, "SERVERS_WITHIN", math.inf)
-        assert servers.starting
+        assert [servers.starting] == [True]
         assert not found._begin()
         assert not found.running
         server = servers._starting["1"].result()

@@ -53,7 +53,7 @@ def test_statistics_of_all_layers_are_one_message(
     torch.manual_seed(seed)
     layers = nn.ModuleList(nn.BatchNorm2d(count) for count in channels)
     buffers = [b for b in layers.buffers() if b.is_floating_point()]
-    mean = BufferMean(layers)
+    mean = BufferMean(layers, 2 * batches)
     taken = []
     for _ in range(batches):
         for buffer in buffers:

@@ -84,8 +84,10 @@ def test_wrong_configurations_name_the_key(
 ) -> None:
     content = configuration.to_dict(small_config(write_dataset(tmp_path / "d")))
     for key, value in change.items():
-        own = isinstance(value, dict) and "kind" not in value
-        content[key] = {**content[key], **value} if own else value
+        if isinstance(value, dict) and "kind" not in value:
+            content[key] = {**content[key], **value}
+        else:
+            content[key] = value
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=words):

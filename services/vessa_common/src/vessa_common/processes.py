@@ -152,9 +152,9 @@ class BufferMean:
         """Put the mean into the buffers."""
         if not self._buffers:
             return
-        means = torch._foreach_div(self._sums, self._count)
+        means = list(torch._foreach_div(self._sums, self._count))
         if processes.world > 1:  # one message for all of them
             flat = processes.mean(torch.cat([mean.flatten() for mean in means]))
             parts = flat.split([mean.numel() for mean in means])
-            means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
+            means = [p.view_as(mean) for p, mean in zip(parts, means, strict=True)]
         torch._foreach_copy_(self._buffers, means)

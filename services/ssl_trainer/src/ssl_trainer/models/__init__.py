@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,13 +40,7 @@ def shaped(config: StudentConfig) -> StudentConfig:
     """
     if isinstance(config, UNetConfig) or config.pretrained is None:
         return config
-    try:
-        content = json.loads((config.pretrained / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"student.pretrained: {config.pretrained} holds no DINOv2: {error}"
-        ) from error
-    return replace(config, backbone={k: v for k, v in content.items() if k not in OF_A_FILE})
+    return replace(config, backbone=_published_shape(config.pretrained))
 
 
 def to_fill(config: StudentConfig, num_classes: int) -> Student:
@@ -53,10 +49,18 @@ def to_fill(config: StudentConfig, num_classes: int) -> Student:
     Raises:
         ConfigError: the shape of the pretrained part was not kept, and its folder is gone.
     """
-    if isinstance(config, UNetConfig):
+    if isinstance(config, UNetConfig) or config.pretrained is None:
         return build(config, num_classes)
-    known = config if config.backbone else shaped(config)
-    return build(replace(known, pretrained=None), num_classes)
+    shape = config.backbone or _published_shape(config.pretrained)
+    return build(replace(config, pretrained=None, backbone=shape), num_classes)
+
+
+def _published_shape(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"student.pretrained: {folder} holds no DINOv2: {error}") from error
+    return {key: value for key, value in content.items() if key not in OF_A_FILE}
 
 
 __all__ = ["Student", "build", "predict_probabilities", "probabilities", "shaped", "to_fill"]
