@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ssl_trainer.config import parse, to_dict
-from ssl_trainer.data.cases import find, read_slices
+from ssl_trainer.data.cases import find
+from ssl_trainer.data.slices import read_slices
 from vessa_client import AnyArray, ClassDefinition, UInt8Array
 
 TASKS = Path(__file__).parent / "tasks"

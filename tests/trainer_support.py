@@ -20,8 +20,8 @@ from ssl_trainer.config import (
     TrainConfig,
     UNetConfig,
 )
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Regions, Roi, WeakTransform
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.data.store import SliceStore
 from ssl_trainer.training import state
 from support import picture

@@ -13,7 +13,8 @@ import pytest
 
 from ssl_trainer.assistant.assistant import BATCHES_AT_ONCE, Assistant, PseudoLabel
 from ssl_trainer.config import AssistantConfig
-from ssl_trainer.data.cases import Case, read_slices
+from ssl_trainer.data.cases import Case
+from ssl_trainer.data.slices import read_slices
 from support import CLASSES, RunningServer, engine_of, free_port, gate_of, picture, running
 from trainer_support import single_slices
 from vessa_client import SegmentationRequest, UInt8Array

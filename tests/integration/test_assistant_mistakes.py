@@ -20,7 +20,7 @@ from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
 from ssl_trainer.assistant.connection import AssistantError, on_this_machine
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig, to_dict
-from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.training.progress import run_with_progress
 from ssl_trainer.training.state import STATE_FILE

@@ -25,8 +25,8 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.regions import find, training
 from ssl_trainer.regions.run import LOCATOR_FILE, REGIONS_FILE, load_regions

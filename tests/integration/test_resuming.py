@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from ssl_trainer.assistant.assistant import Students
 from ssl_trainer.cli import app
 from ssl_trainer.config import TrainConfig, parse, to_dict
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation.log import read_log
 from ssl_trainer.training.state import STATE_FILE, StateError
 from ssl_trainer.training.trainer import Trainer

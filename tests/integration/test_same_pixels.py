@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from ssl_trainer import config as configuration
 from ssl_trainer.cli import app
 from ssl_trainer.data import batches, cases, frame
+from ssl_trainer.data.slices import read_slices
 from ssl_trainer.evaluation.metrics import Spacing, score
 from ssl_trainer.training.trainer import Trainer, load_student
 from support import picture
@@ -138,7 +139,7 @@ def test_original_and_prepared_volumes_are_the_same_to_a_student(abdomen: Path) 
 def test_training_sees_what_prediction_sees(abdomen: Path) -> None:
     config = configuration.load(abdomen / "run" / "config.yaml")
     case = cases.find(config.data).labelled[0]
-    items = cases.read_slices((case,), 1, labelled=True)
+    items = read_slices((case,), 1, labelled=True)
     size, window = config.data.size, config.data.window
     for item, native in zip(items, case.read().slices(), strict=True):
         assert item.image.dtype == np.uint8

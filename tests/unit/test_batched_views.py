@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ssl_trainer.config import RichAugmentationConfig, TrainConfig
 from ssl_trainer.data import batches, frame, noise, rich
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi, WeakTransform
 from ssl_trainer.data.planes import Planes
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.data.store import SliceStore
 from support_devices import DEVICES, skip_without
 from trainer_support import regions, small_config, stored, transforms

@@ -30,8 +30,8 @@ from ssl_trainer.config import (
     to_dict,
 )
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi, WeakTransform, grid, theta
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.methods import bcp, cps, mean_teacher
 from ssl_trainer.models import predict_probabilities
 from ssl_trainer.training import schedule

@@ -14,6 +14,7 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import ConfigError
 from ssl_trainer.config import load as load_config
 from ssl_trainer.data import cases, frame, prepare
+from ssl_trainer.data.slices import read_slices
 from support import ROOT
 from vessa_client import files
 
@@ -60,7 +61,7 @@ def test_the_written_configuration_trains_on_the_written_data(prepared: Path) ->
     assert [len(part) for part in (found.labelled, found.unlabelled, found.val, found.test)] == [
         1, 7, 1, 1,
     ]  # fmt: skip
-    assert len(cases.read_slices(found.labelled, 4, labelled=True)) == 10
+    assert len(read_slices(found.labelled, 4, labelled=True)) == 10
 
 
 def test_places_in_the_body_stay_where_they_are(prepared: Path) -> None:

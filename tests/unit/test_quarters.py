@@ -27,7 +27,8 @@ from ssl_trainer.config import (
     TrainConfig,
 )
 from ssl_trainer.data import batches, frame
-from ssl_trainer.data.cases import Slice, find
+from ssl_trainer.data.cases import find
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.evaluation.volumes import Quarters

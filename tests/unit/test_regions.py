@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssl_trainer.assistant import pipeline
 from ssl_trainer.data import batches, cases, frame
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice, read_slices
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.regions import find, run, training
 from ssl_trainer.regions.locator import SIZE, Locator
@@ -392,7 +392,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
 def test_labels_without_a_structure_are_refused_in_words(tmp_path: Path) -> None:
     config = small_config(write_dataset(tmp_path / "data"), regions=True)
     split = cases.find(config.data)
-    unlabelled = cases.read_slices(split.unlabelled, 2, labelled=False)
+    unlabelled = read_slices(split.unlabelled, 2, labelled=False)
     empty = [_slice("a", 0, np.zeros(SHAPE, np.uint8))]
     with pytest.raises(ValueError, match=r"data\.labelled: no annotated slice shows a structure"):
         run.find_all(config, empty, unlabelled, None, tmp_path, run.no_stage, CPU)

@@ -20,7 +20,8 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import parse, to_dict
 from ssl_trainer.data import frame
 from ssl_trainer.data.batches import UnlabelledBatch
-from ssl_trainer.data.cases import Slice, find
+from ssl_trainer.data.cases import find
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation import report
 from ssl_trainer.evaluation.log import answered
 from ssl_trainer.evaluation.metrics import foreground_dice

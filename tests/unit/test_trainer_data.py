@@ -18,6 +18,7 @@ from scipy import ndimage
 from ssl_trainer import config as configuration
 from ssl_trainer.config import AugmentationConfig, ConfigError, RichAugmentationConfig
 from ssl_trainer.data import batches, cases, frame
+from ssl_trainer.data.slices import Slice, read_slices
 from support import ROOT
 from trainer_support import small_config, stored, write_case, write_dataset
 from vessa_client import files, pictures
@@ -234,7 +235,7 @@ def test_labels_of_another_size_are_refused(tmp_path: Path) -> None:
     )
     split = cases.find(small_config(tmp_path).data)
     with pytest.raises(files.FileError, match="expected the image's"):
-        cases.read_slices(split.labelled, 2, labelled=True)
+        read_slices(split.labelled, 2, labelled=True)
 
 
 def test_volumes_of_a_patient_with_the_same_geometry_count_as_one(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_volumes_of_a_patient_with_the_same_geometry_count_as_one(tmp_path: Path
         pixels = rng.integers(0, 200, shapes.get(name, (9, 8, 4))).astype(np.int16)
         nib.save(nib.Nifti1Image(pixels, affine), folder / f"{name}.nii.gz")
         found.append(cases.Case(folder / f"{name}.nii.gz", None, name.partition("_")[0]))
-    slices = cases.read_slices(tuple(found), 1, labelled=False, sample=4)
+    slices = read_slices(tuple(found), 1, labelled=False, sample=4)
     assert [s.key for s in slices] == [
         f"{name}/{z}" for name in places for z in range(shapes.get(name, (9, 8, 4))[2])
     ]
@@ -274,13 +275,13 @@ def test_volumes_of_a_patient_with_the_same_geometry_count_as_one(tmp_path: Path
 def test_more_labels_than_classes_are_refused(tmp_path: Path) -> None:
     split = cases.find(small_config(write_dataset(tmp_path)).data)
     with pytest.raises(files.FileError, match=r"label 2, expected 0\.\.1"):
-        cases.read_slices(split.labelled, 1, labelled=True)
+        read_slices(split.labelled, 1, labelled=True)
 
 
 def _varied(
     image: np.ndarray, labels: np.ndarray, how: RichAugmentationConfig, seed: int
 ) -> batches.LabelledBatch:
-    item = cases.Slice("", image, labels, "", windowed=True)
+    item = Slice("", image, labels, "", windowed=True)
     config = replace(small_config(Path()), labelled_augmentation=how)
     config = replace(config, data=replace(config.data, size=64))
     store = stored([item], 64, labelled=True)
@@ -362,7 +363,7 @@ def test_a_window_is_applied_to_all_that_student_and_vessa_see(tmp_path: Path) -
     config = replace(small_config(tmp_path).data, window=(50.0, 150.0))
     case = cases.find(config).unlabelled[0]
     image = case.read()
-    slices = cases.read_slices((case,), 2, labelled=False, sample=2)
+    slices = read_slices((case,), 2, labelled=False, sample=2)
     for item, native in zip(slices, image.slices(), strict=True):
         expected = np.clip((native.astype(float) - 50) / 100, 0, 1)
         assert item.image.dtype == np.uint8
@@ -389,7 +390,7 @@ def test_images_of_up_to_three_pixels_a_pixel_of_the_canvas_stay_as_they_are() -
         size = -(-max(shape) // 3)
         plain = frame.to_unit_range(image)
         assert torch.equal(frame.unit(image, size, None), plain)
-        assert torch.equal(cases.Slice("", image, None, "").unit(size), plain)
+        assert torch.equal(Slice("", image, None, "").unit(size), plain)
 
 
 @given(st.integers(2, 6), st.integers(4, 30), st.integers(0, 99))
@@ -443,7 +444,7 @@ def test_the_student_sees_as_little_noise_of_a_large_slice_as_of_a_prepared_one(
     rng, size = np.random.default_rng(0), 64
     for times in (4, 5, 6):
         noise = rng.normal(100, 20, (times * size, times * size)).astype(np.float32)
-        item = cases.Slice("", noise, None, "")
+        item = Slice("", noise, None, "")
         low, high = item.limits()
         prepared = noise.reshape(size, times, size, times).mean(axis=(1, 3))
         ideal = (prepared - low) / (high - low)
@@ -458,7 +459,7 @@ def test_labels_of_a_reduced_slice_are_sampled_as_they_are(
 ) -> None:
     labels = np.zeros((203, 170), np.uint8)
     labels[40:120, 30:90] = 1
-    item = cases.Slice("", 100.0 * labels, labels, "")
+    item = Slice("", 100.0 * labels, labels, "")
     config = replace(small_config(tmp_path), labelled_augmentation=rich_one)
 
     def batch(seed: int) -> batches.LabelledBatch:
@@ -479,18 +480,18 @@ def test_mirrored_label_files_of_the_same_place_are_not_learned_mirrored(tmp_pat
     write_dataset(tmp_path)
     case = cases.find(small_config(tmp_path).data).labelled[0]
     assert case.labels is not None
-    plain = cases.read_slices((case,), 2, labelled=True)
+    plain = read_slices((case,), 2, labelled=True)
     stored = nib.load(case.labels)
     turned = stored.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]], dtype=float))
     assert turned.shape != stored.shape
     nib.save(turned, case.labels)
-    for one, other in zip(plain, cases.read_slices((case,), 2, labelled=True), strict=True):
+    for one, other in zip(plain, read_slices((case,), 2, labelled=True), strict=True):
         assert one.labels is not None
         assert other.labels is not None
         assert np.array_equal(one.labels, other.labels)
     nib.save(nib.Nifti1Image(np.asarray(stored.dataobj)[::-1], stored.affine @ SHIFT), case.labels)
     with pytest.raises(files.FileError, match=r"voxels of .* expected the image's.*; resample"):
-        cases.read_slices((case,), 2, labelled=True)
+        read_slices((case,), 2, labelled=True)
 
 
 SHIFT = np.eye(4)

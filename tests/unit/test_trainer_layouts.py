@@ -16,6 +16,7 @@ from PIL import Image
 from ssl_trainer.config import ConfigError, DataConfig, UniMatchConfig
 from ssl_trainer.data import cases
 from ssl_trainer.data.cases import Case
+from ssl_trainer.data.slices import read_slices
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.training.trainer import Trainer
 from support import picture
@@ -72,7 +73,7 @@ def test_folders_of_patients(tmp_path: Path, label: str) -> None:
     assert _patients(split.labelled) == ["p1"]
     assert _patients(split.unlabelled) == ["p10", "p2"]
     every = cases.find(_config(tmp_path))
-    slices = cases.read_slices(every.labelled, 2, labelled=True, sample=3)
+    slices = read_slices(every.labelled, 2, labelled=True, sample=3)
     # Files of the same name are told apart.
     assert [s.key for s in slices] == [f"{p}/image/{z}" for p in ("p1", "p10") for z in range(3)]
     assert {s.series for s in slices} == {"p1/image", "p10/image"}
@@ -180,7 +181,7 @@ def test_data_sets_of_ssl4mis(tmp_path: Path, kind: str) -> None:
     assert (_patients(split.val), split.test) == (["patient003"], ())
     assert "patients for training: 2" in split.found
     assert "layout ssl4mis" in split.found
-    slices = cases.read_slices(split.labelled, 2, labelled=True)
+    slices = read_slices(split.labelled, 2, labelled=True)
     assert len(slices) == (8 if kind == "volumes" else 6)
     assert {s.image.shape for s in slices} == {(44, 48)}
     assert all(s.labels is not None and s.labels.shape == (44, 48) for s in slices)
@@ -200,7 +201,7 @@ def test_left_atria_lie_in_folders_and_are_cut_along_their_last_axis(tmp_path: P
     (tmp_path / "train.list").write_text("06SR5RBREL16DQ6M8LWS\n0RZDK210BSMWAA6467LU\n")
     split = cases.find(_config(tmp_path, "0RZDK210BSMWAA6467LU"))
     assert _patients(split.unlabelled) == ["06SR5RBREL16DQ6M8LWS"]
-    slices = cases.read_slices(split.labelled, 2, labelled=True)
+    slices = read_slices(split.labelled, 2, labelled=True)
     assert len(slices) == 40
     assert slices[7].key == "0RZDK210BSMWAA6467LU/7"
 
@@ -227,7 +228,7 @@ def test_all_volumes_in_hdf5_are_sliced_alike(tmp_path: Path) -> None:
             assert image.depth == truth.depth == shapes[case.patient][axis]
             for index in range(image.depth):
                 assert np.array_equal(image.slice(index), truth.slice(index))
-    slices = cases.read_slices(split.read_as(chosen).labelled, 1, labelled=True)
+    slices = read_slices(split.read_as(chosen).labelled, 1, labelled=True)
     assert len(slices) == 3 + 4 + 20
 
 

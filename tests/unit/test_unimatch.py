@@ -22,8 +22,8 @@ from ssl_trainer.assistant.prompter import Prompter
 from ssl_trainer.config import AssistantConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import UnlabelledBatch
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.methods import losses
 from ssl_trainer.methods.unimatch.dropout import complementary_masks
 from ssl_trainer.methods.unimatch.objective import strong_views

@@ -21,8 +21,8 @@ import structlog
 from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import AssistantConfig
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from vessa_client import Region, SegmentationRequest, SegmentationResult, UInt8Array, VessaError
 
 # The student's probabilities of the classes in each slice, 255 for 1, (C, H, W).

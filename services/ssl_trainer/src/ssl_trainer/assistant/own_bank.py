@@ -13,7 +13,8 @@ from functools import partial
 from ssl_trainer.assistant import connection
 from ssl_trainer.assistant.connection import AssistantError
 from ssl_trainer.config import ConfigError, TrainConfig
-from ssl_trainer.data.cases import Slice, find, read_slices, sliced
+from ssl_trainer.data.cases import find, sliced
+from ssl_trainer.data.slices import Slice, read_slices
 from vessa_client import ClassDefinition, files, wire
 
 # As many as `vessa templates add` takes: neighbours in a volume look alike.

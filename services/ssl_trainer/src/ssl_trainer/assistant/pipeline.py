@@ -17,7 +17,7 @@ from ssl_trainer.assistant.prompter import Prompter, known
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
-from ssl_trainer.data.cases import Slice
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.data.store import SliceStore
 from ssl_trainer.training import schedule
 from vessa_client import UInt8Array

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig, TrainConfig
 from ssl_trainer.data import frame, rich
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import WeakTransform
 from ssl_trainer.data.planes import Planes
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.data.store import SliceStore
 from vessa_common.processes import Processes
 from vessa_common.transfer import to_device

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ssl_trainer.data import frame
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Regions, Roi, WeakTransform
 from ssl_trainer.data.planes import Planes
+from ssl_trainer.data.slices import Slice
 from vessa_common.transfer import send
 
 # What the device holds at most of images and label maps: 16,000 slices of 256 x 256.

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ssl_trainer.data.batches import canonical
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from vessa_client import UInt8Array, files, pictures
 
 # Most series that are shown, how many in a row, and the side of a picture of one, in pixels.

@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from ssl_trainer.assistant.assistant import Assistant
 from ssl_trainer.config import TrainConfig
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.regions import find, training
 from ssl_trainer.regions import picture as pictures
 from ssl_trainer.regions.locator import Locator

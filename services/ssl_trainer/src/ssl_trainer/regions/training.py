@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.data import frame, noise
-from ssl_trainer.data.cases import Slice
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.data.planes import Planes
+from ssl_trainer.data.slices import Slice
 from ssl_trainer.regions.locator import SIZE, Locator
 from vessa_common.transfer import send
 

@@ -31,6 +31,7 @@ from ssl_trainer.assistant.pipeline import Answers, Pipeline
 from ssl_trainer.config import AXES, TrainConfig, to_dict
 from ssl_trainer.data import batches, cases
 from ssl_trainer.data.frame import Regions
+from ssl_trainer.data.slices import Slice, read_slices
 from ssl_trainer.data.store import SliceStore
 from ssl_trainer.evaluation.log import mend
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
@@ -76,8 +77,8 @@ class Trainer:
         config = replace(config, data=data, learning_rate=config.rate, student=student)
         self.config, self.out = config, out
         count = len(config.data.classes)
-        self.labelled = cases.read_slices(self.split.labelled, count, labelled=True)
-        self.unlabelled = cases.read_slices(
+        self.labelled = read_slices(self.split.labelled, count, labelled=True)
+        self.unlabelled = read_slices(
             self.split.unlabelled,
             count,
             labelled=config.data.watch_quality,
@@ -181,7 +182,7 @@ class Trainer:
     def _unlabelled_store(self) -> SliceStore:
         return self._stored(self.unlabelled)
 
-    def _stored(self, slices: list[cases.Slice], *, labelled: bool = False) -> SliceStore:
+    def _stored(self, slices: list[Slice], *, labelled: bool = False) -> SliceStore:
         size, device = self.config.data.size, self.processes.device
         return SliceStore(slices, size, self.regions, device, labelled=labelled)
 
