@@ -265,7 +265,8 @@ def _regions(file: Path) -> Facts | None:
     """Of how many series a region is used, and of how many VESSA named one."""
     if not file.is_file():
         return None
-    return {name: len(rows) for name, rows in json.loads(file.read_text()).items()}
+    found = json.loads(file.read_text())
+    return {name: len(found[name]) for name in ("vessa", "used")}
 
 
 def curves(log: Sequence[dict[str, float]], every: int) -> Facts:
