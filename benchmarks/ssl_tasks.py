@@ -85,9 +85,12 @@ class Run:
 
     @property
     def settings(self) -> Facts:
-        """All of them, wherever the data lie."""
+        """All that matter: not where the data lie, and nothing of VESSA where it is not asked."""
         data = {key: value for key, value in self.config["data"].items() if key != "root"}
-        return {**self.config, "data": data}
+        found = {**self.config, "data": data}
+        if not self.server:
+            del found["assistant"]
+        return found
 
 
 @dataclass(frozen=True)

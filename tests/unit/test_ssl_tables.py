@@ -228,6 +228,16 @@ def test_a_result_stays_one_with_new_keys_and_not_with_other_values() -> None:
     assert not agree(now, Task.load("acdc").run("1", "vessa", 1).settings)
 
 
+def test_what_vessa_counts_is_no_setting_of_a_run_without_it() -> None:
+    task = Task.load("acdc")
+    plain = task.run("1", "unimatch", 0)
+    before = plain.config | {"assistant": plain.config["assistant"] | {"weight": 0.123}}
+    assert agree(before, plain.settings)
+    asked = task.run("1", "vessa", 0)
+    before = asked.config | {"assistant": asked.config["assistant"] | {"weight": 0.123}}
+    assert not agree(before, asked.settings)
+
+
 def test_results_replace_those_of_the_same_run_and_keep_the_others(tmp_path: Path) -> None:
     file, task = tmp_path / "results.json", Task.load("acdc")
     ssl_results.write(file, task, [run("unimatch", 0.7), run("vessa", 0.7)])
