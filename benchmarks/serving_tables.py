@@ -164,16 +164,6 @@ def training() -> list[Row]:
     return rows
 
 
-def updates() -> list[Row]:
-    """An update of Stage 2, by processor and precision."""
-    rows = [["processor", "precision", "ms of an update", "minutes of 2,500"]]
-    for processor, found in _read("ssl_speed.json").items():
-        for kind, row in found["updates"].items():
-            minutes = f"{row['training_minutes']:.1f}"
-            rows.append([processor, kind, _short(row["now_ms"]), minutes])
-    return rows
-
-
 def spinning() -> list[Row]:
     """A student's mask, alone and beside busy programs."""
     by_spins: dict[int, dict[int, str]] = {}
@@ -195,7 +185,6 @@ TABLES: dict[str, Callable[[], list[Row]]] = {
     "transport": transport,
     "triton": triton,
     "training": training,
-    "updates": updates,
     "spinning": spinning,
 }
 
