@@ -120,8 +120,8 @@ def _which(found: np.ndarray, candidates: list[np.ndarray]) -> int:
     return next(i for i, c in enumerate(candidates) if np.abs(c - found).max() < 1e-3)
 
 
-def test_a_share_is_expected() -> None:
-    with pytest.raises(ValueError, match=r"quarter_turns: 1\.5, expected a share"):
+def test_a_fraction_is_expected() -> None:
+    with pytest.raises(ValueError, match=r"quarter_turns: 1\.5, expected a fraction"):
         AugmentationConfig(quarter_turns=1.5)
 
 
