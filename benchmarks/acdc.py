@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from heart import CLASSES, NAMES
 from ssl_trainer.config import DataConfig
 from ssl_trainer.data.cases import Case, Split, find
 from ssl_trainer.evaluation import evaluate as evaluation
-from vessa_client import AnyArray, UInt8Array, files
+from vessa_client import AnyArray, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import NoCache
@@ -77,6 +78,13 @@ def fill(bank: TemplateBank, labelled: Sequence[Case]) -> None:
     for item in slices(labelled):
         if item.labels.any():
             bank.add(item.image, item.labels, CLASSES)
+
+
+def ask(engine: VessaEngine, volume: files.ImageFile, **options: Any) -> list[UInt8Array]:
+    """VESSA's label maps of the slices of a volume; ``options`` are those of a request."""
+    sample = volume.sample()
+    requests = [SegmentationRequest(image=i, volume=sample, **options) for i in volume.slices()]
+    return [engine.segment(request).labels for request in requests]
 
 
 def each_slice(segment: Callable[[AnyArray], UInt8Array]) -> Segment:

@@ -19,7 +19,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from acdc import Segment
 from baselines import copy_mask, matched_template, register
 from heart import NAMES
 from ssl_trainer.data.cases import Case
-from vessa_client import NotFoundError, SegmentationRequest, UInt8Array, files
+from vessa_client import NotFoundError, UInt8Array, files
 from vessa_client.console import console
 from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
@@ -121,23 +120,7 @@ class Runner:
     def one_shot(self, model: Vessa, rules: str = ALL_RULES) -> Segment:
         """VESSA's label maps, with all rules of its policy or some of them."""
         engine = self.engine(model, settings(rules))
-        return lambda volume: self._ask(engine, volume)
-
-    def _ask(
-        self,
-        engine: VessaEngine,
-        volume: files.ImageFile,
-        *,
-        template_ids: tuple[str, ...] = (),
-    ) -> list[UInt8Array]:
-        plain = SegmentationRequest(
-            image=volume.slice(0),
-            volume=volume.sample(),
-            top_k=self.arguments.top_k,
-            template_ids=template_ids,
-        )
-        requests = [replace(plain, image=image) for image in volume.slices()]
-        return [engine.segment(request).labels for request in requests]
+        return lambda volume: acdc.ask(engine, volume, top_k=self.arguments.top_k)
 
     def methods(self) -> dict[str, Segment]:
         """VESSA as shipped, and rivals that do not train."""
@@ -179,7 +162,8 @@ class Runner:
             chosen = tuple(str(i) for i in rng.choice(ids, size=top_k, replace=False))
             while True:
                 try:
-                    return self._ask(engine, volume, template_ids=chosen)
+                    most = self.arguments.top_k
+                    return acdc.ask(engine, volume, top_k=most, template_ids=chosen)
                 except NotFoundError:  # none of them shows one of the structures
                     chosen = (*chosen, str(rng.choice(ids)))
 

@@ -15,13 +15,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import acdc
 from acdc import RESULTS
 from ssl_tasks import Task
 from ssl_trainer.data.cases import Case
-from vessa_client import SegmentationRequest, UInt8Array, files
+from vessa_client import files
 from vessa_client.console import console
 from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
@@ -60,13 +61,7 @@ def measure(name: str, annotated: Sequence[Case], cases: Sequence[Case]) -> dict
         acdc.fill(bank, annotated)
         model = checkpoint.load(preset("nano"), WEIGHTS)
         engine = acdc.new_engine(model, checkpoint.digest(WEIGHTS), bank)
-
-        def segment(volume: files.ImageFile) -> list[UInt8Array]:
-            sample = volume.sample()
-            requests = (SegmentationRequest(image=i, volume=sample) for i in volume.slices())
-            return [engine.segment(request).labels for request in requests]
-
-        found = acdc.evaluate(name, segment, cases)
+        found = acdc.evaluate(name, partial(acdc.ask, engine), cases)
     console.print(f"{name}: Dice {found['mean_of_structures']:.3f}", highlight=False)
     return found
 

@@ -22,10 +22,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acdc import ROOT
-from ssl_results import MAIN, RIVALS, Budget, Results, Rival, by_patient
+from ssl_results import MAIN, Budget, Results, Rival, by_patient
 from ssl_runs import Comparison
 from ssl_scores import VIEWS, predictor
-from ssl_tables import titled
+from ssl_tables import RIVAL, rival_of, titled
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Task
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
@@ -107,8 +107,7 @@ def _draw(axes: Axes, runs: list[Facts], label: str, colour: str) -> None:
 def patients(results: Results) -> Figure | None:
     """Dice of each test patient with VESSA and with its fair rival, a panel for each budget."""
     rivals = {
-        budget: results.best(budget, RIVALS, beside=results.select(budget, "vessa"))
-        for budget in results.budgets()
+        budget: rival_of(results, budget, "vessa", RIVAL, "test") for budget in results.budgets()
     }
     shown = [
         (budget, rival)

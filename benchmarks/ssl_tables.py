@@ -140,7 +140,7 @@ def gains(results: Results, split: str, *, unlike: bool = True) -> list[Row]:
     rows = [["annotated", "gain of", "over", *_GAIN_HEAD]]
     for budget in results.budgets():
         for method, over in GAINS:
-            rival = _rival(results, budget, method, over, split, leave_out)
+            rival = rival_of(results, budget, method, over, split, leave_out)
             found = results.gain(budget, method, rival, split, leave_out)
             row = [_title(results, budget), METHODS[method].title, _rival_title(over, rival)]
             rows.append([*row, *_gain_cells(found)])
@@ -175,7 +175,7 @@ def annotated(results: Results, split: str) -> list[Row]:
     for patient, subset in sorted(results.alone().items()):
         budget = subset, results.task.steps
         cells = [mean_sd(_means(results, budget, name, split), count=True) for name in shown]
-        rival = _rival(results, budget, "vessa", RIVAL, split)
+        rival = rival_of(results, budget, "vessa", RIVAL, split)
         found = results.gain(budget, "vessa", rival, split)
         gained += [] if found is None else [found.mean]
         rows.append([patient, *cells, NOTHING if found is None else signed(found.mean)])
@@ -239,7 +239,7 @@ def summary(results: Results, split: str) -> list[Row]:
     rows = [[*head, f"gain over {RIVAL}", f"gain over {BEST}"]]
     for budget in results.budgets():
         row = [_title(results, budget)]
-        rivals = [_rival(results, budget, "vessa", over, split) for over in (RIVAL, BEST)]
+        rivals = [rival_of(results, budget, "vessa", over, split) for over in (RIVAL, BEST)]
         for own in rivals:
             runs = [] if own is None else results.select(budget, own[0])
             values = mean_sd(means(runs, split, MAIN if own is None else own[1]), count=True)
@@ -308,7 +308,7 @@ def titled(rival: Rival | None) -> str:
     return METHODS[method].title + ("" if view == MAIN else f", {VIEWS[view]}")
 
 
-def _rival(
+def rival_of(
     results: Results,
     budget: Budget,
     method: str,

@@ -45,8 +45,23 @@ class Job:
 
 # A line of the log is also when losses are looked at; updates of large batches take seconds.
 _LEG = {"checkpoint_minutes": 1.0, "log_every": 5}
-# What Stage 2 runs beside.
-_TRAINER = ("benchmarks", "services/ssl_trainer/src")
+
+
+def _stage2(name: str, what: str, task: str, settings: dict[str, Any]) -> Job:
+    """Runs of a task of the comparison; it brings no weights but states and results."""
+    return Job(
+        name=name,
+        what=what,
+        seconds=540,
+        brings=(RESULT,),
+        trains=False,
+        slices=False,
+        task=task,
+        code=("benchmarks", "services/ssl_trainer/src", f"benchmarks/tasks/{task}.yaml"),
+        settings=settings,
+    )
+
+
 JOBS = {
     job.name: job
     for job in (
@@ -79,15 +94,10 @@ JOBS = {
             seconds=540,
             settings=_LEG | {"decay_share": 1.0},
         ),
-        Job(
+        _stage2(
             name="stage2-cells",
             what="runs of the comparison of semi-supervised methods, many side by side",
-            seconds=540,
-            brings=(RESULT,),
-            trains=False,
-            slices=False,
             task="acdc",
-            code=(*_TRAINER, "benchmarks/tasks/acdc.yaml"),
             settings={
                 "subsets": ["1", "3", "7"],
                 # Those that decide come first: the clock ends the list somewhere.
@@ -109,15 +119,10 @@ JOBS = {
                 "compile": False,
             },
         ),
-        Job(
+        _stage2(
             name="stage2-acdc",
             what="one run of the field's protocol, 256 x 256 and 30,000 updates, in stretches",
-            seconds=540,
-            brings=(RESULT,),
-            trains=False,
-            slices=False,
             task="acdc_256",
-            code=(*_TRAINER, "benchmarks/tasks/acdc_256.yaml"),
             settings={
                 "subsets": ["1"],
                 "methods": ["vessa"],

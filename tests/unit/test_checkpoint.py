@@ -188,7 +188,8 @@ def test_published_sizes_are_those_of_the_checkpoints(
 def test_memory_of_one_layer_is_that_of_the_next() -> None:
     code = """
 import resource, threading, torch
-from vessa_server.model.allocator import keep_freed_memory
+from vessa_common import memory
+from vessa_server.model.skeleton import LARGEST_KEPT, MOST_KEPT
 
 def layers():
     for _ in range(20):
@@ -198,7 +199,7 @@ def layers():
         torch.ones(10 * 2**20)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-keep_freed_memory()
+memory.keep_freed(LARGEST_KEPT, MOST_KEPT, one_heap=True)
 layers()
 thread = threading.Thread(target=layers)
 thread.start()

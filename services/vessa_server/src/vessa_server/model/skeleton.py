@@ -10,10 +10,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import Qwen3VLConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from vessa_server.model.allocator import keep_freed_memory
+from vessa_common import memory
 from vessa_server.model.config import VessaConfig
 from vessa_server.model.vessa import Vessa
 
+# Of the memory that a batch on a CPU gives back, for the next one: the largest block, and in all.
+LARGEST_KEPT, MOST_KEPT = 128 * 2**20, 256 * 2**20
 INITIALISERS = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 
 
@@ -81,4 +83,4 @@ def finish(model: Vessa, device: torch.device) -> None:
     model.reasoner.vlm.tie_weights()
     model.to(device)
     if device.type == "cpu":
-        keep_freed_memory()
+        memory.keep_freed(LARGEST_KEPT, MOST_KEPT, one_heap=True)
