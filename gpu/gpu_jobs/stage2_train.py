@@ -19,10 +19,10 @@ from torch import nn
 import ssl_scores
 from gpu_jobs.errors import NOT_FINITE, OUT_OF_TIME
 from gpu_jobs.jobs import rehearsal
+from ssl_trainer import schedule
 from ssl_trainer.config import load
 from ssl_trainer.data.cases import find
 from ssl_trainer.regions import training as locator_training
-from ssl_trainer.training import schedule
 from ssl_trainer.training.trainer import Trainer
 from vessa_client import files
 from vessa_common import processes

@@ -259,7 +259,7 @@ def _pipeline(server: str, ahead: int, steps: int = 10) -> Pipeline:
     sampler = SliceSampler(len(slices), config.unlabelled_batch, seed=0)
     pipeline = Pipeline(config, sampler, Processes(), teacher)
     regions = {str(i): Roi(20.0 + i, 30.0, 24.0 + i, i % 4) for i in range(4)}
-    pipeline.store, pipeline.window_margin = stored(slices, 32, regions), 1.25
+    pipeline.store = stored(slices, 32, regions)
     return pipeline
 
 
@@ -378,7 +378,7 @@ def test_what_a_run_uses_are_labels_where_there_are_some(
     trainer.run()
     assert find.of_labels(trainer.labelled).items() <= trainer.regions.items()
     assert trainer.pipeline is not None
-    assert load_regions(tmp_path / "run") == (trainer.regions, trainer.pipeline.window_margin)
+    assert load_regions(tmp_path / "run") == trainer.regions
     assert trainer.locator is not None
     located = find.by_locator(trainer.locator, trainer.unlabelled)
     assert located.items() <= trainer.regions.items()

@@ -82,7 +82,7 @@ def _check_scores(comparison: Comparison, folder: Path, facts: Facts) -> None:
     assert found["patients"] == ["p4"]
     for checkpoint, view in ssl_scores.SCORED:
         own = ssl_scores.predictor(folder, config, checkpoint, view)
-        assert own.one_piece == ()
+        assert own.largest_component == ()
         assert own.quarters == {"views": "choose", "others": "average"}.get(view, "none")
         assert (len(own.turns) > 1) == (view != "plain")
         dice = [score.dice for score in evaluate(own, cases, names, distances=False)]

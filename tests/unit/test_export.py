@@ -31,7 +31,9 @@ def test_an_exported_student_answers_like_the_student(
         student(torch.rand(4, 1, side, side))
     file = tmp_path / f"student{suffix}"
     window = None if suffix == ".onnx" else (-160.0, 240.0)
-    predictor = Predictor(student, side, turns=(0.0, 10.0), one_piece=(2,), window=window, axis=2)
+    predictor = Predictor(
+        student, side, turns=(0.0, 10.0), largest_component=(2,), window=window, axis=2
+    )
     assert export(predictor, file, ("disc", "bar")) <= 1e-4
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
     image = torch.rand(5, 1, side, side)
@@ -56,7 +58,7 @@ def test_an_exported_student_answers_like_the_student(
         "axis": 2,
         "turns": [0.0, 10.0],
         "quarters": "none",
-        "one_piece": ["bar"],
+        "largest_component": ["bar"],
     }
 
 

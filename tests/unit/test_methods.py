@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_trainer import methods
+from ssl_trainer import methods, schedule
 from ssl_trainer.config import (
     AssistantConfig,
     BcpConfig,
@@ -34,7 +34,6 @@ from ssl_trainer.data.frame import Roi, WeakTransform, grid, theta
 from ssl_trainer.data.slices import Slice
 from ssl_trainer.methods import bcp, cps, mean_teacher
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.training import schedule
 from ssl_trainer.training.state import STATE_FILE, StateError
 from ssl_trainer.training.trainer import Trainer
 from trainer_support import DPT, UNET, same, write_case, write_dataset

@@ -1,4 +1,4 @@
-"""Label maps of whole volumes, and which pieces of them are kept."""
+"""Label maps of whole volumes, and which components of them are kept."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from ssl_trainer import models
 from ssl_trainer.cli import app
 from ssl_trainer.config import AugmentationConfig, RichAugmentationConfig, to_dict
 from ssl_trainer.data.cases import find
-from ssl_trainer.evaluation.evaluate import choose_one_piece, evaluate
+from ssl_trainer.evaluation.evaluate import choose_largest_component, evaluate
 from ssl_trainer.evaluation.predictor import (
     PREDICTION,
     Predictor,
-    largest_pieces,
+    keep_largest_components,
     turns,
     write_choice,
 )
+from ssl_trainer.models import weights
 from ssl_trainer.training import state
 from ssl_trainer.training import trainer as training
 from ssl_trainer.training.trainer import Trainer, load_student
@@ -38,18 +39,18 @@ from vessa_client import UInt8Array, files
 from vessa_common.processes import own_device
 
 
-def _pieces(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:
+def _components(mask_ZHW: np.ndarray) -> list[set[tuple[int, ...]]]:
     """By a search from voxel to voxel."""
     todo = {tuple(int(i) for i in at) for at in np.argwhere(mask_ZHW)}
     found = []
     while todo:
-        piece, border = set(), {todo.pop()}
+        component, border = set(), {todo.pop()}
         while border:
-            piece |= border
+            component |= border
             near = {at for at in todo if any(_touch(at, other) for other in border)}
             todo -= near
             border = near
-        found.append(piece)
+        found.append(component)
     return found
 
 
@@ -65,16 +66,16 @@ def test_the_largest_piece_stays_whole_and_nothing_else_does(
     labels = rng.integers(1, 3, (3, 7, 6)) * (rng.random((3, 7, 6)) < density)
     labels_ZHW: UInt8Array = labels.astype(np.uint8)
     before = labels_ZHW.copy()
-    kept = largest_pieces(labels_ZHW, sorted(values))
+    kept = keep_largest_components(labels_ZHW, sorted(values))
     assert np.array_equal(labels_ZHW, before)
     for value in (1, 2):
-        pieces = _pieces(before == value)
-        if value not in values or not pieces:
+        components = _components(before == value)
+        if value not in values or not components:
             assert np.array_equal(kept == value, before == value)
             continue
-        (left,) = _pieces(kept == value)
-        assert left in pieces
-        assert len(left) == max(len(piece) for piece in pieces)
+        (left,) = _components(kept == value)
+        assert left in components
+        assert len(left) == max(len(component) for component in components)
     assert not (kept != before)[kept != 0].any()
 
 
@@ -91,7 +92,7 @@ class _Bright(nn.Module):
 
 
 def _write(root: Path, *, speck: bool) -> None:
-    """A disc, of which a speck is no part, and a bar in two pieces, which both are."""
+    """A disc, of which a speck is no part, and a bar in two components, which both are."""
     image, truth = np.zeros((48, 48, 3), np.float32), np.zeros((48, 48, 3), np.uint8)
     rows, columns = np.mgrid[:48, :48]
     disc = (rows - 16) ** 2 + (columns - 16) ** 2 < 8**2
@@ -111,11 +112,11 @@ def test_pieces_are_dropped_where_that_is_better_on_validation_cases(tmp_path: P
     for speck in (True, False):
         _write(tmp_path / "val", speck=speck)
         val = find(config.data).val
-        chosen[speck], scores = choose_one_piece(predictor, val, config.data.classes)
-        own = replace(predictor, one_piece=chosen[speck])
+        chosen[speck], scores = choose_largest_component(predictor, val, config.data.classes)
+        own = replace(predictor, largest_component=chosen[speck])
         assert scores == evaluate(own, val, config.data.classes)
     assert chosen == {True: (1,), False: ()}
-    assert choose_one_piece(predictor, (), config.data.classes) == ((), [])
+    assert choose_largest_component(predictor, (), config.data.classes) == ((), [])
 
 
 def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:
@@ -124,8 +125,14 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path) -> None:
     assert predictor.as_chosen(tmp_path, config) == predictor
     for values in ((), (2,), (1, 2)):
         write_choice(tmp_path, config, values)
-        assert predictor.as_chosen(tmp_path, config).one_piece == values
-    for damaged in ("{", "[]", "{}", '{"one_piece": ["heart"]}', '{"one_piece": 3}'):
+        assert predictor.as_chosen(tmp_path, config).largest_component == values
+    for damaged in (
+        "{",
+        "[]",
+        "{}",
+        '{"largest_component": ["heart"]}',
+        '{"largest_component": 3}',
+    ):
         (tmp_path / PREDICTION).write_text(damaged)
         with pytest.raises(ValueError, match="ssl-trainer report"):
             predictor.as_chosen(tmp_path, config)
@@ -136,7 +143,7 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     run, config = tmp_path / "run", small_config(root, steps=60)
     Trainer(config, run).run()
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
-    assert set(json.loads((run / PREDICTION).read_text())) == {"one_piece"}
+    assert set(json.loads((run / PREDICTION).read_text())) == {"largest_component"}
     write_choice(run, config, (1, 2))
     best = load_student(run, config)
     assert len(best.turns) == 5
@@ -150,7 +157,7 @@ def test_commands_keep_the_pieces_that_the_report_chose(tmp_path: Path) -> None:
     image = files.read(root / "val" / "p3_frame01.nii.gz")
     assert np.array_equal(found["--plain",], np.stack(best.plain()(image)))
     whole = np.stack(best(image))
-    assert np.array_equal(found[()], largest_pieces(whole, (1, 2)))
+    assert np.array_equal(found[()], keep_largest_components(whole, (1, 2)))
     assert whole.any()
     assert not np.array_equal(whole, found["--plain",])
 
@@ -188,7 +195,7 @@ def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str
     last = trainer.teacher.model
     # Another one was best.
     best = models.build(config.student, 2)
-    state.save_student(run / state.BEST_FILE, best, config)
+    weights.save(run / state.BEST_FILE, best, config)
     students: dict[training.Checkpoint, torch.nn.Module] = {"best": best, "last": last}
     for checkpoint, expected in students.items():
         predictor = load_student(run, config, checkpoint)

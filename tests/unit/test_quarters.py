@@ -32,8 +32,8 @@ from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation.evaluate import evaluate
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.evaluation.volumes import Quarters
-from ssl_trainer.models import predict_probabilities
-from ssl_trainer.training.state import BEST_FILE, save_student
+from ssl_trainer.models import predict_probabilities, weights
+from ssl_trainer.training.state import BEST_FILE
 from ssl_trainer.training.trainer import Trainer, load_student
 from support import picture
 from trainer_support import AFFINE, UNET, stored, write_dataset
@@ -277,7 +277,7 @@ def test_scores_are_those_of_the_quarters_asked_for(tmp_path: Path) -> None:
     trained = RichAugmentationConfig(geometry=AugmentationConfig(quarter_turns=0.5))
     config = replace(config, labelled_augmentation=trained)
     Trainer(config, run).run()
-    save_student(run / BEST_FILE, _student(3), config)  # which finds more than one of two updates
+    weights.save(run / BEST_FILE, _student(3), config)  # which finds more than one of two updates
     best, split, scores = load_student(run, config), find(config.data), {}
     for quarters in ("none", "average", "choose"):
         command = ["evaluate", str(run), "--quarters", quarters]

@@ -19,9 +19,9 @@ from ssl_trainer.data import batches, cases, frame
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.data.slices import Slice, read_slices
 from ssl_trainer.evaluation.predictor import Predictor
+from ssl_trainer.models.weights import WeightsError
 from ssl_trainer.regions import find, run, training
 from ssl_trainer.regions.locator import SIZE, Locator
-from ssl_trainer.training.state import StateError
 from trainer_support import (
     AFFINE,
     regions,
@@ -181,13 +181,8 @@ def test_vessas_window_becomes_a_square_with_the_same_middle() -> None:
     assert found == Roi(25.0, 28.0, 30.0, 3)
 
 
-def test_labelled_volumes_say_how_much_larger_regions_are_than_vessas_windows() -> None:
-    labelled = {name: Roi(9.0, 9.0, side) for name, side in (("a", 12.0), ("b", 33.0), ("c", 8.0))}
-    windows = {name: Roi(4.0, 5.0, 10.0, 2) for name in ("a", "b", "c", "unlabelled")}
-    assert find.window_margin(labelled, windows) == pytest.approx(1.2)
-    assert find.window_margin({"b": labelled["b"]}, windows) == pytest.approx(3.3)
-    assert find.window_margin({}, windows) == find.WINDOW_MARGIN
-    assert windows["a"].scaled(1.2) == Roi(4.0, 5.0, 12.0, 2)
+def test_a_region_grows_around_its_middle() -> None:
+    assert Roi(4.0, 5.0, 10.0, 2).scaled(1.2) == Roi(4.0, 5.0, 12.0, 2)
 
 
 @given(st.dictionaries(st.text(max_size=5), regions((90, 70)), max_size=4))
@@ -375,17 +370,17 @@ def test_a_locator_is_trained_where_the_run_is(monkeypatch: pytest.MonkeyPatch) 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     for content in (
         "{",
-        '{"used": {}}',
-        '{"window_margin": 1, "used": {"a": [1, 2]}}',
-        '{"window_margin": 1, "used": {"a": [1, 2, "x", 0]}}',
+        '{"vessa": {}}',
+        '{"used": {"a": [1, 2]}}',
+        '{"used": {"a": [1, 2, "x", 0]}}',
     ):
         (tmp_path / run.REGIONS_FILE).write_text(content)
         with pytest.raises(ValueError, match=rf"{run.REGIONS_FILE}: damaged .* remove it"):
             run.load_regions(tmp_path)
-    with pytest.raises(StateError, match=run.LOCATOR_FILE):
+    with pytest.raises(WeightsError, match=run.LOCATOR_FILE):
         run.load_locator(tmp_path, torch.device("cpu"))
     (tmp_path / run.LOCATOR_FILE).write_bytes(b"x")
-    with pytest.raises(StateError, match=rf"{run.LOCATOR_FILE}: cannot be read"):
+    with pytest.raises(WeightsError, match=rf"{run.LOCATOR_FILE}: cannot be read"):
         run.load_locator(tmp_path, torch.device("cpu"))
 
 
@@ -437,8 +432,6 @@ def test_of_very_many_pictures_vessa_is_asked_about_some(monkeypatch: pytest.Mon
             return {i.series: Region(top=0, left=0, height=9, width=9) for i in slices}
 
     monkeypatch.setattr(run, "MOST_ASKED", 7)
-    slices = single_slices(32)
-    found = run._windows(Asked(), slices[:2], slices[2:], run.no_stage)  # type: ignore[arg-type]
-    assert len(found) == 2 + 7
-    assert len({item.series for item in asked}) == 2 + 7
-    assert {"0", "1"} <= found.keys()
+    found = run._asked(Asked(), single_slices(32), run.no_stage)  # type: ignore[arg-type]
+    assert found.keys() == {item.series for item in asked}
+    assert len(found) == 7

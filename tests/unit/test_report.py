@@ -25,7 +25,7 @@ from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation import report
 from ssl_trainer.evaluation.log import answered
 from ssl_trainer.evaluation.metrics import foreground_dice
-from ssl_trainer.training import quality
+from ssl_trainer.methods import quality
 from ssl_trainer.training.trainer import Trainer
 from trainer_support import small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from ssl_trainer import models
+from ssl_trainer import models, schedule
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.prompter import Prompter
 from ssl_trainer.config import AssistantConfig
@@ -25,12 +25,11 @@ from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.data.slices import Slice
 from ssl_trainer.methods import losses
+from ssl_trainer.methods.ema import EmaTeacher
 from ssl_trainer.methods.unimatch.dropout import complementary_masks
 from ssl_trainer.methods.unimatch.objective import strong_views
 from ssl_trainer.methods.unimatch.views import Boxes, Jitter, blurred, jittered, kernels, random_box
 from ssl_trainer.models import predict_probabilities
-from ssl_trainer.training import schedule
-from ssl_trainer.training.ema import EmaTeacher
 from support_syncs import counted_ops
 from trainer_support import UNET, regions, single_slices, small_config, stored, transforms
 from vessa_common.precision import autocast

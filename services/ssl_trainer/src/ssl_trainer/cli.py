@@ -41,7 +41,7 @@ Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="One view of each slice in place of five, and all pieces of what is found in it.",
+        help="One view of each slice in place of five, and all components of what is found in it.",
     ),
 ]
 CheckpointOption = Annotated[
@@ -52,7 +52,7 @@ CheckpointOption = Annotated[
 ]
 
 
-# ConfigError, StateError, AssistantError and FileError are ValueErrors; FloatingPointError: a loss
+# ConfigError, WeightsError, AssistantError, FileError are ValueErrors; FloatingPointError: a loss
 # is not finite.
 _explained = explained(ValueError, OSError, FloatingPointError)
 
@@ -116,7 +116,7 @@ def train(
 
     Writes best.safetensors, last.safetensors, config.yaml, log.jsonl, tensorboard/, and at the
     end report.md with curves, pseudo-labels over time, and a gallery, and prediction.json, which
-    says of which structures only the largest piece is kept.
+    says of which structures only the largest component is kept.
 
     With --server, VESSA helps; VESSA_TOKEN is its token. It has to be there at the start, and its
     bank to show every class. Where it goes away later, training goes on alone until it is back.
@@ -218,9 +218,11 @@ def _report(run: Path) -> Path:
     with progress_bar() as progress:
         task = progress.add_task("Report", total=len(split.val), note="")
         advance = partial(progress.advance, task)
-        chosen, scores = evaluation.choose_one_piece(predictor, split.val, classes, advance=advance)
+        chosen, scores = evaluation.choose_largest_component(
+            predictor, split.val, classes, advance=advance
+        )
     write_choice(run, config, chosen)
-    predictor = dataclasses.replace(predictor, one_piece=chosen)
+    predictor = dataclasses.replace(predictor, largest_component=chosen)
     return reporting.write(run, config, split, predictor, scores)
 
 
@@ -347,7 +349,7 @@ def export(
     Its input is a square canvas in [0, 1], (B, 1, size, size); its output the probabilities of
     background and classes. Class names, size, how a slice becomes a canvas (`window` or
     `percentiles`, `axis`, and in words), degrees of the views that `predict` adds up, and
-    structures of which it keeps the largest piece are stored with it.
+    structures of which it keeps the largest component are stored with it.
     """
     from ssl_trainer import export as exporting
     from ssl_trainer.config import load

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_trainer.data.frame import HIGH_PERCENTILE, LOW_PERCENTILE, MOST_OF_SLICE
-from ssl_trainer.evaluation.predictor import ONE_PIECE, Predictor
+from ssl_trainer.evaluation.predictor import LARGEST_COMPONENT, Predictor
 from ssl_trainer.regions.find import SLICES
 from ssl_trainer.regions.locator import ENOUGH, SIZE
 
@@ -96,7 +96,7 @@ def export(predictor: Predictor, file: Path, classes: Sequence[str]) -> float:
         **_preparation(predictor),
         "turns": list(predictor.turns),
         "quarters": predictor.quarters,
-        ONE_PIECE: [classes[value - 1] for value in predictor.one_piece],
+        LARGEST_COMPONENT: [classes[value - 1] for value in predictor.largest_component],
     }
     difference = _write(Deployed(predictor.student), file, predictor.size, facts)
     if predictor.locator is not None:

@@ -34,6 +34,9 @@ SURVEYED_AT_ONCE = 8
 # of each, at least. All together they are no more than a batch, or than so many: a server's queue
 # is for several trainers, and has 64 places by default.
 BATCHES_AT_ONCE, WINDOW = 3, 4
+# How much larger a region of interest is than the window in which VESSA sees the structures, which
+# has a margin of its own, but leaves out what VESSA does not find.
+WINDOW_MARGIN = 1.25
 
 log = structlog.get_logger(__name__)
 

@@ -12,14 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ssl_trainer.assistant.assistant import Assistant, PseudoLabel
+from ssl_trainer import schedule
+from ssl_trainer.assistant.assistant import WINDOW_MARGIN, Assistant, PseudoLabel
 from ssl_trainer.assistant.prompter import Prompter, known
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data import batches, frame
 from ssl_trainer.data.batches import SliceSampler
 from ssl_trainer.data.slices import Slice
 from ssl_trainer.data.store import SliceStore
-from ssl_trainer.training import schedule
 from vessa_client import UInt8Array
 from vessa_common.processes import Processes
 
@@ -32,7 +32,6 @@ class Pipeline:
     Attributes:
         assistant: that is asked.
         store: of the slices, with their regions of interest; it is given before anything is asked.
-        window_margin: how much larger they are than the windows in which VESSA sees structures.
         prompts: of the updates under way, 255 for 1, (B, C, H, W) uint8; None of those without.
     """
 
@@ -45,7 +44,6 @@ class Pipeline:
     ) -> None:
         self.config, self.sampler, self.processes = config, sampler, processes
         self.store: SliceStore
-        self.window_margin = 1.0
         self.assistant = Assistant(config.assistant, config.data.classes)
         self.prompts: dict[int, Future[Tensor] | None] = {}
         self._prompter = Prompter(teacher, config)
@@ -134,7 +132,7 @@ class Pipeline:
         roi = self.store.roi(item)
         if roi is None or roi.side >= max(item.image.shape[:2]):
             return roi
-        return roi.scaled(1 / self.window_margin)
+        return roi.scaled(1 / WINDOW_MARGIN)
 
     def _masks(self, prompts: Future[Tensor], rows: slice, number: int) -> list[UInt8Array]:
         """Probabilities are sent, not labels: where the teacher is unsure VESSA corrects more."""

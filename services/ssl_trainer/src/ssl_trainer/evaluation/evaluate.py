@@ -12,7 +12,7 @@ from rich.table import Table
 from ssl_trainer.data.cases import Case
 from ssl_trainer.evaluation import volumes
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, distance_unit, score
-from ssl_trainer.evaluation.predictor import largest_pieces
+from ssl_trainer.evaluation.predictor import keep_largest_components
 from vessa_client import UInt8Array, files
 
 Advance = Callable[[], object]
@@ -37,23 +37,23 @@ def evaluate(
     return scores
 
 
-def choose_one_piece(
+def choose_largest_component(
     predict: Predict,
     cases: Sequence[Case],
     classes: Sequence[str],
     *,
     advance: Advance = lambda: None,
 ) -> tuple[tuple[int, ...], list[CaseScores]]:
-    """Values of the structures whose mean Dice over the cases rises with their largest piece alone.
+    """Values of the structures whose mean Dice rises with their largest component alone.
 
     As nnU-Net decides it; on cases that are not for testing. With the scores of that choice, which
-    for a structure do not depend on the pieces of the others.
+    for a structure do not depend on the components of the others.
     """
     values, pairs = tuple(range(1, 1 + len(classes))), []
     for name, image, truth in _annotated(cases, len(classes)):
         labels = predict(image)
         every = one = _score(name, image, labels, truth, len(classes))
-        largest = largest_pieces(np.stack(labels), values)
+        largest = keep_largest_components(np.stack(labels), values)
         if not np.array_equal(largest, np.stack(labels)):  # distances take long
             one = _score(name, image, list(largest), truth, len(classes))
         pairs.append((every, one))
@@ -68,7 +68,7 @@ def choose_one_piece(
 
 
 def _mixed(every: CaseScores, one: CaseScores, chosen: Sequence[bool]) -> CaseScores:
-    """Scores of a case: of one piece for the chosen structures, of every piece for the others."""
+    """Scores of a case: of the largest component of chosen structures, of all of the others."""
 
     def pick(metric: str) -> tuple[float, ...]:
         pairs = zip(getattr(every, metric), getattr(one, metric), strict=True)

@@ -21,9 +21,9 @@ from ssl_trainer.evaluation import volumes
 from ssl_trainer.regions.locator import Locator
 from vessa_client import UInt8Array, files
 
-# Of a run: the names of the structures that come in one piece.
+# Of a run: the names of the structures of which only the largest component counts.
 PREDICTION = "prediction.json"
-ONE_PIECE = "one_piece"
+LARGEST_COMPONENT = "largest_component"
 # Parts of the largest rotation in training by which a slice is turned, and the most degrees of it.
 TURNS = (0.0, 0.4, -0.4, 0.8, -0.8)
 MOST_DEGREES = 30.0
@@ -41,7 +41,7 @@ class Predictor:
         size: side of its canvas, in pixels.
         turns: degrees by which a slice is turned, in views whose probabilities are added up.
         quarters: by which they are turned besides; see :func:`volumes.predict_slices`.
-        one_piece: values of the structures of which only the largest piece of a volume is kept.
+        largest_component: values of the structures of which a volume keeps only that.
         window: intensities that become black and white; None for percentiles of each slice.
         axis: along which volumes are sliced; None for the one along which each was acquired.
         channel: which volume of a file with several is segmented; None where there is but one.
@@ -51,7 +51,7 @@ class Predictor:
     student: nn.Module
     size: int
     turns: tuple[float, ...] = (0.0,)
-    one_piece: tuple[int, ...] = ()
+    largest_component: tuple[int, ...] = ()
     window: frame.Window | None = None
     axis: int | None = None
     channel: int | None = None
@@ -75,11 +75,11 @@ class Predictor:
         labels = volumes.predict_slices(
             self.student, image, self.size, self.turns, self.window, self.locator, self.quarters
         )
-        return list(largest_pieces(np.stack(labels), self.one_piece))
+        return list(keep_largest_components(np.stack(labels), self.largest_component))
 
     def plain(self) -> Predictor:
-        """What the student finds in one view of each slice, with all pieces."""
-        return replace(self, turns=(0.0,), one_piece=(), quarters="none")
+        """What the student finds in one view of each slice, with all components."""
+        return replace(self, turns=(0.0,), largest_component=(), quarters="none")
 
     def turned(self, quarters: str, config: TrainConfig) -> Predictor:
         """With other quarter turns.
@@ -130,14 +130,14 @@ class Predictor:
         if not file.is_file():
             return self
         try:
-            names = json.loads(file.read_text())[ONE_PIECE]
+            names = json.loads(file.read_text())[LARGEST_COMPONENT]
             values = tuple(1 + config.data.classes.index(name) for name in names)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{file}: expected {{{ONE_PIECE!r}: [names of classes]}}; "
+                f"{file}: expected {{{LARGEST_COMPONENT!r}: [names of classes]}}; "
                 f"`ssl-trainer report {run}` writes it again"
             ) from error
-        return replace(self, one_piece=values)
+        return replace(self, largest_component=values)
 
 
 def turns(config: TrainConfig) -> tuple[float, ...]:
@@ -157,21 +157,21 @@ def _geometry(config: TrainConfig) -> AugmentationConfig:
     return config.augmentation if rich is None else rich.geometry
 
 
-def write_choice(run: Path, config: TrainConfig, one_piece: Sequence[int]) -> None:
-    """Keep in a run of which structures only the largest piece counts."""
-    names = [config.data.classes[value - 1] for value in one_piece]
-    files.write_text(run / PREDICTION, json.dumps({ONE_PIECE: names}) + "\n")
+def write_choice(run: Path, config: TrainConfig, largest_component: Sequence[int]) -> None:
+    """Keep in a run of which structures only the largest component counts."""
+    names = [config.data.classes[value - 1] for value in largest_component]
+    files.write_text(run / PREDICTION, json.dumps({LARGEST_COMPONENT: names}) + "\n")
 
 
-def largest_pieces(labels_ZHW: UInt8Array, values: Sequence[int]) -> UInt8Array:
-    """Label maps in which each of the structures is its largest piece, the rest background.
+def keep_largest_components(labels_ZHW: UInt8Array, values: Sequence[int]) -> UInt8Array:
+    """Label maps in which each of the structures is its largest component, the rest background.
 
-    Voxels that share a face, an edge or a corner are of one piece.
+    Voxels that share a face, an edge or a corner are of one component.
     """
     kept = labels_ZHW.copy()
     for value in values:
-        pieces, count = ndimage.label(labels_ZHW == value, structure=np.ones((3, 3, 3)))
+        components, count = ndimage.label(labels_ZHW == value, structure=np.ones((3, 3, 3)))
         if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-            kept[(pieces > 0) & (pieces != largest)] = 0
+            largest = 1 + int(np.argmax(np.bincount(components.ravel())[1:]))
+            kept[(components > 0) & (components != largest)] = 0
     return kept

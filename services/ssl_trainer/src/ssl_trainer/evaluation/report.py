@@ -205,10 +205,10 @@ def _prediction(config: TrainConfig, predictor: Predictor) -> list[str]:
         lines.append(
             "Every view is shown turned by each of four quarters, and mirrored, as in training."
         )
-    names = [config.data.classes[value - 1] for value in predictor.one_piece]
+    names = [config.data.classes[value - 1] for value in predictor.largest_component]
     if names:
         lines.append(
-            f"Only the largest piece of a volume is kept of: {', '.join(names)}. "
+            f"Only the largest component of a volume is kept of: {', '.join(names)}. "
             f"That was better on these cases (`{PREDICTION}`)."
         )
     return lines

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
-from ssl_trainer.evaluation.predictor import largest_pieces
+from ssl_trainer.evaluation.predictor import keep_largest_components
 from ssl_trainer.methods import losses
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.method import Batch, Method
@@ -37,7 +37,7 @@ class BidirectionalCopyPaste(Method):
         return self._self_training(batch, batch.unlabelled, pasted_HW)
 
     def _pretraining(self, labelled: LabelledBatch, pasted_HW: Tensor) -> tuple[Tensor, Scalars]:
-        """Each labelled image with a piece of the next one."""
+        """Each labelled image with a part of the next one."""
         image_B1HW, labels_BHW = labelled.image_B1HW, labelled.labels_BHW
         mixed_B1HW = torch.where(pasted_HW, image_B1HW.roll(1, dims=0), image_B1HW)
         (logits_BCHW,) = self.logits(self.student, mixed_B1HW)
@@ -48,7 +48,7 @@ class BidirectionalCopyPaste(Method):
     def _self_training(
         self, batch: Batch, unlabelled: UnlabelledBatch, pasted_HW: Tensor
     ) -> tuple[Tensor, Scalars]:
-        """Labelled pieces in unlabelled images, and unlabelled pieces in labelled images."""
+        """Labelled parts in unlabelled images, and unlabelled parts in labelled images."""
         labels_BHW, image_B1HW = batch.labelled.labels_BHW, batch.labelled.image_B1HW
         view_B1HW, inside_BHW = unlabelled.image_B1HW, unlabelled.inside()
         classes = len(self.config.data.classes)
@@ -97,5 +97,5 @@ def largest_components(labels_BHW: Tensor, classes: int) -> Tensor:
     """
     values = range(1, classes + 1)
     plain_BHW = labels_BHW.to(torch.uint8).cpu().numpy()
-    kept = [largest_pieces(labels_HW[None], values)[0] for labels_HW in plain_BHW]
+    kept = [keep_largest_components(labels_HW[None], values)[0] for labels_HW in plain_BHW]
     return send(torch.from_numpy(np.stack(kept)), labels_BHW.device).long()

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_trainer import schedule
 from ssl_trainer.methods import losses
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.method import Batch, Method
-from ssl_trainer.training import schedule
 
 
 class CrossPseudoSupervision(Method):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_trainer import schedule
 from ssl_trainer.data import noise
 from ssl_trainer.methods import losses
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.method import Batch, Method
-from ssl_trainer.training import schedule
 from vessa_common.transfer import send
 
 # Deviation of white noise and where it is cut off, for images in [0, 1]; SSL4MIS.

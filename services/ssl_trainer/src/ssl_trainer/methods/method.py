@@ -16,10 +16,10 @@ from ssl_trainer import models
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
+from ssl_trainer.methods import quality
+from ssl_trainer.methods.ema import EmaTeacher
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.models import Student, probabilities
-from ssl_trainer.training import quality
-from ssl_trainer.training.ema import EmaTeacher
 from vessa_common.precision import autocast
 from vessa_common.processes import Processes
 

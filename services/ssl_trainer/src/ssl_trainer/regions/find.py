@@ -14,9 +14,8 @@ from ssl_trainer.data.slices import Slice
 from ssl_trainer.regions.locator import SIZE, Locator
 from vessa_client import Region, files
 
-# How much larger than its structures a region is; and than VESSA's window, which has a margin of
-# its own, where no labelled volume says how much.
-MARGIN, WINDOW_MARGIN = 1.35, 1.2
+# How much larger than its structures a region is.
+MARGIN = 1.35
 # Slices of a volume that the locator looks at.
 SLICES = 8
 
@@ -33,21 +32,6 @@ def of_labels(slices: Sequence[Slice]) -> dict[str, Roi]:
         for series, mask in shown.items()
         if mask.any()
     }
-
-
-def window_margin(labelled: Mapping[str, Roi], windows: Mapping[str, Roi]) -> float:
-    """How much larger regions are than the windows in which VESSA sees the same structures.
-
-    The median over labelled volumes: of one volume the window may be far too small or too large.
-
-    Args:
-        labelled: regions of labels, by series.
-        windows: of VESSA, by series.
-    """
-    both = labelled.keys() & windows.keys()
-    if not both:
-        return WINDOW_MARGIN
-    return float(np.median([labelled[name].side / windows[name].side for name in both]))
 
 
 def window(region: Region) -> Roi:

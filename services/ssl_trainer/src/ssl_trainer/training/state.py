@@ -8,7 +8,6 @@ resumed run asks the same again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssl_trainer.config import TrainConfig, to_dict
+from ssl_trainer.models import weights
+from ssl_trainer.models.weights import WeightsError
 from ssl_trainer.training import resuming
 
 STATE_FILE, BEST_FILE = "last.safetensors", "best.safetensors"
 
 
-class StateError(ValueError):
-    """A state or weights file cannot be used; the message names it and the fix."""
+class StateError(WeightsError):
+    """The state of a run cannot be used; the message names it and the fix."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def save_state(
         "processes": str(processes),
         "batches": str(resuming.BATCHES),
     }
-    _write(folder / STATE_FILE, tensors, metadata)
+    weights.write(folder / STATE_FILE, tensors, metadata)
 
 
 def load_state(
@@ -110,16 +110,16 @@ def load_state(
     file = folder / STATE_FILE
     if not file.is_file():
         return None
-    tensors, metadata = _read(file)
+    tensors, metadata = weights.read(file)
     _check_made_alike(file, metadata, processes)
     before = json.loads(metadata["config"])
     _check_same(file, before, to_dict(config))
     _check_same_cases(file, json.loads(metadata.get("cases", "{}")), cases, config.data.root)
     for name, network in networks.items():
-        _fill(network, _part(tensors, f"{name}."), file)
+        weights.fill(network, weights.part(tensors, name), file)
     state = optimizer.state_dict()
     restored: dict[int, dict[str, Tensor]] = {}
-    for name, value in _part(tensors, "optimizer.").items():
+    for name, value in weights.part(tensors, "optimizer").items():
         index, _, key = name.partition(".")
         restored.setdefault(int(index), {})[key] = value
     state["state"] = restored
@@ -127,7 +127,7 @@ def load_state(
     _lay_out(optimizer)
     requested, received = json.loads(metadata["window"])
     progress = Progress(int(metadata["step"]), float(metadata["best"]), (requested, received))
-    prompts = {int(step): maps for step, maps in _part(tensors, "prompts.").items()}
+    prompts = {int(step): maps for step, maps in weights.part(tensors, "prompts").items()}
     return Saved(progress, before, prompts)
 
 
@@ -182,60 +182,3 @@ def saved_step(folder: Path) -> int | None:
             return int(stream.metadata()["step"])
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return None
-
-
-def save_student(file: Path, student: nn.Module, config: TrainConfig) -> None:
-    """Write a student with its configuration."""
-    _write(file, student.state_dict(), {"config": json.dumps(to_dict(config))})
-
-
-def load_student(file: Path, student: nn.Module) -> None:
-    """Fill a student.
-
-    Raises:
-        StateError: missing, damaged, or of another shape.
-    """
-    tensors, _ = _read(file)
-    _fill(student, tensors, file)
-
-
-def load_teacher(file: Path, student: nn.Module) -> None:
-    """Fill a student with the teacher of a run's state.
-
-    Raises:
-        StateError: missing, damaged, or of another shape.
-    """
-    tensors, _ = _read(file)
-    _fill(student, _part(tensors, "teacher."), file)
-
-
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    with partial.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, framework="pt") as stream:
-            names = list(stream.keys())
-            return {n: stream.get_tensor(n) for n in names}, stream.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise StateError(
-            f"{file}: cannot be read ({error}); train again or give another"
-        ) from error
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise StateError(f"{file}: is of another student ({error})") from error

@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ssl_trainer import methods, models
+from ssl_trainer import methods, models, schedule
 from ssl_trainer.assistant import answered, connection
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.assistant.pipeline import Answers, Pipeline
@@ -37,9 +37,10 @@ from ssl_trainer.evaluation.log import mend
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.methods.losses import Scalars
+from ssl_trainer.models import weights
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions.locator import Locator
-from ssl_trainer.training import resuming, schedule, state
+from ssl_trainer.training import resuming, state
 from ssl_trainer.training.optimizer import build_optimizer, scale_rates
 from ssl_trainer.training.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
@@ -168,9 +169,7 @@ class Trainer:
             device = self.processes.device
             regions.find_all(self.config, *slices, assistant, self.out, stage, device)
         self.processes.meet()
-        self.regions, margin = regions.load_regions(self.out)
-        if self.pipeline is not None:
-            self.pipeline.window_margin = margin
+        self.regions = regions.load_regions(self.out)
         self.locator = regions.load_locator(self.out, self.processes.device)
 
     # As they are sampled, once regions are known.
@@ -284,7 +283,7 @@ class Trainer:
         dice = float(dice_NC.mean()) if validated else self.best
         # Without validation cases the last teacher is the best one known.
         if self.processes.first and (dice > self.best or not validated):
-            state.save_student(self.out / state.BEST_FILE, self.teacher.model, self.config)
+            weights.save(self.out / state.BEST_FILE, self.teacher.model, self.config)
         self.best = max(self.best, dice)
         self.processes.meet()
         if not validated:
@@ -363,7 +362,7 @@ def _server_stages(answers: dict[int, list[PseudoLabel | None]]) -> dict[str, fl
 
 
 def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "best") -> Predictor:
-    """A student of a run, with several views of each slice and all pieces that it finds.
+    """A student of a run, with several views of each slice and all components that it finds.
 
     On a GPU where there is one.
 
@@ -373,13 +372,13 @@ def load_student(folder: Path, config: TrainConfig, checkpoint: Checkpoint = "be
         checkpoint: the teacher that was best on validation cases, or the last one.
 
     Raises:
-        StateError: missing or damaged.
+        WeightsError: missing or damaged.
     """
     student = models.to_fill(config.student, len(config.data.classes))
     if checkpoint == "best":
-        state.load_student(folder / state.BEST_FILE, student)
+        weights.load(folder / state.BEST_FILE, student)
     else:
-        state.load_teacher(folder / state.STATE_FILE, student)
+        weights.load_teacher(folder / state.STATE_FILE, student)
     locator = regions.load_locator(folder, own_device()) if config.regions else None
     found = Predictor.of(student.to(own_device()).eval(), config.data, locator)
     quarters: Quarters = "average" if turned_by_quarters(config) else "none"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ssl_trainer import schedule
 from ssl_trainer.config import TrainConfig
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.method import Batch, Method
 from ssl_trainer.methods.unimatch.objective import StudentPasses, batch_loss, strong_views
-from ssl_trainer.training import schedule
 from vessa_common.processes import Processes
 
 

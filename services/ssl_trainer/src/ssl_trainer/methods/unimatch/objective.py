@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_trainer import schedule
 from ssl_trainer.assistant.assistant import PseudoLabel
 from ssl_trainer.config import TrainConfig, UnlabelledLoss
 from ssl_trainer.data.batches import LabelledBatch, UnlabelledBatch
-from ssl_trainer.methods import losses
+from ssl_trainer.methods import losses, quality
 from ssl_trainer.methods.losses import Scalars
 from ssl_trainer.methods.unimatch import pooling
 from ssl_trainer.methods.unimatch.dropout import complementary_masks
 from ssl_trainer.methods.unimatch.views import Boxes, CutMix, Jitter, jittered
 from ssl_trainer.models import Student, probabilities
-from ssl_trainer.training import quality, schedule
 from vessa_common.precision import Precision, autocast
 from vessa_common.transfer import send, to_device
 
