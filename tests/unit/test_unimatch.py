@@ -317,7 +317,7 @@ class _Sure(torch.nn.Module):
 
 
 def test_the_teachers_share_grows_to_its_end() -> None:
-    config = AssistantConfig(teacher_share=0.4)
+    config = AssistantConfig(teacher_share=0.4, decay_end=0.5)
     shares = [schedule.teacher_share(s, 100, config) for s in (0, 25, 50, 99)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 

@@ -6,9 +6,6 @@ import math
 
 from ssl_trainer.config import AssistantConfig
 
-# Fraction of the run at which the teacher's share in VESSA's labels is reached.
-SHARE_REACHED = 0.5
-
 
 def poly(step: int, steps: int, power: float) -> float:
     """Polynomial decay of the learning rate, from 1 to 0."""
@@ -36,8 +33,8 @@ def assisted(steps: int, config: AssistantConfig) -> int:
 
 
 def teacher_share(step: int, steps: int, config: AssistantConfig) -> float:
-    """Share of the teacher in VESSA's labels: rises evenly from 0, then stays."""
-    return config.teacher_share * min(1.0, step / (steps * SHARE_REACHED))
+    """Share of the teacher in VESSA's labels: rises evenly from 0 while they count."""
+    return config.teacher_share * min(1.0, step / (config.decay_end * steps))
 
 
 def feedback(step: int, steps: int, config: AssistantConfig) -> bool:

@@ -28,8 +28,8 @@ class AssistantConfig:
         loss: for VESSA's labels. With Dice a small structure counts as much as the background, so
             that it appears earlier.
         teacher_share: share of the teacher's prediction in VESSA's labels, which rises to that from
-            0 in the first half of the run. Two that err in different places are better together,
-            once the teacher is any good.
+            0 until ``decay_end``. Two that err in different places are better together, once the
+            teacher is any good.
         feedback_start: fraction of the run from which the teacher's probabilities are sent as
             prompts.
         volume_slices: most slices of a volume that VESSA looks at together to find where in it the
@@ -47,9 +47,9 @@ class AssistantConfig:
     wait_seconds: float = 20.0
     required: bool = False
     weight: float = 1.0
-    decay_end: float = 0.4
+    decay_end: float = 0.2
     loss: UnlabelledLoss = "both"
-    teacher_share: float = 0.5
+    teacher_share: float = 0.2
     feedback_start: float = 0.1
     volume_slices: int = 6
     ahead: int = 16
