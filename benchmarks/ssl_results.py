@@ -122,6 +122,8 @@ class Results:
     ) -> Rival | None:
         """The method and view with the highest mean Dice; None where none was scored.
 
+        Of those with the most seeds: a mean of others would be of other trainings.
+
         Args:
             budget: of the methods.
             methods: of which one is chosen.
@@ -130,7 +132,7 @@ class Results:
             leave_out: patients who do not count.
         """
         seeds = by_patient(beside, split).keys()
-        found: dict[Rival, float] = {}
+        found: dict[Rival, list[float]] = {}
         for name in methods:
             for view in VIEWS:
                 scored = by_patient(self.select(budget, name), split, view)
@@ -142,8 +144,8 @@ class Results:
                     if patient not in leave_out
                 ]
                 if values:
-                    found[name, view] = float(np.mean(values))
-        return max(found, key=lambda rival: found[rival], default=None)
+                    found[name, view] = values
+        return max(found, key=lambda r: (len(found[r]), np.mean(found[r])), default=None)
 
     def gain(
         self,

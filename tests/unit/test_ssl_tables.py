@@ -116,6 +116,12 @@ def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
         assert rows[2][3] < rows[1][3]
 
 
+def test_a_rival_with_fewer_seeds_does_not_count() -> None:
+    seeds = [run("unimatch", dice, seed=seed) for seed, dice in enumerate((0.7, 0.5))]
+    found = results(*seeds, run("unimatch-quarters", 0.65))
+    assert found.best(("1", 2500), RIVALS) == ("unimatch", "last/views")
+
+
 def test_a_rival_is_not_harmed_by_its_views() -> None:
     both = run("unimatch-quarters", 0.6), run("vessa", 0.8)
     one = run("unimatch-quarters", 0.7)["scores"]["test"]["last/plain"]["dice"]
