@@ -88,6 +88,7 @@ from ssl_trainer import cli, config
 from ssl_trainer.assistant import own_bank
 from ssl_trainer.regions import run as regions
 from ssl_trainer.regions import training
+from ssl_trainer.models import weights
 from ssl_trainer.training import state, validation
 from vessa_common import processes
 from ssl_trainer.training.trainer import Trainer
@@ -118,7 +119,7 @@ with processes.joined() as group:
         setattr(dist, name, noted(name, getattr(dist, name)))
     processes.Processes.meet = noted("meet", processes.Processes.meet)
     if group.first:
-        places = ((validation, "evaluate"), (state, "save_state"), (state, "save_student"))
+        places = ((validation, "evaluate"), (state, "save_state"), (weights, "save"))
         for place, name in (*places, (regions, "find_all"), (own_bank, "fill")):
             setattr(place, name, only_while_the_other_waits(name, getattr(place, name)))
     trainer = Trainer(cli._filled_bank(config.load(file), group), out, group)
@@ -217,7 +218,7 @@ def test_no_collective_is_pending_while_one_process_works_alone(
     (tmp_path / "run").mkdir()
     torchrun(tmp_path / "alone.py", _written(config, tmp_path / "config.yaml"), tmp_path / "run")
     worked = set((tmp_path / "run" / "0.txt").read_text().split())
-    assert worked == {"evaluate", "save_state", "save_student", "find_all", "fill"}
+    assert worked == {"evaluate", "save_state", "save", "find_all", "fill"}
 
 
 def test_without_validation_cases_two_processes_keep_the_last_teacher(tmp_path: Path) -> None:
