@@ -18,11 +18,9 @@ class Metrics:
     """
 
     def __init__(self, port: int) -> None:
-        registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.step = Gauge("vessa_training_step", "Updates done.", registry=registry)
-        self.scalars = Gauge(
-            "vessa_training", "Scalars of the log.", ["name"], registry=registry
-        )
+        self.scalars = Gauge("vessa_training", "Scalars of the log.", ["name"], registry=registry)
         self.server, _ = start_http_server(port, registry=registry)
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> None:

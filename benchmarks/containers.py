@@ -149,7 +149,9 @@ class Check:
         """Nobody is root, and nothing but the named places can be written."""
         inside = ("exec", "-T", "server", "sh", "-c")
         user = self.engine.compose(*inside, "id -u").strip()
-        said = self.engine.compose(*inside, "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x")
+        said = self.engine.compose(
+            *inside, "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x"
+        )
         if user != "1000" or said.count("Read-only") != 2:
             raise SystemExit(f"user {user}; {said}")
         return "user 1000; only /data and /tmp can be written"
