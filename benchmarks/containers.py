@@ -3,8 +3,9 @@
     make containers                                            with Docker
     make containers COMPOSE=podman-compose ENGINE=podman       with podman
 
-Writes ``benchmarks/results/containers.json``: sizes, times, and what was not run. Takes some minutes
-and, with CUDA, some 20 GB of disk. It has a project of its own, so what runs already goes on.
+Writes ``benchmarks/results/containers.json``: sizes, times, and what was not run. Takes some
+minutes and, with CUDA, some 20 GB of disk. It has a project of its own, so what runs already goes
+on. Needs nothing but Python.
 """
 
 from __future__ import annotations
