@@ -179,7 +179,15 @@ def _row(
     for name, labels in found.items():
         caption = f"{METHODS[name].title}: {_dice(labels, truth):.2f}"
         panels.append((caption, pictures.overlay(image, labels)))
-    return pictures.panels([*panels, ("truth", pictures.overlay(image, truth))])
+    panels.append(("truth", pictures.overlay(image, truth)))
+    return pictures.panels([(caption, _square(pixels)) for caption, pixels in panels])
+
+
+def _square(pixels: UInt8Array) -> UInt8Array:
+    """With black beside it, so that columns of all rows are below each other."""
+    rows, columns = (max(pixels.shape[:2]) - side for side in pixels.shape[:2])
+    half = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    return np.pad(pixels, half)
 
 
 def _dice(found: UInt8Array, truth: UInt8Array) -> float:
