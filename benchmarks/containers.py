@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "containers.json"
@@ -263,10 +264,9 @@ class Check:
         return f"{found[0]['value'][1]} predicted IoUs, {len(rules)} rules"
 
 
-def _get(address: str) -> dict[str, dict[str, list[dict[str, object]]]]:
+def _get(address: str) -> Any:
     with urllib.request.urlopen(address, timeout=10) as answer:
-        found: dict[str, dict[str, list[dict[str, object]]]] = json.load(answer)
-    return found
+        return json.load(answer)
 
 
 def main() -> None:
