@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := proto services/vessa_common services/vessa_server services/ssl_trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint format proto redis clean
+.PHONY: help install demo serve test lint format proto containers redis clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,6 +48,11 @@ format: install ## Format the code
 proto: install ## Generate the code of the wire contract
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto/src --pyi_out=proto/src \
 		--grpc_python_out=proto/src proto/vessa/v1/pseudo_label.proto
+
+COMPOSE ?= docker compose
+ENGINE ?= docker
+containers: ## Build the containers, use them, break them (takes Docker, or COMPOSE and ENGINE)
+	$(PYTHON) benchmarks/containers.py --compose "$(COMPOSE)" --engine "$(ENGINE)" $(CHECK)
 
 redis:
 	@command -v redis-server >/dev/null || { \

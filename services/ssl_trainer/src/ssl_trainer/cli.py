@@ -108,6 +108,10 @@ def train(
             "assistant.bank, or one of its own for these slices.",
         ),
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port where Prometheus may read what is logged."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key.path=value over the file; repeat.")
     ] = None,
@@ -139,7 +143,7 @@ def train(
     with processes.joined() as group, _interruptible(out, group):
         if fill_bank:
             settings = _filled_bank(settings, group)
-        run_with_progress(Trainer(settings, out, group))
+        run_with_progress(Trainer(settings, out, group), metrics_port)
     if not group.first:
         return
     print_line(f"Best student: {out / 'best.safetensors'}")

@@ -13,6 +13,7 @@ from vessa_client import SegmentationResult
 from vessa_server.engine import VessaEngine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SHARES = tuple(tenth / 10 for tenth in range(11))
 
 
 class Metrics:
@@ -38,6 +39,12 @@ class Metrics:
             "Time of each stage of the model.",
             ["stage"],
             buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.predicted_iou = Histogram(
+            "vessa_predicted_iou",
+            "Predicted IoU of each class that was asked for; 0 where it was not found.",
+            buckets=SHARES,
             registry=self.registry,
         )
         self.batch_size = Histogram(
@@ -75,6 +82,8 @@ class Metrics:
     def observe_result(self, result: SegmentationResult) -> None:
         """Count one answered request."""
         self.image_features.labels("hit" if result.image_features_cached else "miss").inc()
+        for found in result.classes:
+            self.predicted_iou.observe(found.predicted_iou)
         for name, milliseconds in result.stage_ms.items():
             self.stage.labels(name).observe(milliseconds / 1000)
 

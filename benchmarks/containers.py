@@ -1,0 +1,340 @@
+"""Builds the containers, uses them as people do, breaks them, and says what it saw.
+
+    make containers                                            with Docker
+    make containers COMPOSE=podman-compose ENGINE=podman       with podman
+
+Writes ``benchmarks/results/containers.json``: sizes, times, and what was not run. Takes some
+minutes and, with CUDA, some 20 GB of disk. It has a project of its own, so what runs already goes
+on. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "containers.json"
+SAMPLE = "examples/acdc-sample"
+ANNOTATED = f"{SAMPLE}/train/patient099_frame01"
+CLASSES = ("right ventricle", "myocardium", "left ventricle")
+STEPS = 50
+# MiB: of an image without CUDA.
+MOST = {"server": 2500, "client": 150}
+PROJECT = "vessacheck"
+PORTS = {"VESSA_GRPC_PORT": "55051", "VESSA_HTTP_PORT": "58080", "VESSA_PROMETHEUS_PORT": "59090"}
+
+
+class Engine:
+    """Docker or podman, with the compose file of this repository."""
+
+    def __init__(self, compose: str, engine: str, environment: dict[str, str]) -> None:
+        self.compose_command = shlex.split(compose)
+        self.command = shlex.split(engine)
+        self.environment = {**os.environ, **PORTS, **environment}
+
+    def run(self, *words: str, check: bool = True) -> str:
+        """A command of the engine; its output."""
+        return self._run([*self.command, *words], check)
+
+    def compose(self, *words: str, check: bool = True) -> str:
+        """A command of compose; its output."""
+        return self._run([*self.compose_command, "-p", PROJECT, *words], check)
+
+    def _run(self, command: list[str], check: bool) -> str:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise SystemExit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+    def container(self, service: str) -> str:
+        """Name of the container of a service."""
+        label = f"label=com.docker.compose.service={service}"
+        project = f"label=com.docker.compose.project={PROJECT}"
+        found = self.run("ps", "-a", "-q", "--filter", label, "--filter", project).split()
+        if not found:
+            raise SystemExit(f"{service}: no container")
+        return found[0]
+
+    @contextlib.contextmanager
+    def health_checks(self) -> Iterator[None]:
+        """Podman without systemd runs none by itself."""
+        ended = threading.Event()
+
+        def go_on() -> None:
+            while not ended.wait(2):
+                for name in self.run("ps", "-q", check=False).split():
+                    self.run("healthcheck", "run", name, check=False)
+
+        thread = threading.Thread(target=go_on)
+        if "podman" in self.command[-1]:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.is_alive():
+                thread.join()
+
+
+class Check:
+    """Steps, one after the other; the first that fails ends it."""
+
+    def __init__(self, engine: Engine, work: Path) -> None:
+        self.engine = engine
+        self.work = work
+        self.steps: list[dict[str, object]] = []
+
+    def step(self, what: str, does: Callable[[], str]) -> None:
+        """Do one, and note how long it took and what was seen."""
+        print(f"{what} ...", flush=True)
+        start = time.monotonic()
+        saw = does()
+        seconds = round(time.monotonic() - start, 1)
+        self.steps.append({"step": what, "seconds": seconds, "saw": saw})
+        print(f"    {seconds} s: {saw}", flush=True)
+
+    def client(self, *words: str) -> str:
+        """A command of the client's container."""
+        return self.engine.compose("run", "--rm", "client", *words)
+
+    def healthy(self, service: str = "server", within: float = 180) -> str:
+        """Wait for a server."""
+        end = time.monotonic() + within
+        asks = ("exec", "-T", service, "vessa", "health", "--server", "localhost:50051")
+        while "SERVING" not in self.engine.compose(*asks, check=False).upper():
+            if time.monotonic() > end:
+                logs = self.engine.compose("logs", service, check=False)
+                raise SystemExit(f"{service}: not healthy within {within:g} s:\n{logs[-4000:]}")
+            time.sleep(1)
+        return "healthy"
+
+    def images(self) -> str:
+        """Sizes and users."""
+        lines = []
+        for name in ("server", "trainer", "client"):
+            form = "{{.Size}} {{.Config.User}}"
+            size, user = self.engine.run(
+                "image", "inspect", "--format", form, f"vessa-{name}"
+            ).split()
+            mib = int(size) / 2**20
+            lines.append(f"{name} {mib:,.0f} MiB")
+            if user != "vessa":
+                raise SystemExit(f"{name}: runs as {user}")
+            if name in MOST and mib > MOST[name] and self.engine.environment["VESSA_TORCH_INDEX"]:
+                raise SystemExit(f"{name}: {mib:,.0f} MiB, expected at most {MOST[name]}")
+        return ", ".join(lines)
+
+    def closed(self) -> str:
+        """Nobody is root, and nothing but the named places can be written."""
+        inside = ("exec", "-T", "server", "sh", "-c")
+        user = self.engine.compose(*inside, "id -u").strip()
+        said = self.engine.compose(
+            *inside, "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x"
+        )
+        if user != "1000" or said.count("Read-only") != 2:
+            raise SystemExit(f"user {user}; {said}")
+        return "user 1000; only /data and /tmp can be written"
+
+    def templates(self) -> str:
+        """How many the bank has."""
+        found = self.client("templates", "list")
+        count = sum(name in found for name in CLASSES)
+        if count != len(CLASSES):
+            raise SystemExit(f"classes are missing in the bank:\n{found}")
+        return f"{len(found.splitlines())} lines of templates list, all classes"
+
+    def fill(self) -> str:
+        """Put an annotated volume in."""
+        words = [word for name in CLASSES for word in ("-c", name)]
+        self.client("templates", "add", f"/work/{ANNOTATED}.nii.gz", *words)
+        return self.templates()
+
+    def label(self, out: str) -> str:
+        """Label volumes that it has no label for."""
+        self.client("label", f"/work/{SAMPLE}/val", "--out", f"/work/{out}")
+        labels = sorted(file.name for file in (self.work / out).glob("*.nii.gz"))
+        if len(labels) != 3:
+            raise SystemExit(f"labels: {labels}")
+        return f"{len(labels)} volumes"
+
+    def train(self) -> str:
+        """Some updates, all with VESSA's answers, and the report."""
+        few = ("--steps", str(STEPS), "--set", f"validate_every={STEPS}")
+        every = ("--set", "assistant.decay_end=1", "--set", "assistant.required=true")
+        command = ("train", "/config/acdc.yaml", "--out", "/runs/acdc", "--server", "server:50051")
+        said = self.engine.compose("run", "--rm", "trainer", *command, "--fill-bank", *few, *every)
+        report = self.work / "runs" / "acdc" / "report.md"
+        answered = [line for line in report.read_text().splitlines() if "answered" in line]
+        if not answered or "answered 100 %" not in answered[0]:
+            raise SystemExit(f"{answered}\n{said[-4000:]}")
+        return answered[0].removeprefix("- VESSA: ")
+
+    def killed(self) -> str:
+        """The server dies as by a lack of memory, and is back with its bank."""
+        name = self.engine.container("server")
+        process = self.engine.run("inspect", "--format", "{{.State.Pid}}", name).strip()
+        os.kill(int(process), 9)
+        self.healthy()
+        return self.templates()
+
+    def without_redis(self) -> str:
+        """Redis goes away: answers go on."""
+        self.engine.compose("kill", "redis")
+        saw = self.label("without_redis")
+        self.engine.compose("start", "redis")
+        return saw
+
+    def again(self) -> str:
+        """Down and up: nothing is lost."""
+        self.engine.compose("down")
+        self.engine.compose("up", "-d", "server")
+        self.healthy()
+        return self.templates()
+
+    def refused(self) -> str:
+        """What cannot work is one line in the log and an exit code."""
+        wrong = {
+            "VESSA_WEIGHTS=/nowhere": "weights",
+            "VESSA_BANK=/opt/bank": "bank",
+            "VESSA_DEVICE=cuda": "cuda",
+            "VESSA_RUNTIME=triton://nowhere:8001": "triton",
+        }
+        for setting, word in wrong.items():
+            said = self.engine.compose(
+                "run", "--rm", "--no-deps", "-e", setting, "server", check=False
+            )
+            if word not in said.lower() or "Traceback" in said:
+                raise SystemExit(f"{setting}:\n{said}")
+        return ", ".join(wrong)
+
+    def triton(self) -> str:
+        """The same with the model on a tritonserver."""
+        self.engine.compose("down")
+        self.engine.compose("--profile", "triton", "up", "-d", "server-triton")
+        self.healthy("server-triton")
+        info = self.engine.compose("exec", "-T", "server-triton", "vessa", "info")
+        if "triton" not in info:
+            raise SystemExit(info)
+        saw = self.label("by_triton")
+        self.engine.compose("--profile", "triton", "down")
+        return saw
+
+    def prometheus(self) -> str:
+        """Scrapes the server, with the rules."""
+        self.engine.compose("--profile", "observability", "up", "-d", "server", "prometheus")
+        self.healthy()
+        self.label("for_prometheus")
+        address = f"http://127.0.0.1:{PORTS['VESSA_PROMETHEUS_PORT']}/api/v1"
+        end = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError):
+                found = _get(f"{address}/query?query=vessa_predicted_iou_count")["data"]["result"]
+                if found:
+                    break
+            if time.monotonic() > end:
+                logs = self.engine.compose("logs", "prometheus", check=False)
+                raise SystemExit(f"prometheus: no metrics within 120 s:\n{logs[-4000:]}")
+            time.sleep(2)
+        rules = _get(f"{address}/rules")["data"]["groups"][0]["rules"]
+        if any(rule["health"] == "err" for rule in rules):
+            raise SystemExit(f"rules: {rules}")
+        return f"{found[0]['value'][1]} predicted IoUs, {len(rules)} rules"
+
+
+def _get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return json.load(answer)
+
+
+def main() -> None:
+    """Run all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compose", default="docker compose")
+    parser.add_argument("--engine", default="docker")
+    parser.add_argument("--without", nargs="*", default=[], choices=["triton", "prometheus"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        work.chmod(0o777)
+        shutil.copytree(ROOT / "examples", work / "examples")
+        (work / "runs").mkdir(mode=0o777)
+        (work / "runs").chmod(0o777)
+        environment = {
+            "VESSA_WORK": folder,
+            "VESSA_RUNS": str(work / "runs"),
+            "VESSA_TORCH_INDEX": os.environ.get("VESSA_TORCH_INDEX", ""),
+        }
+        engine = Engine(arguments.compose, arguments.engine, environment)
+        check = Check(engine, work)
+        with engine.health_checks():
+            try:
+                run_all(check, set(arguments.without))
+            finally:
+                engine.compose("--profile", "triton", "--profile", "observability", "down", "-v")
+    found = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "engine": engine.run("--version").strip(),
+        "steps": check.steps,
+        "not_run": sorted({"GPU", "Grafana", *arguments.without}),
+    }
+    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    print(RESULT)
+
+
+def run_all(check: Check, without: set[str]) -> None:
+    """The steps."""
+    engine = check.engine
+
+    def build() -> str:
+        engine.compose("--profile", "train", "--profile", "client", "build")
+        return "server, trainer, client"
+
+    def up() -> str:
+        engine.compose("up", "-d", "server")
+        return check.healthy()
+
+    check.step("build", build)
+    check.step("images", check.images)
+    check.step("up", up)
+    check.step("closed", check.closed)
+    check.step("fill the bank", check.fill)
+    check.step("label", lambda: check.label("pseudo"))
+    check.step(f"train {STEPS} updates", check.train)
+    check.step("kill the server", check.killed)
+    check.step("kill Redis", check.without_redis)
+    check.step("down and up", check.again)
+    check.step("wrong settings", check.refused)
+    if "prometheus" not in without:
+        check.step("Prometheus", check.prometheus)
+    if "triton" not in without:
+        check.step("Triton", check.triton)
+
+
+if __name__ == "__main__":
+    main()
