@@ -47,16 +47,20 @@ class Engine:
         self.command = shlex.split(engine)
         self.environment = {**os.environ, **PORTS, **environment}
 
-    def run(self, *words: str, check: bool = True) -> str:
+    def run(self, *words: str) -> str:
         """A command of the engine; its output."""
-        return self._run([*self.command, *words], check)
+        return _expected(self._run([*self.command, *words]))
 
-    def compose(self, *words: str, check: bool = True) -> str:
+    def compose(self, *words: str) -> str:
         """A command of compose; its output."""
-        return self._run([*self.compose_command, "-p", PROJECT, *words], check)
+        return _expected(self.tried(*words))
 
-    def _run(self, command: list[str], check: bool) -> str:
-        done = subprocess.run(
+    def tried(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of compose that may fail."""
+        return self._run([*self.compose_command, "-p", PROJECT, *words])
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             command,
             cwd=ROOT,
             env=self.environment,
@@ -65,9 +69,6 @@ class Engine:
             text=True,
             check=False,
         )
-        if check and done.returncode:
-            raise SystemExit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}")
-        return done.stdout
 
     def container(self, service: str) -> str:
         """Name of the container of a service."""
@@ -85,8 +86,8 @@ class Engine:
 
         def go_on() -> None:
             while not ended.wait(2):
-                for name in self.run("ps", "-q", check=False).split():
-                    self.run("healthcheck", "run", name, check=False)
+                for name in self._run([*self.command, "ps", "-q"]).stdout.split():
+                    self._run([*self.command, "healthcheck", "run", name])
 
         thread = threading.Thread(target=go_on)
         if "podman" in self.command[-1]:
@@ -124,9 +125,9 @@ class Check:
         """Wait for a server."""
         end = time.monotonic() + within
         asks = ("exec", "-T", service, "vessa", "health", "--server", "localhost:50051")
-        while "SERVING" not in self.engine.compose(*asks, check=False).upper():
+        while self.engine.tried(*asks).returncode:
             if time.monotonic() > end:
-                logs = self.engine.compose("logs", service, check=False)
+                logs = self.engine.tried("logs", service).stdout
                 raise SystemExit(f"{service}: not healthy within {within:g} s:\n{logs[-4000:]}")
             time.sleep(1)
         return "healthy"
@@ -151,9 +152,8 @@ class Check:
         """Nobody is root, and nothing but the named places can be written."""
         inside = ("exec", "-T", "server", "sh", "-c")
         user = self.engine.compose(*inside, "id -u").strip()
-        said = self.engine.compose(
-            *inside, "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x"
-        )
+        tries = "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x"
+        said = self.engine.compose(*inside, tries)
         if user != "1000" or said.count("Read-only") != 2:
             raise SystemExit(f"user {user}; {said}")
         return "user 1000; only /data and /tmp can be written"
@@ -161,8 +161,7 @@ class Check:
     def templates(self) -> str:
         """How many the bank has."""
         found = self.client("templates", "list")
-        count = sum(name in found for name in CLASSES)
-        if count != len(CLASSES):
+        if not all(name in found for name in CLASSES):
             raise SystemExit(f"classes are missing in the bank:\n{found}")
         return f"{len(found.splitlines())} lines of templates list, all classes"
 
@@ -207,11 +206,15 @@ class Check:
         self.engine.compose("start", "redis")
         return saw
 
+    def up(self) -> str:
+        """Start the server and what it needs."""
+        self.engine.compose("up", "-d", "server")
+        return self.healthy()
+
     def again(self) -> str:
         """Down and up: nothing is lost."""
         self.engine.compose("down")
-        self.engine.compose("up", "-d", "server")
-        self.healthy()
+        self.up()
         return self.templates()
 
     def refused(self) -> str:
@@ -223,11 +226,10 @@ class Check:
             "VESSA_RUNTIME=triton://nowhere:8001": "triton",
         }
         for setting, word in wrong.items():
-            said = self.engine.compose(
-                "run", "--rm", "--no-deps", "-e", setting, "server", check=False
-            )
-            if word not in said.lower() or "Traceback" in said:
-                raise SystemExit(f"{setting}:\n{said}")
+            done = self.engine.tried("run", "--rm", "--no-deps", "-e", setting, "server")
+            said = done.stdout
+            if not done.returncode or word not in said.lower() or "Traceback" in said:
+                raise SystemExit(f"{setting}: ended with {done.returncode}\n{said}")
         return ", ".join(wrong)
 
     def triton(self) -> str:
@@ -255,13 +257,20 @@ class Check:
                 if found:
                     break
             if time.monotonic() > end:
-                logs = self.engine.compose("logs", "prometheus", check=False)
+                logs = self.engine.tried("logs", "prometheus").stdout
                 raise SystemExit(f"prometheus: no metrics within 120 s:\n{logs[-4000:]}")
             time.sleep(2)
         rules = _get(f"{address}/rules")["data"]["groups"][0]["rules"]
         if any(rule["health"] == "err" for rule in rules):
             raise SystemExit(f"rules: {rules}")
         return f"{found[0]['value'][1]} predicted IoUs, {len(rules)} rules"
+
+
+def _expected(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said that must not fail."""
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(done.args)} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
 
 
 def _get(address: str) -> Any:
@@ -315,13 +324,9 @@ def run_all(check: Check, without: set[str]) -> None:
         engine.compose("--profile", "train", "--profile", "client", "build")
         return "server, trainer, client"
 
-    def up() -> str:
-        engine.compose("up", "-d", "server")
-        return check.healthy()
-
     check.step("build", build)
     check.step("images", check.images)
-    check.step("up", up)
+    check.step("up", check.up)
     check.step("closed", check.closed)
     check.step("fill the bank", check.fill)
     check.step("label", lambda: check.label("pseudo"))

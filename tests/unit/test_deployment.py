@@ -22,6 +22,11 @@ from vessa_server.api.settings import ServerSettings
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVICE_KEYS = {
+    "build", "cap_drop", "command", "depends_on", "deploy", "environment", "healthcheck", "image",
+    "ipc", "networks", "ports", "profiles", "read_only", "restart", "security_opt",
+    "stop_grace_period", "tmpfs", "user", "volumes",
+}  # fmt: skip
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
 SERVERS = ("server", "server-gpu", "server-triton")
 PROFILES = {
@@ -48,6 +53,7 @@ def test_who_names_no_profile_gets_a_server_and_its_cache() -> None:
 
 def test_what_is_built_or_mounted_exists() -> None:
     for name, service in SERVICES.items():
+        assert set(service) <= SERVICE_KEYS, name
         build = service.get("build")
         if build:
             file = ROOT / build["dockerfile"]
