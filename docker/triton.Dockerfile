@@ -8,18 +8,11 @@ ARG TORCH="-c constraints.txt torch torchvision"
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1 SAM2_BUILD_CUDA=0
 WORKDIR /src
 COPY constraints.txt ./
-RUN python3 -m pip install --quiet "setuptools<82" wheel \
-    && python3 -m pip install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} $TORCH
-RUN python3 -m pip install --quiet "hydra-core>=1.3,<2" "iopath>=0.1.10" \
-    && python3 -m pip install --quiet --no-build-isolation --no-deps "sam2>=1.1,<2"
-COPY docker/requirements.py docker/
+COPY docker/install.sh docker/requirements.py docker/
+RUN docker/install.sh "python3 -m pip" heavy
 COPY proto proto
-COPY services/vessa_common services/vessa_common
-COPY services/vessa_server services/vessa_server
-RUN python3 docker/requirements.py proto services/vessa_common services/vessa_server >wanted.txt \
-    && python3 -m pip install --quiet -r wanted.txt \
-    && python3 -m pip install --quiet --no-deps --no-build-isolation \
-        ./proto ./services/vessa_common ./services/vessa_server
+COPY services services
+RUN docker/install.sh "python3 -m pip" proto services/vessa_common services/vessa_server
 COPY docker/triton/models /models
 COPY services/vessa_server/weights /opt/weights
 RUN useradd --create-home --uid 1001 vessa

@@ -24,7 +24,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVICE_KEYS = {
     "build", "cap_drop", "command", "depends_on", "deploy", "environment", "healthcheck", "image",
-    "ipc", "networks", "ports", "profiles", "read_only", "restart", "security_opt",
+    "networks", "ports", "profiles", "read_only", "restart", "security_opt", "shm_size",
     "stop_grace_period", "tmpfs", "user", "volumes",
 }  # fmt: skip
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
