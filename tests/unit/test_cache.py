@@ -322,6 +322,19 @@ def test_redis_away_is_a_miss_and_redis_back_is_used(
     cache.close()
 
 
+def test_redis_that_stays_away_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("vessa_server.cache.redis.time.monotonic", lambda: now)
+    cache = RedisCache(f"redis://127.0.0.1:{free_port()}/0")
+    asked = []
+    for second in range(300):
+        now = 1000.0 + second
+        cache.get(KEY)
+        if cache.counts["error"] > len(asked):
+            asked.append(second)
+    assert asked == [0, 5, 15, 35, 75, 135, 195, 255]
+
+
 def test_redis_unreachable_is_told_once_with_the_fix(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

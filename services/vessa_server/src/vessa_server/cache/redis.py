@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import redis
@@ -12,8 +13,10 @@ from vessa_server.cache.feature_cache import FeatureCache
 
 KEY_PREFIX = "vessa:"
 TIMEOUT_SECONDS = 2.0
-# After a failure Redis is left alone for this long, so that requests do not wait for it.
+# After a failure Redis is left alone for this long, and twice as long after the next, so that
+# requests do not wait for it: looking up a name that is gone may take seconds.
 PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 60.0
 EXPIRE_SECONDS = 30 * 24 * 3600
 
 
@@ -37,6 +40,7 @@ class RedisCache(FeatureCache):
         self._client: redis.Redis = redis.Redis.from_url(
             url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
         )
+        self._pause = PAUSE_SECONDS
         self._paused_until = 0.0
         self._lock = threading.Lock()
 
@@ -53,38 +57,32 @@ class RedisCache(FeatureCache):
             return False
 
     def _read(self, key: str) -> bytes | None:
-        if self._paused():
-            return None
-        try:
-            value = self._client.get(KEY_PREFIX + key)
-        except redis.RedisError as error:
-            self._failed("get", error)
-            return None
+        value = self._tried("get", lambda: self._client.get(KEY_PREFIX + key))
         return value if isinstance(value, bytes) else None
 
     def _write(self, key: str, data: bytes) -> None:
-        if self._paused():
-            return
-        try:
-            self._client.set(KEY_PREFIX + key, data, ex=EXPIRE_SECONDS)
-        except redis.RedisError as error:
-            self._failed("set", error)
+        self._tried("set", lambda: self._client.set(KEY_PREFIX + key, data, ex=EXPIRE_SECONDS))
 
     def _remove(self, key: str) -> None:
-        if self._paused():
-            return
-        try:
-            self._client.delete(KEY_PREFIX + key)
-        except redis.RedisError as error:
-            self._failed("delete", error)
+        self._tried("delete", lambda: self._client.delete(KEY_PREFIX + key))
 
-    def _paused(self) -> bool:
+    def _tried(self, action: str, command: Callable[[], object]) -> object:
         with self._lock:
-            return time.monotonic() < self._paused_until
+            if time.monotonic() < self._paused_until:
+                return None
+        try:
+            value = command()
+        except redis.RedisError as error:
+            self._failed(action, error)
+            return None
+        with self._lock:
+            self._pause = PAUSE_SECONDS
+        return value
 
     def _failed(self, action: str, error: redis.RedisError) -> None:
         with self._lock:
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            self._paused_until = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
         self._report_failure(
             "cache.redis_unreachable",
             action=action,
