@@ -136,6 +136,14 @@ class Check:
             time.sleep(1)
         return "healthy"
 
+    def config(self) -> str:
+        """What compose makes of the file, with every profile."""
+        names = self.engine.compose("--profile=gpu", "config", "--services").split()
+        expected = {"redis", "server", "server-gpu", "server-triton", "triton", "trainer", "client"}
+        if not expected <= set(names):
+            raise SystemExit(f"services: {names}")
+        return ", ".join(sorted(names))
+
     def build(self) -> str:
         """All that is of this repository."""
         self.engine.compose("build")
@@ -329,6 +337,7 @@ def main() -> None:
 def steps(check: Check) -> dict[str, Callable[[], str]]:
     """What is done, in this order."""
     return {
+        "config": check.config,
         "build": check.build,
         "images": check.images,
         "up": check.up,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,22 @@ def test_what_is_built_or_mounted_exists() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), source
         for port in service.get("ports", []):
             assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", _plain(port)), "not open to the network"
+
+
+COMMANDS = [c for c in ("docker compose", "podman-compose") if shutil.which(c.split()[0])]
+
+
+@pytest.mark.skipif(not COMMANDS, reason="takes docker or podman-compose")
+@pytest.mark.parametrize("profile", [None, *sorted({*PROFILES.values()})])
+def test_compose_reads_each_profile(profile: str | None) -> None:
+    command = [*COMMANDS[-1].split(), *([f"--profile={profile}"] if profile else [])]
+    said = subprocess.run(
+        [*command, "config"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    services = yaml.safe_load(said.stdout)["services"]
+    assert {"redis", "server", *(n for n, p in PROFILES.items() if p == profile)} <= set(services)
+    assert "${" not in said.stdout
 
 
 @pytest.mark.parametrize("name", SERVICES)
