@@ -66,6 +66,12 @@ def _softmax(logits_BCHW: Tensor) -> Maps:
     return out
 
 
+def _passes(student: torch.nn.Module, *images_B1HW: Tensor) -> Maps:
+    """Probabilities of batches that do not see each other, one after the other."""
+    student = copy.deepcopy(student)
+    return np.concatenate([_softmax(student(images)) for images in images_B1HW])
+
+
 def _entropy(p_BCHW: Maps, labels_BHW: Tensor) -> Maps:
     out: Maps = -np.log(np.take_along_axis(p_BCHW, labels_BHW.numpy()[:, None], axis=1)[:, 0])
     return out
@@ -134,9 +140,8 @@ def test_mean_teacher_is_the_squared_difference_to_the_teacher(tmp_path: Path) -
     config = _config(tmp_path, "mean-teacher", steps=8)
     method, batch = _built(config), _batch(4)
     assert batch.unlabelled is not None
-    student = copy.deepcopy(method.student)
     noisy = mean_teacher.noisy(batch.unlabelled.image_B1HW, np.random.default_rng(4))
-    p = _softmax(student(torch.cat([batch.labelled.image_B1HW, noisy])))
+    p = _passes(method.student, batch.labelled.image_B1HW, noisy)
     target = predict_probabilities(method.teacher.model, batch.unlabelled.image_B1HW).numpy()
     errors = ((p[2:] - target) ** 2).mean(axis=1) * batch.unlabelled.inside().numpy()
     expected = _supervised(p[:2], batch.labelled.labels_BHW)
@@ -157,8 +162,8 @@ def test_noise_is_small_and_cut_off() -> None:
 def test_students_of_cps_learn_each_others_labels(tmp_path: Path) -> None:
     method, batch = _built(_config(tmp_path, "cps", cps=CpsConfig(weight=0.7))), _batch(3)
     assert batch.unlabelled is not None
-    images = torch.cat([batch.labelled.image_B1HW, batch.unlabelled.image_B1HW])
-    one, other = (_softmax(copy.deepcopy(student)(images)) for student in method.students)
+    images = batch.labelled.image_B1HW, batch.unlabelled.image_B1HW
+    one, other = (_passes(student, *images) for student in method.students)
     inside = batch.unlabelled.inside().numpy()
     known = sum(_supervised(p[:2], batch.labelled.labels_BHW) for p in (one, other))
     crossed = 0.0
@@ -231,7 +236,7 @@ def test_bcp_then_pastes_in_both_directions(tmp_path: Path) -> None:
     inward, outward = views.clone(), images.clone()
     inward[:, :, pasted] = images[:, :, pasted]
     outward[:, :, pasted] = views[order][:, :, pasted]
-    p = _softmax(copy.deepcopy(method.student)(torch.cat([inward, outward])))
+    p = _passes(method.student, inward, outward)
     shown = batch.unlabelled.inside().numpy()
     around, inside = (np.broadcast_to(part, shown.shape) for part in (~pasted, pasted))
     known = _part(p[:3], labels, inside) + _part(p[3:], labels, around)
