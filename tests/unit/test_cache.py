@@ -326,7 +326,7 @@ def test_redis_that_stays_away_is_asked_less_and_less(monkeypatch: pytest.Monkey
     now = 1000.0
     monkeypatch.setattr("vessa_server.cache.redis.time.monotonic", lambda: now)
     cache = RedisCache(f"redis://127.0.0.1:{free_port()}/0")
-    asked = []
+    asked: list[int] = []
     for second in range(300):
         now = 1000.0 + second
         cache.get(KEY)

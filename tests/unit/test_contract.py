@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import vessa_client
 from support import ROOT
@@ -74,6 +77,15 @@ def test_help_imports_nothing_that_only_the_work_needs(arguments: list[str]) -> 
     code = f"from vessa_client.cli import app\napp({help_}, standalone_mode=False)"
     needless = {"grpc", "google", "numpy", "scipy", "nibabel", "PIL", "asyncio"}
     assert not modules_after(code) & needless
+
+
+@pytest.mark.parametrize("package", ["vessa-client", "vessa-server", "ssl-trainer"])
+def test_commands_say_their_version(package: str) -> None:
+    app = importlib.import_module(f"{package.replace('-', '_')}.cli").app
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.output.split() == [package, importlib.metadata.version(package)]
+    assert CliRunner().invoke(app, ["-h"]).exit_code == 0
 
 
 def test_the_client_does_not_load_torch() -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from vessa_client._errors import NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET, ClientOptions
 from vessa_client.console import (
-    HELP_OPTIONS,
+    command_line,
     console,
     explained,
     print_error,
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-app = typer.Typer(
-    help="Segment medical images with a VESSA server.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings=HELP_OPTIONS,
-)
+app = command_line("vessa-client", "Segment medical images with a VESSA server.")
 templates = typer.Typer(help="The template bank: annotated images.", no_args_is_help=True)
 app.add_typer(templates, name="templates")
 

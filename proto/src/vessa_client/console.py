@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -21,9 +22,32 @@ from rich.progress import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 console = Console()
 errors = Console(stderr=True)
+
+
+def command_line(package: str, about: str) -> typer.Typer:
+    """The commands of a package: with ``--version``, and its help where nothing is asked for."""
+
+    def show(asked: bool) -> None:
+        if asked:
+            print_line(f"{package} {version(package)}")
+            raise typer.Exit
+
+    option = typer.Option(
+        False, "--version", is_eager=True, callback=show, help="Show the version and exit."
+    )
+
+    def options(version: bool = option) -> None:
+        pass
+
+    return typer.Typer(
+        help=about,
+        callback=options,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def print_line(message: str) -> None:

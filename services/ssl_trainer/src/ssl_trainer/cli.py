@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vessa_client.console import (
-    HELP_OPTIONS,
+    command_line,
     console,
     explained,
     print_error,
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from ssl_trainer.evaluation.predictor import Predictor
     from vessa_common.processes import Processes
 
-app = typer.Typer(
-    help="Semi-supervised training (UniMatch V2) with a VESSA server as assistant.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings=HELP_OPTIONS,
+app = command_line(
+    "ssl-trainer", "Semi-supervised training (UniMatch V2) with a VESSA server as assistant."
 )
 
 # What names of label maps end with.

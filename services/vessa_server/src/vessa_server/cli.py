@@ -8,15 +8,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from vessa_client.console import HELP_OPTIONS, console, print_error
+from vessa_client.console import command_line, console, print_error
 from vessa_server.runtime.spinning import spin_briefly
 
-app = typer.Typer(
-    help="The VESSA segmentation server.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings=HELP_OPTIONS,
-)
+app = command_line("vessa-server", "The VESSA segmentation server.")
 
 
 def _fail(message: str) -> typer.Exit:
