@@ -28,6 +28,8 @@ NOTHING = "–"
 FIGURE = re.compile(r"\d\.\d")
 # What gains over what: a method, a name of :func:`_named`, or both rivals.
 RIVAL, BEST = "the fair rival", "the best without VESSA"
+# Nobody knows what is best where this has not been run.
+STRONGEST = "unimatch-regions"
 GAINS = (
     ("vessa", RIVAL),
     ("vessa", BEST),
@@ -320,6 +322,8 @@ def rival_of(
     rivals = {RIVAL: RIVALS, BEST: WITHOUT_VESSA}.get(over, (over,))
     if over in METHODS and METHODS[over].server:
         return (over, MAIN)
+    if over == BEST and not results.select(budget, STRONGEST):
+        return None
     beside = results.select(budget, method)
     return results.best(budget, rivals, split, beside=beside, leave_out=leave_out)
 

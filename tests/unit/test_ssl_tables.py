@@ -105,7 +105,8 @@ def test_scores_are_means_over_seeds_with_their_deviation() -> None:
 
 def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
     for better, other in (("unimatch", "unimatch-quarters"), ("unimatch-quarters", "unimatch")):
-        found = results(run(better, 0.7), run(other, 0.6), run("bcp", 0.75), run("vessa", 0.8))
+        runs = [run(better, 0.7), run(other, 0.6), run("bcp", 0.75), run("vessa", 0.8)]
+        found = results(*runs, run("unimatch-regions", 0.74))
         assert found.best(("1", 2500), RIVALS) == (better, "last/views")
         assert found.best(("3", 2500), RIVALS) is None
         rows = ssl_tables.gains(found, "test")
@@ -114,6 +115,13 @@ def test_the_rival_is_the_better_one_on_the_very_patients() -> None:
         assert over[1] == "BCP (the best without VESSA)"
         assert float(rows[1][3].strip("*")) == pytest.approx(0.1, abs=0.02)
         assert rows[2][3] < rows[1][3]
+
+
+def test_nothing_is_the_best_before_the_strongest_was_run() -> None:
+    found = results(run("unimatch", 0.7), run("bcp", 0.75), run("vessa", 0.8))
+    over = [row[2] for row in ssl_tables.gains(found, "test")[1:] if row[0] == "1"]
+    assert not any(ssl_tables.BEST in title and "BCP" in title for title in over)
+    assert f"UniMatch V2 ({ssl_tables.RIVAL})" in over
 
 
 def test_a_rival_with_fewer_seeds_does_not_count() -> None:
