@@ -335,6 +335,30 @@ def test_redis_that_stays_away_is_asked_less_and_less(monkeypatch: pytest.Monkey
     assert asked == [0, 5, 15, 35, 75, 135, 195, 255]
 
 
+def test_commands_that_were_under_way_together_make_one_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("vessa_server.cache.redis.time.monotonic", lambda: now)
+    cache = RedisCache(f"redis://127.0.0.1:{free_port()}/0")
+    real, under_way = cache._client.get, 8
+
+    def get(key: str) -> object:
+        nonlocal under_way
+        if under_way > 1:
+            under_way -= 1
+            cache.get(KEY)
+        return real(key)
+
+    monkeypatch.setattr(cache._client, "get", get)
+    cache.get(KEY)
+    assert cache.counts["error"] == 8
+    for second, errors in ((1004.9, 8), (1005.0, 9), (1014.9, 9), (1015.0, 10)):
+        now = second
+        cache.get(KEY)
+        assert cache.counts["error"] == errors
+
+
 def test_redis_unreachable_is_told_once_with_the_fix(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -50,11 +50,7 @@ class RedisCache(FeatureCache):
 
     def reachable(self) -> bool:
         """Whether Redis answers now; logs what to do where it does not."""
-        try:
-            return bool(self._client.ping())
-        except redis.RedisError as error:
-            self._failed("ping", error)
-            return False
+        return bool(self._asked("ping", self._client.ping))
 
     def _read(self, key: str) -> bytes | None:
         value = self._tried("get", lambda: self._client.get(KEY_PREFIX + key))
@@ -67,9 +63,13 @@ class RedisCache(FeatureCache):
         self._tried("delete", lambda: self._client.delete(KEY_PREFIX + key))
 
     def _tried(self, action: str, command: Callable[[], object]) -> object:
+        """The answer, or None: to who asks in a pause, too."""
         with self._lock:
             if time.monotonic() < self._paused_until:
                 return None
+        return self._asked(action, command)
+
+    def _asked(self, action: str, command: Callable[[], object]) -> object:
         try:
             value = command()
         except redis.RedisError as error:
@@ -80,9 +80,11 @@ class RedisCache(FeatureCache):
         return value
 
     def _failed(self, action: str, error: redis.RedisError) -> None:
+        now = time.monotonic()
         with self._lock:
-            self._paused_until = time.monotonic() + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            if now >= self._paused_until:  # what was under way together fails once
+                self._paused_until = now + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
         self._report_failure(
             "cache.redis_unreachable",
             action=action,
