@@ -65,6 +65,13 @@ def _near_border(view_HW: Tensor) -> Tensor:
     return (F.max_pool2d(padded, 3, 1) != -F.max_pool2d(-padded, 3, 1))[0, 0]
 
 
+def _between_pixels(grid_HW2: Tensor, shape: Shape) -> Tensor:
+    """What lies half-way between two pixels of a slice: the nearest one is either."""
+    sides = torch.tensor(shape[::-1])
+    pixel_HW2 = ((grid_HW2.double() + 1) * sides - 1) / 2
+    return ((pixel_HW2 % 1 - 0.5).abs() < 1e-4).any(dim=-1)
+
+
 @settings(max_examples=40)
 @given(_cases())
 def test_slices_of_all_sizes_are_sampled_at_once_as_each_alone(
@@ -90,7 +97,7 @@ def test_slices_of_all_sizes_are_sampled_at_once_as_each_alone(
         alone_labels = frame.sample(truth, alone, mode="nearest")
         differ = labels[place, 0] != alone_labels[0]
         assert not bool((differ & ~_near_border(alone_labels[0])).any())
-        assert int(differ.sum()) <= SIZE  # a whole line may lie between two pixels
+        assert int((differ & ~_between_pixels(alone, shape)).sum()) <= 2
         canvas = batches.canonical(slices[row], SIZE, roi)
         assert torch.allclose(canvases[place], canvas, atol=5e-4)
 
@@ -239,7 +246,7 @@ def test_smooth_fields_are_bicubic_between_their_knots(
         value = knots.value_BC66[row : row + 1, :, :count, :count]
         alone = F.interpolate(value, size=(size, size), mode="bicubic", align_corners=True)[0]
         assert torch.allclose(fields[row], alone / alone.std(), atol=1e-4)
-        assert float((fields[row][:, 1:] - fields[row][:, :-1]).abs().max()) < 64 / size
+        assert float((fields[row][:, 1:] - fields[row][:, :-1]).abs().max()) < 52 / size
 
 
 def test_white_noise_is_white_and_each_images_own() -> None:
