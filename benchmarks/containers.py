@@ -7,8 +7,8 @@ Settings of compose (``.env.example``) may be in the environment, VESSA_TORCH_IN
 without CUDA, VESSA_TRITON for another tritonserver.
 
 Writes ``benchmarks/results/containers.json``: sizes, times, and what was not run. Takes some
-minutes and, with CUDA, some 20 GB of disk. It has a project of its own, so what runs already goes
-on. Needs nothing but Python.
+minutes and, with CUDA, some 20 GB of disk. It has a project and images of its own and reads no
+``.env``, so what runs already goes on. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -40,6 +41,10 @@ STEPS = 50
 MOST = {"server": 2500, "client": 150}
 PROJECT = "vessacheck"
 PROFILES = [f"--profile={name}" for name in ("train", "client", "triton", "observability")]
+IMAGES = {
+    f"VESSA_{name.upper()}_IMAGE": f"{PROJECT}-{name}"
+    for name in ("server", "trainer", "client", "triton")
+}
 PORTS = {"VESSA_GRPC_PORT": "55051", "VESSA_HTTP_PORT": "58080", "VESSA_PROMETHEUS_PORT": "59090"}
 
 
@@ -49,7 +54,7 @@ class Engine:
     def __init__(self, compose: str, engine: str, environment: dict[str, str]) -> None:
         self.compose_command = shlex.split(compose)
         self.command = shlex.split(engine)
-        self.environment = {**os.environ, **PORTS, **environment}
+        self.environment = {**os.environ, **PORTS, **IMAGES, **environment}
 
     def run(self, *words: str) -> str:
         """A command of the engine; its output."""
@@ -61,7 +66,8 @@ class Engine:
 
     def tried(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of compose that may fail."""
-        return self._run([*self.compose_command, "-p", PROJECT, *PROFILES, *words])
+        alone = ("--env-file", os.devnull, "-p", PROJECT)
+        return self._run([*self.compose_command, *alone, *PROFILES, *words])
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -156,9 +162,8 @@ class Check:
         without_cuda = bool(named.get("VESSA_TORCH_INDEX") or named.get("VESSA_TORCH"))
         for name in ("server", "trainer", "client"):
             form = "{{.Size}} {{.Config.User}}"
-            size, user = self.engine.run(
-                "image", "inspect", "--format", form, f"vessa-{name}"
-            ).split()
+            inspected = self.engine.run("image", "inspect", "--format", form, f"{PROJECT}-{name}")
+            size, user = inspected.split()
             mib = int(size) / 2**20
             lines.append(f"{name} {mib:,.0f} MiB")
             if user != "vessa":
@@ -213,8 +218,12 @@ class Check:
     def killed(self) -> str:
         """The server dies as by a lack of memory, and is back with its bank."""
         name = self.engine.container("server")
-        process = self.engine.run("inspect", "--format", "{{.State.Pid}}", name).strip()
-        os.kill(int(process), 9)
+        process = int(self.engine.run("inspect", "--format", "{{.State.Pid}}", name))
+        # An engine on another machine, or in a virtual one, has other numbers.
+        command = Path(f"/proc/{process}/cmdline")
+        if not command.is_file() or b"vessa-server" not in command.read_bytes():
+            raise SystemExit("the engine's processes are not this machine's: --without killed")
+        os.kill(process, signal.SIGKILL)
         self.healthy()
         return self.templates()
 

@@ -11,6 +11,7 @@ digests=$(mktemp); trap 'rm -f "$digests"' EXIT
 push() { # TARGET TAG PLATFORMS [ARGUMENT ...]
   docker buildx build --file docker/Dockerfile --target "$1" --platform "$3" --sbom=true --provenance=true \
     --build-arg "VERSION=$version" "${@:4}" --tag "$name-$1:$2" --push --metadata-file "$digests" .
+  docker buildx prune --all --force >/dev/null # an image with CUDA leaves 20 GB of cache
   echo "$name-$1:$2 $(grep -o '"containerimage.digest": *"[^"]*' "$digests" | cut -d'"' -f4)"
 }
 for target in server trainer; do

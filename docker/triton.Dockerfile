@@ -10,12 +10,17 @@ WORKDIR /src
 COPY constraints.txt ./
 COPY docker/install.sh docker/requirements.py docker/
 RUN docker/install.sh "python3 -m pip" heavy
+COPY proto/pyproject.toml proto/
+COPY services/vessa_common/pyproject.toml services/vessa_common/
+COPY services/vessa_server/pyproject.toml services/vessa_server/
+ARG PACKAGES="proto services/vessa_common services/vessa_server"
+RUN docker/install.sh "python3 -m pip" dependencies $PACKAGES
 COPY proto proto
 COPY services services
-RUN docker/install.sh "python3 -m pip" proto services/vessa_common services/vessa_server
+RUN docker/install.sh "python3 -m pip" code $PACKAGES
 COPY docker/triton/models /models
 COPY services/vessa_server/weights /opt/weights
-RUN useradd --create-home --uid 1001 vessa
+RUN chmod -R a+rX /models /opt/weights && useradd --create-home --uid 1001 vessa
 ENV VESSA_WEIGHTS=/opt/weights/nano HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER vessa
 WORKDIR /tmp

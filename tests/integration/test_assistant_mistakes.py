@@ -339,8 +339,22 @@ def test_a_slice_that_the_server_refuses_costs_no_other_its_answer(
         ("localhost.example.org:50051", False),
     ],
 )
-def test_addresses_of_this_machine(target: str, own: bool) -> None:
+def test_addresses_of_this_machine(
+    target: str, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONTAINER_FILES", ())
     assert on_this_machine(target) == own
+
+
+def test_a_service_beside_this_container_is_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / ".dockerenv"
+    monkeypatch.setattr(connection, "CONTAINER_FILES", (marker,))
+    assert not on_this_machine("server:50051")
+    marker.touch()
+    assert on_this_machine("server:50051")
+    assert not on_this_machine("vessa.example.org:50051")
 
 
 def test_the_state_says_which_keys_are_others(tmp_path: Path, server: RunningServer) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import nibabel as nib
 import numpy as np
 import pytest
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -172,3 +178,33 @@ def test_slicing_follows_the_thickest_slices(tmp_path: Path) -> None:
     assert files.read(tmp_path / "short.nii.gz").axis == 0
     assert files.read(tmp_path / "thick.nii.gz").axis == 1
     assert files.read(tmp_path / "thick.nii.gz", axis=2).depth == 30
+
+
+def test_a_server_behind_tls(tmp_path: Path) -> None:
+    """``VESSA_ROOT_CERTIFICATES`` makes the command speak TLS, and trust who signed it only."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    for name in ("own", "other"):
+        written = ["-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")]
+        command = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2"]
+        subprocess.run([*command, *names, *written], check=True, capture_output=True)
+    key, chain = ((tmp_path / f"own.{kind}").read_bytes() for kind in ("key", "pem"))
+    proxy = grpc.server(ThreadPoolExecutor(1))
+    health = HealthServicer()
+    health.set("", HealthCheckResponse.SERVING)
+    add_HealthServicer_to_server(health, proxy)
+    credentials = grpc.ssl_server_credentials([(key, chain)])
+    address = f"localhost:{proxy.add_secure_port('localhost:0', credentials)}"
+    proxy.start()
+    try:
+        codes = [
+            CliRunner().invoke(app, ["health", "--server", address], env=environment).exit_code
+            for environment in (
+                {"VESSA_ROOT_CERTIFICATES": str(tmp_path / "own.pem")},
+                {"VESSA_ROOT_CERTIFICATES": str(tmp_path / "other.pem")},
+                {"VESSA_ROOT_CERTIFICATES": str(tmp_path / "missing.pem")},
+                {},
+            )
+        ]
+    finally:
+        proxy.stop(None)
+    assert codes == [0, 1, 1, 1]

@@ -33,6 +33,7 @@ DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
 SERVERS = ("server", "server-gpu", "server-triton")
 PROFILES = {
     "server-gpu": "gpu",
+    "trainer-gpu": "gpu",
     "server-triton": "triton",
     "triton": "triton",
     "trainer": "train",
@@ -92,8 +93,9 @@ def test_containers_are_closed(name: str) -> None:
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    if name != "redis":  # which starts before all, and again whatever happens
-        assert service.get("restart", "no") in ("no", "on-failure:3"), "no loop that hides it"
+    long_running = name not in ("trainer", "trainer-gpu", "client")
+    # Docker brings `on-failure` back neither after a reboot nor after its last try.
+    assert service.get("restart") == ("unless-stopped" if long_running else None)
 
 
 def test_dependencies_have_a_health_check_to_wait_for() -> None:
@@ -120,12 +122,16 @@ def test_the_example_of_settings_has_what_compose_reads() -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_environment_names_are_settings(name: str) -> None:
+def test_environment_names_are_settings_and_have_their_defaults(name: str) -> None:
     values = {
         key.removeprefix("VESSA_").lower(): _plain(value)
         for key, value in SERVICES[name]["environment"].items()
     }
     settings = ServerSettings.model_validate(values)
+    plain = ServerSettings()
+    own = {"cache", "bank", "weights", "device", "batch_mode", "runtime"}
+    for field in values.keys() - own:
+        assert getattr(settings, field) == getattr(plain, field), field
     assert settings.cache.startswith("redis://redis:")
     assert settings.token is None
     assert (settings.device == "cuda") == (name == "server-gpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vessa_client import AnyArray, ClassDefinition, VessaClient
     from vessa_client.files import ImageFile
 
+CERTIFICATES_VARIABLE = "VESSA_ROOT_CERTIFICATES"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -35,7 +37,12 @@ templates = typer.Typer(help="The template bank: annotated images.", no_args_is_
 app.add_typer(templates, name="templates")
 
 Server = Annotated[
-    str, typer.Option("--server", envvar="VESSA_SERVER", help="host:port of the gRPC server.")
+    str,
+    typer.Option(
+        "--server",
+        envvar="VESSA_SERVER",
+        help="host:port of the gRPC server; over TLS where VESSA_ROOT_CERTIFICATES is a PEM file.",
+    ),
 ]
 Token = Annotated[
     str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token, printable ASCII.")
@@ -80,8 +87,13 @@ def _explained(command: Callable[P, R]) -> Callable[P, R]:
 def _client(server: str, token: str | None, bank: str = "") -> VessaClient:
     from vessa_client import VessaClient
 
+    certificates = os.environ.get(CERTIFICATES_VARIABLE)
     try:
-        options = ClientOptions(token=token, bank=bank)
+        options = ClientOptions(
+            token=token,
+            bank=bank,
+            root_certificates=Path(certificates) if certificates else None,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--token (VESSA_TOKEN)") from error
     return VessaClient(server, options)

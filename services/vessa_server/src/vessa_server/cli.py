@@ -202,9 +202,10 @@ def adapt(
     steps: Annotated[
         int, typer.Option(help="Optimiser updates. Many more fit the bank's patients only.")
     ] = 200,
-    preset: Annotated[str, typer.Option(help="Size of the model.")] = "nano",
+    preset: Annotated[str, typer.Option(envvar="VESSA_PRESET", help="Size of the model.")] = "nano",
     weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights. Default: shipped.")
+        Path | None,
+        typer.Option(envvar="VESSA_WEIGHTS", help="Folder of weights. Default: shipped."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,

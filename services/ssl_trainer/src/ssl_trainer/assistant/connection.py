@@ -11,6 +11,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -32,6 +33,8 @@ T = TypeVar("T")
 TOKEN_VARIABLE = "VESSA_TOKEN"  # that of the `vessa` command
 # Between two attempts to reach a server that is not there yet.
 ATTEMPT_SECONDS = 0.3
+# In containers of Docker and of podman.
+CONTAINER_FILES = (Path("/.dockerenv"), Path("/run/.containerenv"))
 # Fields of a request that are the same in all requests of a run.
 BANK_FIELDS = ("bank", "class_names")
 
@@ -138,12 +141,13 @@ def explain(error: VessaError, config: AssistantConfig, classes: Sequence[str]) 
 
 
 def on_this_machine(server: str) -> bool:
-    """Whether the address is one of this machine's own."""
+    """Whether the address is one of this machine's own, or a service beside this container."""
     host = server.rpartition("/")[2].rpartition(":")[0].strip("[]")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or server.startswith("unix:")
+        beside = "." not in host and any(file.exists() for file in CONTAINER_FILES)
+        return host == "localhost" or server.startswith("unix:") or beside
     return address.is_loopback
 
 

@@ -15,7 +15,12 @@ from vessa_server.policy import RULES, PolicyConfig
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[3] / "weights"
 # Of the client, and of whoever starts a tritonserver.
-NOT_THE_SERVERS = {"VESSA_SERVER", "VESSA_CLIENT_BANK", "VESSA_TRITONSERVER"}
+NOT_THE_SERVERS = {
+    "VESSA_SERVER",
+    "VESSA_CLIENT_BANK",
+    "VESSA_ROOT_CERTIFICATES",
+    "VESSA_TRITONSERVER",
+}
 
 
 class ServerSettings(BaseSettings):
@@ -89,7 +94,7 @@ class ServerSettings(BaseSettings):
     grace_seconds: float = Field(20.0, ge=0, description="Time to finish requests at shutdown.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the logs.")
 
-    @field_validator("token", mode="before")
+    @field_validator("token", "weights", "adaptation", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
