@@ -41,15 +41,24 @@ def is_volume(path: Path) -> bool:
     return _dicom_files.is_dicom(path)
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Images of a folder without the label files ``*_gt.*``, sorted; a DICOM series is its folder.
+def is_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, a folder of them, or a zip."""
+    return _dicom_files.is_dicom(path)
+
+
+def find_images(folder: Path, suffix: str = LABEL_SUFFIX) -> list[Path]:
+    """Images of a folder without the label files, sorted; a DICOM series is its folder.
+
+    Args:
+        folder: of images, and folders of them.
+        suffix: by which names of label files end.
 
     Raises:
         FileError: the folder is missing.
     """
     if not folder.is_dir():
         raise FileError(f"{folder}: no such folder")
-    return sorted(image for image in _images(folder) if not stem(image).endswith(LABEL_SUFFIX))
+    return sorted(image for image in _images(folder) if not stem(image).endswith(suffix))
 
 
 def _images(folder: Path) -> Iterator[Path]:
@@ -89,12 +98,22 @@ def find_inputs(folder: Path, *outs: Path, endings: tuple[str, ...]) -> list[Pat
     return found
 
 
-def find_label(image: Path) -> Path | None:
-    """The label file beside an image: ``name_gt`` with the same or another suffix."""
-    for suffix in SUFFIXES:
-        candidate = image.with_name(stem(image) + LABEL_SUFFIX + suffix)
-        if candidate.is_file():
-            return candidate
+def find_label(image: Path, suffix: str = LABEL_SUFFIX, folder: Path | None = None) -> Path | None:
+    """The label file of an image, of whatever format.
+
+    Args:
+        image: file, or folder of a series.
+        suffix: after the image's name.
+        folder: where label files are; beside the image by default. In a folder of their own they
+            may have the image's name, without nnU-Net's ``_0000``.
+    """
+    own = stem(image)
+    names = [own + suffix] if folder is None else [own + suffix, own, own.removesuffix("_0000")]
+    for name in names:
+        for ending in SUFFIXES:
+            candidate = (folder or image.parent) / (name + ending)
+            if candidate.is_file():
+                return candidate
     return None
 
 
@@ -106,6 +125,11 @@ def output_path(folder: Path, image: Path, ending: str) -> Path:
     elif is_volume(image):
         suffix = ".nii" if name.endswith(".nii") else ".nii.gz"
     return folder / (own_stem(image) + ending + suffix)
+
+
+def place_below(image: Path, folder: Path) -> Path:
+    """Where below ``folder`` an image lies; a series may be the folder itself."""
+    return Path() if image == folder else image.parent.relative_to(folder)
 
 
 def own_stem(image: Path) -> str:
