@@ -186,11 +186,13 @@ def label(
     with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
+        said: set[str] = set()
         for outcome in label_folder(client, job, images):
             done += outcome.state == "done"
             skipped += outcome.state == "skipped"
             failed += outcome.state == "failed"
-            if outcome.message:
+            if outcome.message and outcome.message not in said:
+                said.add(outcome.message)
                 say = print_error if outcome.state == "failed" else print_warning
                 say(f"{outcome.image}: {outcome.message}")
             progress.advance(task)

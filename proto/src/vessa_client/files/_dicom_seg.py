@@ -45,8 +45,14 @@ def save(
     Raises:
         FileError: the series is gone, or lacks what a segmentation object refers to.
     """
-    from highdicom import UID, AlgorithmIdentificationSequence
-    from highdicom.seg import Segmentation, SegmentDescription
+    try:
+        from highdicom import UID, AlgorithmIdentificationSequence
+        from highdicom.seg import Segmentation, SegmentDescription
+    except ImportError as error:
+        raise FileError(
+            "no DICOM segmentation is written without highdicom: `pip install "
+            "'vessa-client[dicom-seg]'`; the NIfTI file is there"
+        ) from error
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 

@@ -66,6 +66,8 @@ def _images(folder: Path) -> Iterator[Path]:
     for place in (folder, *below):
         others = []
         for file in sorted(place.iterdir()):
+            if file.name.startswith("."):  # such as ._scan.nii.gz of a Mac
+                continue
             if file.is_file() and file.name.lower().endswith(SUFFIXES):
                 yield file
             else:

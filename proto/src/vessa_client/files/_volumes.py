@@ -47,6 +47,8 @@ def from_nifti(
             f"{path}: shape {pixels.shape}, expected a volume of three axes; choose one along the "
             "fourth with --frame"
         )
+    if pixels.dtype.kind not in "biufV":
+        raise FileError(f"{path}: values of type {pixels.dtype}, expected numbers or colours")
     if labels:
         pixels = integers(path, pixels)
     order = nib.orientations.io_orientation(image.affine)
