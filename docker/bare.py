@@ -17,7 +17,9 @@ from pathlib import Path
 # Of no use where nothing is installed, compiled, tested or drawn.
 LEFT = (
     "*.a", "*.pyi", "__pycache__", "config-*", "distutils", "ensurepip", "f2py", "idlelib",
-    "include", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo",
+    "include", "lib2to3", "pydoc_data", "test", "test_files", "tests", "tkinter", "turtledemo",
+    # A format that nobody sends.
+    "_avif*", "libavif*",
 )  # fmt: skip
 NEEDED = ("/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/ssl/certs/ca-certificates.crt")
 USER = "vessa:x:1000:1000::/tmp:/sbin/nologin\n"

@@ -133,7 +133,10 @@ def test_info_and_health(server: RunningServer) -> None:
         (("templates", "add", "good.png", "small.png", "-c", "x"), "expected the image's"),
         (("templates", "add", "good.png", "zero.png", "-c", "x"), "no pixel is labelled"),
         (("templates", "add", "good.png", "colour.png", "-c", "x"), "colour picture"),
-        (("templates", "add", "good.png", "both.png", "-c", "x"), "1 given, but both.png has"),
+        (
+            ("templates", "add", "good.png", "both.png", "-c", "x"),
+            "both.png has labels 1, 2, named are 1",
+        ),
         (("segment", "good.png", "-c", "liver"), "expected one of disc, bar"),
         (("segment", "good.png", "--student-mask", "small.png"), "expected"),
     ],

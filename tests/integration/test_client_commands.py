@@ -13,14 +13,16 @@ from pathlib import Path
 import grpc
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from support_client import Context, Images, abort, answer, expected_labels, pixels, refusal, serving
+from support_dicom import write_series
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa.v1 import pseudo_label_pb2_grpc as pb_grpc
-from vessa_client import UInt8Array, wire
+from vessa_client import UInt8Array, files, wire
 from vessa_client.cli import app
 
 AFFINE = np.diag([1.5, 2.0, 8.0, 1.0])
@@ -191,6 +193,32 @@ def test_a_volume_is_segmented_by_one_call(servicer: Notes, target: str, tmp_pat
     assert (header.num_slices, header.text, [*header.class_names]) == (3, "words", ["disc"])
     assert header.options.priority == pb.PRIORITY_INTERACTIVE
     assert servicer.students == [0, 1, 2]
+
+
+def test_series_are_labelled_as_nifti_and_as_segmentations(target: str, tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "p1")
+    write_series(tmp_path / "in" / "p2", PatientID="2")
+    result = vessa(target, "label", tmp_path / "in", "-o", tmp_path / "out", "-c", "9=disc")
+    assert result.exit_code == 0, result.output
+    names = sorted(str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").glob("p?_*"))
+    assert names == [
+        f"{name}_{what}" for name in ("p1", "p2") for what in
+        ("confidence.nii.gz", "pseudo.dcm", "pseudo.nii.gz")
+    ]  # fmt: skip
+    image = files.read(tmp_path / "in" / "p1")
+    labels = files.read(tmp_path / "out" / "p1_pseudo.nii.gz", labels=True)
+    image.check_same_space(labels)
+    for plane, found in zip(image.slices(), labels.slices(), strict=True):
+        assert np.array_equal(found, 9 * expected_labels(plane.astype(np.uint8)))
+    made = pydicom.dcmread(tmp_path / "out" / "p2_pseudo.dcm")
+    assert made.Modality == "SEG"
+    assert made.PatientID == "2"
+    assert made.SegmentSequence[0].SegmentLabel == "disc"
+    # Results are no images, also where they lie among the series.
+    again = vessa(target, "label", tmp_path / "in" / "p1", "-o", tmp_path / "in" / "p1")
+    assert again.exit_code == 0, again.output
+    again = vessa(target, "label", tmp_path / "in" / "p1", "-o", tmp_path / "in" / "p1")
+    assert "0 labelled, 1 there already" in again.output
 
 
 def test_slices_alone_and_pictures_are_no_volumes(

@@ -89,3 +89,41 @@ def test_volumes_are_sliced_as_they_were_acquired(
     shape: tuple[int, ...], zooms: tuple[float, ...], axis: int
 ) -> None:
     assert files.slice_axis(shape, zooms) == axis
+
+
+def test_two_affines_that_turn_a_file_differently_are_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(np.diag([-1.0, 1.0, 4.0, 1.0]), 1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    with pytest.raises(files.FileError, match="sform says RAS, qform LAS"):
+        files.read(tmp_path / "scan.nii.gz")
+    image.set_qform(np.diag([-1.0, 1.0, 4.0, 1.0]), 0)  # one that does not count
+    nib.save(image, tmp_path / "scan.nii.gz")
+    assert np.array_equal(files.read(tmp_path / "scan.nii.gz").pixels, VOXELS)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", ">i2", ">f4", "float64", "uint8"])
+def test_any_numbers_are_read(tmp_path: Path, dtype: str) -> None:
+    nib.save(nib.Nifti1Image(VOXELS.astype(dtype), AFFINE, dtype=dtype), tmp_path / "scan.nii.gz")
+    assert np.array_equal(files.read(tmp_path / "scan.nii.gz").pixels, VOXELS)
+    labels = nib.Nifti1Image((VOXELS % 3).astype(dtype), AFFINE, dtype=dtype)
+    nib.save(labels, tmp_path / "labels.nii.gz")
+    assert np.array_equal(files.read(tmp_path / "labels.nii.gz", labels=True).pixels, VOXELS % 3)
+
+
+def test_colours_of_a_volume_are_kept_and_complex_numbers_refused(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (*VOXELS.shape, 3), dtype=np.uint8)
+    rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    stored = nib.Nifti1Image(colours.view(rgb)[..., 0], AFFINE @ np.diag([-1, 1, 1, 1]))
+    nib.save(stored, tmp_path / "scan.nii")
+    image = files.read(tmp_path / "scan.nii")
+    assert np.array_equal(image.pixels, colours[::-1])
+    assert image.slice(2).shape == (7, 9, 3)
+    files.write_labels(tmp_path / "l.nii", [s[..., 0] for s in image.slices()], image)
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "l.nii").dataobj), colours[..., 0])
+    with pytest.raises(files.FileError, match="colours, expected labels"):
+        files.read(tmp_path / "scan.nii", labels=True)
+    nib.save(nib.Nifti1Image(VOXELS.astype(np.complex64), AFFINE), tmp_path / "c.nii")
+    with pytest.raises(files.FileError, match="complex64, expected numbers or colours"):
+        files.read(tmp_path / "c.nii")

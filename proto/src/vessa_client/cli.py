@@ -20,12 +20,14 @@ from vessa_client.console import (
     explained,
     print_error,
     print_line,
+    print_warning,
     progress_bar,
 )
 
 # Everything else is imported by the commands when they run, so that --help is fast.
 if TYPE_CHECKING:
-    from vessa_client import AnyArray, ClassDefinition, VessaClient
+    from vessa_client import AnyArray, VessaClient
+    from vessa_client.annotated import LabelScheme
     from vessa_client.files import ImageFile
 
 CERTIFICATES_VARIABLE = "VESSA_ROOT_CERTIFICATES"
@@ -54,7 +56,13 @@ Bank = Annotated[
     ),
 ]
 Classes = Annotated[
-    list[str] | None, typer.Option("--class", "-c", help="Class to segment; repeat. Default: all.")
+    list[str] | None,
+    typer.Option(
+        "--class",
+        "-c",
+        help="Class to segment, NAME, or VALUE=NAME for its value in label maps; repeat. "
+        "Default: all.",
+    ),
 ]
 Axis = Annotated[
     int | None,
@@ -62,6 +70,12 @@ Axis = Annotated[
         min=0,
         max=2,
         help="Slicing axis: 0 left-right, 1 back-front, 2 upwards. Default: as acquired.",
+    ),
+]
+Frame = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Which volume of a file or series that holds several: a time, an echo."
     ),
 ]
 Alone = Annotated[
@@ -102,7 +116,9 @@ def _client(server: str, token: str | None, bank: str = "") -> VessaClient:
 @app.command()
 @_explained
 def segment(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, TIFF or NIfTI (slice or volume).")],
+    image: Annotated[
+        Path, typer.Argument(help="PNG, JPEG, TIFF, NIfTI, NRRD, or a DICOM file, folder or zip.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("."),
     classes: Classes = None,
     student_mask: Annotated[
@@ -111,28 +127,32 @@ def segment(
     text: Annotated[str, typer.Option(help="Added to the prompt of every class.")] = "",
     explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
     axis: Axis = None,
+    frame: Frame = None,
     alone: Alone = False,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
-    """Segment one image or volume: writes NAME_pseudo and a picture NAME_pseudo_overlay.png."""
-    from vessa_client import VolumeRequest, files, pictures
-    from vessa_client.labelling import segment_slices
+    """Segment one image or volume: writes NAME_pseudo and a picture NAME_pseudo_overlay.png.
 
-    source = files.read(image, axis=axis)
+    Of DICOM it writes NIfTI and a DICOM segmentation, which names its source images.
+    """
+    from vessa_client import VolumeRequest, annotated, files, pictures
+    from vessa_client.labelling import segment_slices, write_results
+
+    scheme = annotated.parse(classes) if classes else None
+    source = files.read(image, axis=axis, channel=frame)
     request = VolumeRequest(
         slices=tuple(source.slices()),
-        class_names=tuple(classes or ()),
+        class_names=scheme.names if scheme else (),
         text=text,
-        student_masks=_student_masks(student_mask, source),
+        student_masks=_student_masks(student_mask, source, scheme),
         explain=explain,
         priority="interactive",
     )
     with _client(server, token, bank) as client:
         results = segment_slices(client, request, alone=alone or source.axis is None)
-    target = files.output_path(out, image, "_pseudo")
-    files.write_labels(target, [r.labels for r in results], source)
+    written = write_results(out, source, results, scheme)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
     picture = out / f"{files.own_stem(image)}_pseudo_overlay.png"
     files.write_picture(picture, pictures.overlay(source.slice(middle), results[middle].labels))
@@ -140,10 +160,13 @@ def segment(
     for label, found in enumerate(results[middle].classes, start=1):
         pixels = sum(int((r.labels == label).sum()) for r in results)
         words = [found.explanation] if explain else []
-        cells = (str(label), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words)
+        value = scheme.values[label - 1] if scheme else label
+        cells = (str(value), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words)
         table.add_row(*map(escape, cells))
     console.print(table)
-    print_line(f"Labels  {target}\nPicture {picture}")
+    for target in reversed(written):
+        print_line(f"Labels  {target}")
+    print_line(f"Picture {picture}")
 
 
 @app.command()
@@ -154,6 +177,7 @@ def label(
     classes: Classes = None,
     window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
     axis: Axis = None,
+    frame: Frame = None,
     alone: Alone = False,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
@@ -161,24 +185,28 @@ def label(
 ) -> None:
     """Pseudo-label a whole folder; started again, it goes on where it stopped.
 
-    Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry), NAME_confidence, a picture for
-    each image in previews/, and summary.csv.
+    Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry; a DICOM series is its folder, and has
+    a DICOM segmentation besides), NAME_confidence, a picture for each image in previews/, and
+    summary.csv.
     """
-    from vessa_client import files
+    from vessa_client import annotated, files
     from vessa_client.labelling import LabelJob, label_folder
 
-    names = tuple(classes or ())
-    job = LabelJob(folder, out, class_names=names, window=window, axis=axis, alone=alone)
+    scheme = annotated.parse(classes) if classes else None
+    job = LabelJob(folder, out, scheme, window, axis, frame, alone)
     images = files.find_inputs(folder, out, job.previews, endings=("_pseudo", "_confidence"))
     with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
+        said: set[str] = set()
         for outcome in label_folder(client, job, images):
             done += outcome.state == "done"
             skipped += outcome.state == "skipped"
             failed += outcome.state == "failed"
-            if outcome.state == "failed":
-                print_error(f"{outcome.image}: {outcome.message}")
+            if outcome.message and outcome.message not in said:
+                said.add(outcome.message)
+                say = print_error if outcome.state == "failed" else print_warning
+                say(f"{outcome.image}: {outcome.message}")
             progress.advance(task)
     print_line(
         f"{done} labelled, {skipped} there already, {failed} failed. "
@@ -191,61 +219,66 @@ def label(
 @templates.command("add")
 @_explained
 def templates_add(
-    image: Annotated[Path, typer.Argument(help="Image, or volume whose annotated slices count.")],
+    image: Annotated[
+        Path, typer.Argument(help="Image, volume, DICOM series, or a folder of annotated ones.")
+    ],
     labels: Annotated[
-        Path | None, typer.Argument(help="Label file. Default: NAME_gt beside it.")
+        Path | None,
+        typer.Argument(help="Label file, or a folder of them. Default: NAME_gt beside the image."),
     ] = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", "-c", help='Label i, in order: "name" or "name: description".'),
+        typer.Option(
+            "--class",
+            "-c",
+            help='Label 1, 2, ..., in order: "name" or "name: description"; or by its value: '
+            '"3=name", then other values are background.',
+        ),
     ] = None,
+    label_names: Annotated[
+        Path | None,
+        typer.Option(help="File that names labels: ITK-SNAP's descriptions, or dataset.json."),
+    ] = None,
+    labels_suffix: Annotated[
+        str, typer.Option(help="What the names of label files have after the image's.")
+    ] = "_gt",
     max_slices: Annotated[
         int, typer.Option(min=1, help="Most slices of a volume, evenly spaced.")
     ] = 32,
     axis: Axis = None,
+    frame: Frame = None,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
-    """Add an annotated image, or the annotated slices of a volume.
+    """Add annotated images, or the annotated slices of volumes: all of them, or none.
 
     Example: vessa templates add p1.nii.gz -c "liver" -c "tumour: dark lesion in the liver"
     """
-    import numpy as np
+    from vessa_client import annotated, files
 
-    from vessa_client import files
-
-    if not classes:
-        raise files.FileError("--class: missing; name the labels: -c NAME for 1, -c NAME for 2")
-    label_file = labels or files.find_label(image)
-    if label_file is None:
-        raise files.FileError(f"{image}: no label file beside it (NAME_gt), give one as LABELS")
-    source = files.read(image, axis=axis)
-    annotation = files.read(label_file, axis=source.axis, labels=True)
-    source.check_same_space(annotation)
-    definitions = [_definition(text) for text in classes]
-    annotated = [i for i in range(annotation.depth) if annotation.slice(i).any()]
-    if not annotated:
-        raise files.FileError(f"{label_file}: no pixel is labelled")
-    highest = max(int(annotation.slice(i).max()) for i in annotated)
-    if highest > len(definitions):
+    if bool(classes) == bool(label_names):
         raise files.FileError(
-            f"--class: {len(definitions)} given, but {label_file} has labels up to {highest}; name "
-            "each of them, in order: -c NAME for 1, -c NAME for 2"
+            "--class: missing; name the labels: -c NAME for 1, -c NAME for 2, or --label-names FILE"
         )
-    count = min(max_slices, len(annotated))
-    picks = np.linspace(0, len(annotated) - 1, count).round().astype(int).tolist()
-    added = 0
+    scheme = annotated.read_scheme(label_names) if label_names else annotated.parse(classes or ())
+    pairs = annotated.find_pairs(image, labels, labels_suffix)
+    added = count = 0
     with _client(server, token, bank) as client, progress_bar() as progress:
-        task = progress.add_task("Adding", total=len(picks), note="")
-        for position in picks:
-            index = annotated[position]
-            name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
-            _, created = client.add_template(
-                source.slice(index), annotation.slice(index), definitions, name=name
-            )
-            added += created
+        task = progress.add_task("Reading", total=len(pairs), note="")
+        chosen = []
+        for pair in pairs:  # all are read before any is added
+            chosen.append(annotated.choose(*pair, scheme, max_slices, axis=axis, frame=frame))
             progress.advance(task)
+        count = sum(len(picks) for picks in chosen)
+        task = progress.add_task("Adding", total=count, note="")
+        for pair, picks in zip(pairs, chosen, strict=True):
+            for slice_ in annotated.slices(*pair, scheme, picks, axis=axis, frame=frame):
+                _, created = client.add_template(
+                    slice_.image, slice_.labels, scheme.classes, name=slice_.name
+                )
+                added += created
+                progress.advance(task)
         total = len(client.list_templates().templates)
     console.print(f"{added} added, {count - added} there already; the bank has {total} templates.")
 
@@ -328,7 +361,9 @@ def health(server: Server = DEFAULT_TARGET) -> None:
         raise typer.Exit(1)
 
 
-def _student_masks(path: Path | None, source: ImageFile) -> dict[int, AnyArray]:
+def _student_masks(
+    path: Path | None, source: ImageFile, scheme: LabelScheme | None
+) -> dict[int, AnyArray]:
     """Labels of a student for each slice; empty where there is no file of them."""
     from vessa_client import files
 
@@ -336,14 +371,9 @@ def _student_masks(path: Path | None, source: ImageFile) -> dict[int, AnyArray]:
         return {}
     student = files.read(path, axis=source.axis, labels=True)
     source.check_same_space(student)
-    return dict(enumerate(student.slices()))
-
-
-def _definition(text: str) -> ClassDefinition:
-    from vessa_client import ClassDefinition
-
-    name, _, description = text.partition(":")
-    return ClassDefinition(name=name.strip(), description=description.strip())
+    if scheme is None:
+        return dict(enumerate(student.slices()))
+    return {k: scheme.to_numbers(plane, str(path)) for k, plane in enumerate(student.slices())}
 
 
 if __name__ == "__main__":

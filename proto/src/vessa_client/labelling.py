@@ -18,6 +18,7 @@ from vessa_client import files, pictures
 from vessa_client._errors import AuthenticationError, UnavailableError, VessaError
 from vessa_client._sync import VessaClient
 from vessa_client._types import SegmentationRequest, SegmentationResult, VolumeRequest
+from vessa_client.annotated import LabelScheme
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,16 @@ class LabelJob:
 
     folder: Path
     out: Path
-    class_names: tuple[str, ...] = ()
+    scheme: LabelScheme | None = None
     window: int = 8
     axis: int | None = None
+    frame: int | None = None
     alone: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """That are asked for; all of the bank without any."""
+        return self.scheme.names if self.scheme else ()
 
     @property
     def previews(self) -> Path:
@@ -46,12 +53,12 @@ class LabelJob:
 
     def target(self, image: Path) -> Path:
         """Folder of an image's results: the same place below ``out`` as below ``folder``."""
-        return self.out / image.parent.relative_to(self.folder)
+        return self.out / files.place_below(image, self.folder)
 
 
 @dataclass(frozen=True)
 class LabelOutcome:
-    """What became of one image."""
+    """What became of one image; a message of one that is done is a warning."""
 
     image: Path
     state: Literal["done", "skipped", "failed"]
@@ -121,7 +128,7 @@ def _in_order(
 
 def _label_volume(client: VessaClient, job: LabelJob, path: Path) -> LabelOutcome:
     try:
-        image = files.read(path, axis=job.axis)
+        image = files.read(path, axis=job.axis, channel=job.frame)
         request = VolumeRequest(
             slices=tuple(image.slices()), class_names=job.class_names, priority="bulk"
         )
@@ -130,8 +137,7 @@ def _label_volume(client: VessaClient, job: LabelJob, path: Path) -> LabelOutcom
         raise
     except (VessaError, files.FileError) as error:
         return LabelOutcome(path, "failed", str(error))
-    _write(job, image, results)
-    return LabelOutcome(path, "done")
+    return _written(job, image, results)
 
 
 @dataclass
@@ -152,7 +158,7 @@ def _label_streamed(
     def requests() -> Iterator[SegmentationRequest]:
         for number, path in enumerate(paths):
             try:
-                image = files.read(path, axis=job.axis)
+                image = files.read(path, axis=job.axis, channel=job.frame)
             except files.FileError as error:
                 unreadable.append(LabelOutcome(path, "failed", str(error)))
                 continue
@@ -182,8 +188,17 @@ def _finish(job: LabelJob, image: _Image) -> LabelOutcome:
         results = _in_order(image.answers.values(), lambda r: int(r.request_id.split("/")[1]))
     except VessaError as error:
         return LabelOutcome(image.file.path, "failed", str(error))
-    _write(job, image.file, results)
-    return LabelOutcome(image.file.path, "done")
+    return _written(job, image.file, results)
+
+
+def _written(
+    job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]
+) -> LabelOutcome:
+    try:
+        _write(job, image, results)
+    except files.FileError as error:
+        return LabelOutcome(image.path, "done", str(error))
+    return LabelOutcome(image.path, "done")
 
 
 def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]) -> None:
@@ -196,32 +211,68 @@ def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResu
             ("confidence", pictures.grey(results[middle].confidence)),
         ]
     )
-    previews = job.previews / image.path.parent.relative_to(job.folder)
+    previews = job.previews / files.place_below(image.path, job.folder)
     files.write_picture(previews / f"{files.own_stem(image.path)}.png", picture)
     confidence = files.output_path(folder, image.path, "_confidence")
     files.write_labels(confidence, [r.confidence for r in results], image)
     _update_summary(job, image, results)
-    # Last, since its presence says that the image is done.
-    target = files.output_path(folder, image.path, "_pseudo")
-    files.write_labels(target, [r.labels for r in results], image)
+    write_results(folder, image, results, job.scheme)
+
+
+def write_results(
+    folder: Path,
+    image: files.ImageFile,
+    results: Sequence[SegmentationResult],
+    scheme: LabelScheme | None,
+) -> list[Path]:
+    """Write the labels of an image, ``NAME_pseudo``, of DICOM as a segmentation object, too.
+
+    Args:
+        folder: where they go.
+        image: that was segmented.
+        results: of each of its slices.
+        scheme: values of the label map, where they are others than 1, 2, ...
+
+    Returns:
+        what was written; the label map last, since its presence says that the image is done.
+
+    Raises:
+        FileError: no segmentation object can refer to the series; the label map is written.
+    """
+    labels = [result.labels for result in results]
+    written = [files.output_path(folder, image.path, "_pseudo")]
+    try:
+        if files.is_dicom(image.path):
+            seg = folder / f"{files.own_stem(image.path)}_pseudo.dcm"
+            names = [found.class_name for found in results[0].classes]
+            model = f"VESSA {results[0].model_digest[:12]}"
+            files.write_segmentation(seg, labels, image, names, model=model)
+            written.insert(0, seg)
+    finally:
+        values = [scheme.to_values(found) for found in labels] if scheme else labels
+        files.write_labels(written[-1], values, image)
+    return written
 
 
 def _update_summary(
     job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]
 ) -> None:
     """Replace the image's rows, so that one that is labelled again is not in it twice."""
-    name = str(image.path.relative_to(job.folder))
+    name = image.path.name
+    if image.path != job.folder:
+        name = str(image.path.relative_to(job.folder))
     rows: list[dict[str, object]] = []
     if job.summary.exists():
         with job.summary.open(newline="") as stream:
             rows = [{**row} for row in csv.DictReader(stream) if row["image"] != name]
+    values = job.scheme.values if job.scheme else range(1, 256)
     for label, found in enumerate(results[0].classes, start=1):
         iou = float(np.mean([r.classes[label - 1].predicted_iou for r in results]))
         rows.append(
             {
                 "image": name,
                 "class": found.class_name,
-                "label": label,
+                "label": values[label - 1],
                 "voxels": sum(int((r.labels == label).sum()) for r in results),
                 "mean_predicted_iou": f"{iou:.3f}",
             }

@@ -1,0 +1,67 @@
+"""Image and label files of users, with their geometry kept.
+
+Pictures, NIfTI, NRRD and DICOM are read by one reader each (``_reading.READERS``); volumes come in
+one orientation, and labels go back as their image lies.
+"""
+
+from vessa_client.files._errors import FileError, reading
+from vessa_client.files._image import ImageFile, sample, slice_axis, spread
+from vessa_client.files._names import (
+    LABEL_SUFFIX,
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SUFFIXES,
+    find_images,
+    find_inputs,
+    find_label,
+    is_dicom,
+    is_image,
+    is_volume,
+    output_path,
+    own_stem,
+    place_below,
+    stem,
+)
+from vessa_client.files._reading import acquired_axis, read
+from vessa_client.files._volumes import from_nifti, to_nifti
+from vessa_client.files._writing import (
+    write_bytes,
+    write_labels,
+    write_picture,
+    write_segmentation,
+    write_text,
+    write_volume,
+)
+
+__all__ = [
+    "LABEL_SUFFIX",
+    "NIFTI_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "SUFFIXES",
+    "FileError",
+    "ImageFile",
+    "acquired_axis",
+    "find_images",
+    "find_inputs",
+    "find_label",
+    "from_nifti",
+    "is_dicom",
+    "is_image",
+    "is_volume",
+    "output_path",
+    "own_stem",
+    "place_below",
+    "read",
+    "reading",
+    "sample",
+    "slice_axis",
+    "spread",
+    "stem",
+    "to_nifti",
+    "write_bytes",
+    "write_labels",
+    "write_picture",
+    "write_segmentation",
+    "write_text",
+    "write_volume",
+]

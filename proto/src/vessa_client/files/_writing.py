@@ -1,0 +1,88 @@
+"""Files are written whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+from PIL import Image
+
+from vessa_client._types import AnyArray, UInt8Array
+from vessa_client.files import _dicom_seg, _nrrd
+from vessa_client.files._image import ImageFile
+from vessa_client.files._volumes import to_nifti
+
+
+def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
+    """Write label maps with the geometry of ``like``: NIfTI or NRRD of volumes, PNG of pictures."""
+    if like.nifti is None:
+        write_picture(path, labels[0])
+        return
+    image = to_nifti(labels, like)
+    save = _nrrd.save if _nrrd.recognises(path) else lambda file, volume: nib.save(volume, file)
+    _atomically(path, lambda file: save(file, image))
+
+
+def write_segmentation(
+    path: Path, labels: list[UInt8Array], like: ImageFile, classes: Sequence[str], *, model: str
+) -> None:
+    """Write label maps of a DICOM series as a DICOM segmentation object.
+
+    Args:
+        path: file to write.
+        labels: of each slice of ``like``.
+        like: the series that was labelled, whose images are named as sources.
+        classes: names of the labels 1, 2, ...
+        model: who made them.
+
+    Raises:
+        FileError: the series is gone, or lacks what a segmentation object refers to.
+    """
+    _atomically(path, lambda file: _dicom_seg.save(file, labels, like, classes, model=model))
+
+
+def write_volume(
+    path: Path, volume_XYZ: AnyArray, affine: AnyArray, *, scaling: tuple[float, float] = (1.0, 0.0)
+) -> None:
+    """Write a NIfTI volume with an affine of its own, in mm.
+
+    Args:
+        path: file to write.
+        volume_XYZ: voxels as they are stored.
+        affine: from voxels to mm.
+        scaling: slope and intercept by which a stored voxel is read.
+    """
+    image = nib.Nifti1Image(volume_XYZ, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(*scaling)
+    _atomically(path, lambda file: nib.save(image, file))
+
+
+def write_picture(path: Path, pixels: UInt8Array) -> None:
+    """Write a PNG."""
+    picture = Image.fromarray(pixels)
+    _atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    _atomically(path, lambda file: file.write_text(text, newline=""))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a binary file."""
+    _atomically(path, lambda file: file.write_bytes(data))
+
+
+def _atomically(path: Path, save: Callable[[Path], object]) -> None:
+    """Let ``save`` write a temporary file of the same suffix, sync it, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch) / path.name
+        save(partial)
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
