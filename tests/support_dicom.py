@@ -28,7 +28,7 @@ def write_series(
     """Slices in a random order of names; ``along``: directions of a row and of a column."""
     folder.mkdir(parents=True, exist_ok=True)
     series, study, space = uid or generate_uid(), generate_uid(), generate_uid()
-    normal = np.cross(*along)
+    normal = np.cross(np.array(along[0], float), np.array(along[1], float))
     moved = np.array(step if step is not None else 4.0 * normal)
     order = np.random.default_rng(1).permutation(len(voxels_ZRC))
     written = []

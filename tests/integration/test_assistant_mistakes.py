@@ -339,9 +339,7 @@ def test_a_slice_that_the_server_refuses_costs_no_other_its_answer(
         ("localhost.example.org:50051", False),
     ],
 )
-def test_addresses_of_this_machine(
-    target: str, own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_addresses_of_this_machine(target: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONTAINER_FILES", ())
     assert on_this_machine(target) == own
 

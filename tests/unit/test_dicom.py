@@ -90,7 +90,10 @@ def test_labels_come_out_where_the_image_is(tmp_path: Path) -> None:
     """As NIfTI for ITK, and as a segmentation for highdicom, with its sources."""
     written = write_series(tmp_path / "scan", along=((0, 1, 0), (0, 0, -1)))
     image = files.read(tmp_path / "scan")
-    labels = [(plane > 3000).astype(np.uint8) + (plane > 3500) for plane in image.slices()]
+    planes = [plane.astype(int) for plane in image.slices()]
+    labels = [
+        ((plane > 3000) + (plane > 3500).astype(np.uint8)).astype(np.uint8) for plane in planes
+    ]
     target = files.output_path(tmp_path, tmp_path / "scan", "_pseudo")
     assert target.name == "scan_pseudo.nii.gz"
     files.write_labels(target, labels, image)

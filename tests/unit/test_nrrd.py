@@ -41,7 +41,9 @@ def test_voxels_and_labels_are_where_itk_has_them(tmp_path: Path, turn: int) -> 
         assert image.pixels[index] == reference[place]
     target = files.output_path(tmp_path, image.path, "_pseudo")
     assert target.name == "scan_pseudo.nrrd"
-    files.write_labels(target, [(s > 1500).astype(np.uint8) for s in image.slices()], image)
+    files.write_labels(
+        target, [(s.astype(int) > 1500).astype(np.uint8) for s in image.slices()], image
+    )
     found = SimpleITK.ReadImage(str(target))
     assert np.allclose(found.GetDirection(), reference.GetDirection())
     assert np.allclose(found.GetOrigin(), reference.GetOrigin())

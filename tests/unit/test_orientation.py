@@ -120,7 +120,9 @@ def test_colours_of_a_volume_are_kept_and_complex_numbers_refused(tmp_path: Path
     image = files.read(tmp_path / "scan.nii")
     assert np.array_equal(image.pixels, colours[::-1])
     assert image.slice(2).shape == (7, 9, 3)
-    files.write_labels(tmp_path / "l.nii", [s[..., 0] for s in image.slices()], image)
+    files.write_labels(
+        tmp_path / "l.nii", [s[..., 0].astype(np.uint8) for s in image.slices()], image
+    )
     assert np.array_equal(np.asarray(nib.load(tmp_path / "l.nii").dataobj), colours[..., 0])
     with pytest.raises(files.FileError, match="colours, expected labels"):
         files.read(tmp_path / "scan.nii", labels=True)
