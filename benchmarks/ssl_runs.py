@@ -20,6 +20,7 @@ import json
 import math
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ def complete_all(comparison: Comparison, runs: Sequence[Run]) -> int:
 def _tried(comparison: Comparison, run: Run) -> Facts | Exception:
     try:
         return complete(comparison, run)
-    except (RunError, VessaError) as error:
+    except (RunError, VessaError, OSError, ValueError) as error:
         return error
 
 
@@ -161,7 +162,8 @@ def complete(comparison: Comparison, run: Run) -> Facts:
             files.write_text(folder / RUN, json.dumps(facts))
     if (folder / RUN).is_file():
         _score(comparison, folder, facts)
-    with locked(comparison.out / LOCK, wait=True):
+    # One for all who write that file, whatever their --out.
+    with locked(Path(tempfile.gettempdir()) / f"{comparison.results.name}.lock", wait=True):
         ssl_results.write(comparison.results, comparison.task, [facts])
     return facts
 

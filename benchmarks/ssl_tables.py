@@ -17,7 +17,17 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from acdc import RESULTS, ROOT
-from ssl_results import MAIN, RIVALS, WITHOUT_VESSA, Budget, Results, Rival, means, scores
+from ssl_results import (
+    MAIN,
+    RIVALS,
+    WITHOUT_VESSA,
+    Budget,
+    Results,
+    Rival,
+    by_patient,
+    means,
+    scores,
+)
 from ssl_statistics import Gain, Values, permutation_p, wilcoxon_p
 from ssl_tasks import METHODS, Facts
 from vessa_client import files
@@ -322,9 +332,10 @@ def rival_of(
     rivals = {RIVAL: RIVALS, BEST: WITHOUT_VESSA}.get(over, (over,))
     if over in METHODS and METHODS[over].server:
         return (over, MAIN)
-    if over == BEST and not results.select(budget, STRONGEST):
-        return None
     beside = results.select(budget, method)
+    strongest = by_patient(results.select(budget, STRONGEST), split)
+    if over == BEST and not by_patient(beside, split).keys() <= strongest.keys():
+        return None
     return results.best(budget, rivals, split, beside=beside, leave_out=leave_out)
 
 

@@ -69,7 +69,7 @@ def test_several_volumes_are_chosen_by_frame(tmp_path: Path) -> None:
         files.read(tmp_path / "film.nrrd")
     one, two = (files.read(tmp_path / "film.nrrd", channel=k).pixels for k in range(2))
     assert np.array_equal(two, one + 1)
-    with pytest.raises(files.FileError, match="2 frames, expected more than 2"):
+    with pytest.raises(files.FileError, match="2 frames or channels, expected more than 2"):
         files.read(tmp_path / "film.nrrd", channel=2)
 
 

@@ -21,7 +21,7 @@ from ssl_trainer.data.slices import Slice, read_slices
 from ssl_trainer.evaluation.predictor import Predictor
 from ssl_trainer.models.weights import WeightsError
 from ssl_trainer.regions import find, run, training
-from ssl_trainer.regions.locator import SIZE, Locator
+from ssl_trainer.regions.locator import SIZE, Locator, square
 from trainer_support import (
     AFFINE,
     regions,
@@ -373,6 +373,10 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
         '{"vessa": {}}',
         '{"used": {"a": [1, 2]}}',
         '{"used": {"a": [1, 2, "x", 0]}}',
+        '{"used": {"a": [1, NaN, 3, 0]}}',
+        '{"used": {"a": [1, 2, 0, 0]}}',
+        '{"used": []}',
+        '{"used": null}',
     ):
         (tmp_path / run.REGIONS_FILE).write_text(content)
         with pytest.raises(ValueError, match=rf"{run.REGIONS_FILE}: damaged .* remove it"):
@@ -382,6 +386,32 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
     (tmp_path / run.LOCATOR_FILE).write_bytes(b"x")
     with pytest.raises(WeightsError, match=rf"{run.LOCATOR_FILE}: cannot be read"):
         run.load_locator(tmp_path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shape", [(1000, 100), (100, 1000), (200, 200)])
+@pytest.mark.parametrize("off", [0, 40])
+def test_a_square_that_goes_on_beyond_a_slice_is_whole(shape: tuple[int, int], off: int) -> None:
+    """Structures of a long slice are in the region, which may be wider than the slice is."""
+    height, width = shape
+    side = min(180, max(shape) // 2)
+    row, column = (height / 2 + off, width / 2) if height > width else (height / 2, width / 2 + off)
+    heat = torch.zeros(shape)
+    top, left = int(row - side / 2), int(column - side / 2)
+    heat[max(0, top) : top + side, max(0, left) : left + side] = 1
+    found = square(heat, 0)
+    assert found.side == pytest.approx(side, abs=2)
+    assert (found.row, found.column) == pytest.approx((row, column), abs=1)
+
+
+def test_annotated_volumes_without_a_structure_have_a_region_too(tmp_path: Path) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), regions=True)
+    split = cases.find(config.data)
+    unlabelled = read_slices(split.unlabelled, 2, labelled=False)
+    shown = np.zeros(SHAPE, np.uint8)
+    shown[10:20, 10:20] = 1
+    labelled = [_slice("a", 0, shown), _slice("b", 0, np.zeros(SHAPE, np.uint8))]
+    run.find_all(config, labelled, unlabelled, None, tmp_path, run.no_stage, CPU)
+    assert {"a", "b"} <= run.load_regions(tmp_path).keys()
 
 
 def test_labels_without_a_structure_are_refused_in_words(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import find
 from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation import report
-from ssl_trainer.evaluation.log import answered
+from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.methods import quality
 from ssl_trainer.training.trainer import Trainer
@@ -108,6 +108,13 @@ def test_a_report_says_how_much_vessa_answered(
         (run / "config.yaml").write_text(yaml.safe_dump(content))
         assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
         assert f"- VESSA: at here:1, {named}, {words}\n" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("line", [b"\0\0\n", b"\n", b'{"loss": 1}\n', b"\xff\n", b"3\n"])
+def test_a_damaged_log_is_named_with_its_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"step": 2}\n{"st')
+    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is damaged"):
+        read_log(tmp_path / "log.jsonl")
 
 
 def test_the_gallery_shows_slices_from_the_best_to_the_worst(tmp_path: Path) -> None:

@@ -123,6 +123,16 @@ def test_nothing_is_the_best_before_the_strongest_was_run() -> None:
     assert over[:2] == [f"UniMatch V2 ({ssl_tables.RIVAL})", ssl_tables.BEST]
 
 
+@pytest.mark.parametrize("scored", [True, False], ids=["with one seed", "without scores"])
+def test_nothing_is_the_best_before_the_strongest_has_all_seeds(scored: bool) -> None:
+    runs = [run(name, 0.7, seed=seed) for name in ("unimatch", "vessa") for seed in range(2)]
+    strongest = [run("unimatch-regions", 0.9, seed=seed) for seed in range(1 if scored else 2)]
+    for facts in strongest:
+        facts["scores"] = facts["scores"] if scored else {}
+    row = ssl_tables.gains(results(*runs, *strongest), "test")[2]
+    assert row[2:4] == [ssl_tables.BEST, "–"]
+
+
 def test_a_rival_with_fewer_seeds_does_not_count() -> None:
     seeds = [run("unimatch", dice, seed=seed) for seed, dice in enumerate((0.7, 0.5))]
     found = results(*seeds, run("unimatch-quarters", 0.65))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -11,17 +12,21 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ssl_trainer.config import ConfigError, DataConfig, UniMatchConfig
+from ssl_trainer.config import ConfigError, DataConfig, UniMatchConfig, parse
 from ssl_trainer.data import cases
 from ssl_trainer.data.cases import Case
 from ssl_trainer.data.slices import read_slices
 from ssl_trainer.evaluation.evaluate import evaluate
+from ssl_trainer.models import weights
 from ssl_trainer.training.trainer import Trainer
 from support import picture
 from trainer_support import small_config, write_case, write_dataset
 from vessa_client import AnyArray, UInt8Array, files
+from vessa_client.files import FileError
+from vessa_common import layouts
 
 CLASSES = ("disc", "bar")
 
@@ -331,6 +336,77 @@ def test_configurations_of_data_are_checked() -> None:
         ({"patient_pattern": "("}, "patient_pattern"),
         ({"patient_pattern": "p[0-9]+"}, "expected a group"),
         ({"channel": -1}, "channel: -1, expected 0 or more"),
+        ({"classes": ("a", "a")}, "classes: a, a: expected names that differ"),
+        ({"classes": (" ",)}, "expected names that differ"),
     ):
         with pytest.raises(ValueError, match=words):
             _config(Path(), **changes)
+
+
+def test_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name in ("p1.png", "p2.png", "p2.jpg"):
+        Image.fromarray(picture(0)[0]).save(tmp_path / "train" / name)
+    with pytest.raises(ConfigError, match=r"p2\.(png|jpg) and .*p2\.(png|jpg) have one name"):
+        cases.find(_config(tmp_path))
+
+
+def test_label_values_that_the_data_set_does_not_name_are_refused(tmp_path: Path) -> None:
+    image, labels = picture(0)
+    for folder, name, pixels in (("images", "p1_0000", image), ("labels", "p1", labels * 2 + 1)):
+        (tmp_path / f"{folder}Tr").mkdir()
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{folder}Tr" / f"{name}.png")
+    about = {"labels": {"background": 0, "disc": 3, "bar": 5}, "channel_names": {"0": "MRI"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    case = cases.find(_config(tmp_path)).labelled[0]
+    with pytest.raises(FileError, match=r"label 1, expected 0 and those of dataset\.json, 3, 5"):
+        case.read_labels(case.read(), 2)
+    about["labels"] = {"background": 0, "disc": 300, "bar": 5}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match=r"label values 5, 300, expected 1\.\.255"):
+        cases.find(_config(tmp_path))
+
+
+def test_of_each_case_one_channel_is_predicted_and_no_label_file() -> None:
+    names = ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.png", "c.png", "label.nii.gz", "d_2024.png"]
+    images = [Path("x") / name for name in names]
+    chosen = [file.name for file in layouts.to_predict(images, 1)]
+    assert chosen == ["a_0001.nii.gz", "b_0000.png", "c.png", "d_2024.png"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", -1),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -1),
+        ("poly_power", -3),
+        ("seed", -1),
+        ("cps.weight", -0.1),
+        ("unimatch.weight", float("nan")),
+        ("assistant.weight", float("inf")),
+        ("augmentation.rotation_degrees", -5),
+        ("augmentation.zoom_max", float("inf")),
+        ("labelled_augmentation.elastic", float("nan")),
+    ],
+)
+def test_numbers_without_sense_are_refused_by_their_key(key: str, value: float) -> None:
+    section, _, name = key.rpartition(".")
+    own: dict[str, object] = {name: value}
+    content = {"data": {"root": "x", "classes": ["a"]}} | ({section: own} if section else own)
+    with pytest.raises(ConfigError, match=rf"{name}: .*expected a number"):
+        parse(content)
+
+
+def test_weights_that_find_no_room_name_their_file(tmp_path: Path) -> None:
+    file, tensors = tmp_path / "last.safetensors", {"a": torch.zeros(100_000)}
+    weights.write(file, tensors, {"step": "1"})
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.safetensors: cannot be written"):
+            weights.write(file, tensors, {"step": "2"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert weights.read(file)[1] == {"step": "1"}
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]

@@ -300,6 +300,16 @@ def test_tensors_whose_size_does_not_fit_are_refused() -> None:
         wire.encode_tensor(np.zeros(3, np.complex64))
 
 
+@given(st.text(max_size=200))
+def test_any_text_becomes_a_template_name(text: str) -> None:
+    name = wire.template_name(text)
+    assert len(name) <= wire.MAX_NAME_LENGTH
+    assert name.isprintable()
+    if text.isprintable():
+        assert name[:38] == text[:38]
+        assert name[-38:] == text[-38:]
+
+
 def test_digest_is_the_one_of_the_contract() -> None:
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
     expected = hashlib.sha256(b"int16:2,3:" + array.astype("<i2").tobytes()).hexdigest()

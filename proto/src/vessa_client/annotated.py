@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vessa_client import files
+from vessa_client import files, wire
 from vessa_client._types import AnyArray, ClassDefinition, UInt8Array
 
 # Of one structure alone, as picture editors and many data sets have it.
@@ -190,7 +190,7 @@ def slices(
     for index in indices:
         name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
         numbers = scheme.to_numbers(annotation.slice(index), str(labels))
-        yield AnnotatedSlice(source.slice(index), numbers, name)
+        yield AnnotatedSlice(source.slice(index), numbers, wire.template_name(name))
 
 
 def _read(

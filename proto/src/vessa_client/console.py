@@ -52,17 +52,22 @@ def command_line(package: str, about: str) -> typer.Typer:
 
 def print_line(message: str) -> None:
     """On standard output; brackets in it are no markup, and long paths stay whole."""
-    console.print(escape(message), highlight=False, soft_wrap=True)
+    console.print(shown(message), highlight=False, soft_wrap=True)
+
+
+def shown(text: str) -> str:
+    """As it is, also where brackets look like markup, or a file's name is not UTF-8."""
+    return escape(text.encode(errors="replace").decode())
 
 
 def print_error(message: str) -> None:
     """One line on standard error; brackets in it are no markup."""
-    errors.print(f"[bold red]Error[/] {escape(message)}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold red]Error[/] {shown(message)}", highlight=False, soft_wrap=True)
 
 
 def print_warning(message: str) -> None:
     """The same of what may be wrong."""
-    errors.print(f"[bold yellow]Warning[/] {escape(message)}", highlight=False, soft_wrap=True)
+    errors.print(f"[bold yellow]Warning[/] {shown(message)}", highlight=False, soft_wrap=True)
 
 
 def explained(*kinds: type[Exception]) -> Callable[[Callable[P, R]], Callable[P, R]]:

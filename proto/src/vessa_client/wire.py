@@ -23,6 +23,8 @@ MAX_CLASSES: Final = 255
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 # Most slices that a request may name of the volume that its image is a slice of.
 MAX_VOLUME_SLICES: Final = 32
+# Characters of a template's name.
+MAX_NAME_LENGTH: Final = 80
 METADATA_FIELD: Final = "vessa-field"
 METADATA_RETRY_AFTER: Final = "vessa-retry-after"
 IMAGE_REF_FIELD: Final = "image.ref"
@@ -219,3 +221,11 @@ def image_digest(image: AnyArray | bytes) -> str:
 def volume_digest(digests: Iterable[str]) -> str:
     """Reference of a volume, from those of its slices: as the contract's ``VolumeRef`` says."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def template_name(text: str) -> str:
+    """What a template may be called by: printable, and cut in its middle where it is too long."""
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    half = (MAX_NAME_LENGTH - 3) // 2
+    short = len(printable) <= MAX_NAME_LENGTH
+    return printable if short else f"{printable[:half]}...{printable[-half:]}"

@@ -261,7 +261,7 @@ def _chosen(path: Path, places: Sequence[Sequence[Frame]], frame: int | None) ->
             f"--frame 0..{count - 1}"
         )
     if frame >= count:
-        raise FileError(f"{path}: {count} frames, expected more than {frame}")
+        raise FileError(f"{path}: {count} frames or channels, expected more than {frame}")
     return [place[frame] for place in places]
 
 

@@ -28,7 +28,8 @@ def load(path: Path, frame: int | None) -> nib.Nifti1Image:
     _check_orientation(path, image)
     if frame is not None and image.ndim == 4 and image.shape[3] > 1:
         if frame >= image.shape[3]:
-            raise FileError(f"{path}: {image.shape[3]} frames, expected more than {frame}")
+            count = image.shape[3]
+            raise FileError(f"{path}: {count} frames or channels, expected more than {frame}")
         image = image.slicer[..., frame]
     return image
 

@@ -95,7 +95,7 @@ def _frame(path: Path, voxels: AnyArray, kind: str, frame: int | None) -> AnyArr
     if count > 1 and frame is None:
         raise FileError(f"{path}: {count} frames, choose one with --frame 0..{count - 1}")
     if (frame or 0) >= count:
-        raise FileError(f"{path}: {count} frames, expected more than {frame}")
+        raise FileError(f"{path}: {count} frames or channels, expected more than {frame}")
     chosen: AnyArray = voxels[..., frame or 0]
     return chosen
 

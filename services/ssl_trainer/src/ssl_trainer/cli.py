@@ -285,8 +285,8 @@ def evaluate(
             predictor, chosen, config.data.classes, advance=lambda: progress.advance(task)
         )
     file = run / f"scores_{split}.json"
-    files.write_text(file, json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
     console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
+    files.write_text(file, json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
     print_line(f"Scores {file}")
 
 
@@ -305,16 +305,19 @@ def predict(
     """
     from ssl_trainer.config import load
     from vessa_client import files
+    from vessa_common import layouts
 
     config = load(run / "config.yaml")
     predictor = _predictor(run, config, plain, checkpoint)
-    images = files.find_inputs(folder, out, endings=(SEGMENTED,))
+    images = layouts.to_predict(
+        files.find_inputs(folder, out, endings=(SEGMENTED,)), predictor.channel or 0
+    )
     bad = 0
     with progress_bar() as progress:
         task = progress.add_task("Predicting", total=len(images), note="")
         for path in images:
             try:
-                _predict_file(predictor, path, out / path.parent.relative_to(folder))
+                _predict_file(predictor, path, out / files.place_below(path, folder))
             except files.FileError as error:
                 bad += 1
                 print_error(str(error))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +85,28 @@ def detect(folder: Path) -> Layout:
     if labels:
         return "msd" if any(name in images for name in labels) else "nnunet"
     return "nnunet" if all(re.search(r"_\d{4}$", name) for name in images) else "msd"
+
+
+def to_predict(images: Sequence[Path], channel: int) -> list[Path]:
+    """Images without files of labels (``label.nii.gz``), and of each case one channel.
+
+    Args:
+        images: of a folder.
+        channel: where there are ``NAME_0000``, ``NAME_0001``, ... of one case.
+    """
+    found = [file for file in images if files.stem(file).lower() not in LABEL_NAMES]
+    cases: dict[Path, list[Path]] = defaultdict(list)
+    for file in found:
+        cases[file.parent / re.sub(r"_\d{4}$", "", files.stem(file))].append(file)
+    wanted = f"_{channel:04d}"
+    several = {
+        file
+        for case in cases.values()
+        if any(files.stem(file).endswith(wanted) for file in case) and len(case) > 1
+        for file in case
+        if re.search(r"_\d{4}$", files.stem(file)) and not files.stem(file).endswith(wanted)
+    }
+    return [file for file in found if file not in several]
 
 
 def _plain(folder: Path, channel: int, part: Part) -> Listing:

@@ -86,7 +86,8 @@ def fill(config: TrainConfig, chosen: Sequence[Slice], advance: Callable[[], obj
     with connection.connect(assistant, assistant.timeout_seconds) as client:
         for item in chosen:
             assert item.labels is not None
-            add = partial(client.add_template, item.image, item.labels, definitions, name=item.key)
+            name = wire.template_name(item.key)
+            add = partial(client.add_template, item.image, item.labels, definitions, name=name)
             try:
                 _, created = connection.reached(assistant, classes, add)
             except AssistantError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from ssl_trainer.config.checks import STRICT, check_counts, check_fractions
+from ssl_trainer.config.checks import STRICT, check_at_least, check_counts, check_fractions
 from ssl_trainer.config.methods import UnlabelledLoss
 from vessa_client.wire import MAX_VOLUME_SLICES
 
@@ -60,11 +60,7 @@ class AssistantConfig:
         check_counts(self, "ahead")
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds: {self.timeout_seconds}, expected above 0")
-        for name in ("wait_seconds", "retry_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 0")
-        if self.weight < 0:
-            raise ValueError(f"weight: {self.weight}, expected at least 0")
+        check_at_least(self, 0, "wait_seconds", "retry_seconds", "weight")
         if not 0 <= self.volume_slices <= MAX_VOLUME_SLICES:
             raise ValueError(
                 f"volume_slices: {self.volume_slices}, expected 0..{MAX_VOLUME_SLICES}"

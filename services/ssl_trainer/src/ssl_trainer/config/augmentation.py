@@ -6,7 +6,7 @@ from dataclasses import field
 
 from pydantic.dataclasses import dataclass
 
-from ssl_trainer.config.checks import STRICT, check_fractions
+from ssl_trainer.config.checks import STRICT, check_at_least, check_fractions
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -31,6 +31,7 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         check_fractions(self, "quarter_turns")
+        check_at_least(self, 0, "rotation_degrees", "shift", "zoom_max")
         if not 0 < self.zoom_min <= self.zoom_max:
             raise ValueError(
                 f"zoom_min: {self.zoom_min}, expected above 0 and at most zoom_max, {self.zoom_max}"
@@ -65,3 +66,6 @@ class RichAugmentationConfig:
     gamma: float = 0.35
     bias: float = 0.25
     noise: float = 0.06
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "elastic", "structure_shift", "gamma", "bias", "noise")

@@ -25,6 +25,18 @@ def check_counts(config: object, *names: str) -> None:
             raise ValueError(f"{name}: {value}, expected at least 1")
 
 
+def check_at_least(config: object, low: float, *names: str) -> None:
+    """Numbers are finite, and not below ``low``.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            raise ValueError(f"{name}: {value}, expected a number, {low:g} or more")
+
+
 def check_fractions(config: object, *names: str) -> None:
     """Shares are between 0 and 1.
 

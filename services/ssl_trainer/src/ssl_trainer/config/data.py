@@ -68,6 +68,8 @@ class DataConfig:
             check_window(self.window)
         if not self.classes:
             raise ValueError("classes: empty, expected the names of labels 1, 2, ...")
+        if len(set(self.classes)) < len(self.classes) or not all(map(str.strip, self.classes)):
+            raise ValueError(f"classes: {', '.join(self.classes)}: expected names that differ")
         if self.channel is not None and self.channel < 0:
             raise ValueError(f"channel: {self.channel}, expected 0 or more")
         try:

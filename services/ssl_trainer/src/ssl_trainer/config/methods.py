@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from ssl_trainer.config.checks import STRICT, check_fractions
+from ssl_trainer.config.checks import STRICT, check_at_least, check_fractions
 
 # See ssl_trainer.methods; its own keys are in the section of its name.
 Method = Literal["unimatch", "mean-teacher", "cps", "bcp"]
@@ -36,6 +36,7 @@ class UniMatchConfig:
     cutmix_probability: float = 0.5
 
     def __post_init__(self) -> None:
+        check_at_least(self, 0, "weight")
         check_fractions(self, "cutmix_probability")
         for name in ("confidence_threshold", "ema_decay", "dropout_probability"):
             if not 0 <= getattr(self, name) < 1:
@@ -52,6 +53,9 @@ class MeanTeacherConfig:
 
     weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "weight")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CpsConfig:
@@ -62,6 +66,9 @@ class CpsConfig:
     """
 
     weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "weight")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -78,4 +85,5 @@ class BcpConfig:
     pretraining: float = 0.25
 
     def __post_init__(self) -> None:
+        check_at_least(self, 0, "weight")
         check_fractions(self, "pretraining")

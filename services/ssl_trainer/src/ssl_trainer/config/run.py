@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Literal
 
@@ -9,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ssl_trainer.config.assistant import AssistantConfig
 from ssl_trainer.config.augmentation import AugmentationConfig, RichAugmentationConfig
-from ssl_trainer.config.checks import STRICT, check_counts
+from ssl_trainer.config.checks import STRICT, check_at_least, check_counts
 from ssl_trainer.config.data import DataConfig
 from ssl_trainer.config.methods import (
     BcpConfig,
@@ -70,6 +71,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_counts(self, "labelled_batch", "unlabelled_batch", "accumulate")
         check_counts(self, "steps", "validate_every", "checkpoint_every")
+        check_at_least(self, 0, "weight_decay", "poly_power", "seed")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: {self.learning_rate}, expected a number above 0")
         _check_size(self.data.size, self.student.side_unit, self.student.kind)
         if self.method != "unimatch" and self.assistant.server is not None:
             raise ValueError(

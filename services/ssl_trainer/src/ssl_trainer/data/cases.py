@@ -82,6 +82,12 @@ class Case:
             labels = files.read(self.labels, axis=image.axis, labels=True)
         image.check_same_space(labels)
         if self.values:
+            unknown = set(np.unique(labels.pixels).tolist()) - {0, *self.values}
+            if unknown:
+                raise files.FileError(
+                    f"{self.labels}: label {min(unknown)}, expected 0 and those of dataset.json, "
+                    f"{', '.join(map(str, self.values))}"
+                )
             indices = np.zeros(256, dtype=np.uint8)
             indices[list(self.values)] = np.arange(1, len(self.values) + 1)
             labels = replace(labels, pixels=indices[labels.pixels])
@@ -249,8 +255,14 @@ def _cases(
         several = listing.channels > 1 and config.channel is None
         channel = 0 if several else config.channel
         by_patient: dict[str, list[Case]] = defaultdict(list)
+        taken: dict[str, Path] = {}
         for item in listing.items:
             name = next(names)
+            if item.name in taken:
+                raise ConfigError(
+                    f"data.root: {item.image} and {taken[item.name]} have one name; rename one"
+                )
+            taken[item.name] = item.image
             by_patient[name].append(Case(item.image, item.labels, name, item.name, channel, values))
         found[split] = tuple(itertools.chain(*by_patient.values()))
     return found
@@ -281,6 +293,11 @@ def _values(config: DataConfig, listing: Listing) -> tuple[int, ...]:
             f"{config.root / 'dataset.json'}: {named}"
         )
     values = tuple(listing.names)
+    if not all(0 < value < 256 for value in values):
+        raise ConfigError(
+            f"data.root: {config.root / 'dataset.json'} has label values "
+            f"{', '.join(map(str, values))}, expected 1..255"
+        )
     return () if values == tuple(range(1, len(values) + 1)) else values
 
 

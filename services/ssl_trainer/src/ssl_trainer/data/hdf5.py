@@ -107,7 +107,10 @@ def _short_axis(shape: tuple[int, ...]) -> int:
 def _array(stream: Any, path: Path, key: str) -> Any:
     if key not in stream:
         raise files.FileError(f"{path}: no array {key!r}, expected {IMAGE!r} and {LABEL!r}")
-    return stream[key]
+    found = stream[key]
+    if not hasattr(found, "shape") or found.dtype.kind not in "biuf" or not found.size:
+        raise files.FileError(f"{path}: {key!r} is no array of numbers")
+    return found
 
 
 def _has_labels(path: Path) -> bool:

@@ -31,13 +31,19 @@ def read_log(file: Path) -> list[dict[str, float]]:
     """Lines by step; a resumed run may have written a step twice, and the last one counts.
 
     A last line that was cut off, by a full disk, is left out.
+
+    Raises:
+        ValueError: another line is damaged; names it.
     """
     by_step = {}
-    if file.is_file():
-        for line in file.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith(b"\n"):
+            try:
                 entry = json.loads(line)
                 by_step[entry["step"]] = entry
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file}: line {number} is damaged; remove it") from error
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -43,10 +43,18 @@ def load_teacher(file: Path, student: nn.Module) -> None:
 
 
 def write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors by name, with what is said of them, in place of what was there."""
+    """Write tensors by name, with what is said of them, in place of what was there.
+
+    Raises:
+        OSError: no room, or no rights.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
+    try:
+        save_file({n: t.detach().contiguous() for n, t in tensors.items()}, partial, metadata)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{file}: cannot be written ({error})") from error
     partial.chmod(0o644)  # safetensors makes files that only their owner can read
     with partial.open("rb+") as stream:
         os.fsync(stream.fileno())

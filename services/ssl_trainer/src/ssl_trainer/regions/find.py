@@ -70,8 +70,16 @@ def as_rows(regions: Mapping[str, Roi]) -> dict[str, list[float]]:
 
 
 def from_rows(rows: Mapping[str, Sequence[float]]) -> dict[str, Roi]:
-    """Back from :func:`as_rows`."""
-    return {
+    """Back from :func:`as_rows`.
+
+    Raises:
+        ValueError: a region is none.
+    """
+    found = {
         series: Roi(float(row), float(column), float(side), int(turns))
         for series, (row, column, side, turns) in rows.items()
     }
+    for series, roi in found.items():
+        if not (np.isfinite([roi.row, roi.column]).all() and 0 < roi.side < np.inf):
+            raise ValueError(f"{series}: {roi}")
+    return found

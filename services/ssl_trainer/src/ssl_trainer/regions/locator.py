@@ -60,13 +60,26 @@ class Locator(nn.Module):
             inside, logits = self(torch.stack(views).to(device))
             heat_1HW += frame.restore(torch.sigmoid(inside).mean(0).cpu(), shape, whole)
             turns_4 += torch.log_softmax(logits.cpu(), dim=1).mean(0).roll(turns)
-        return _square(heat_1HW[0], int(turns_4.argmax())).or_whole(shape)
+        return square(heat_1HW[0], int(turns_4.argmax())).or_whole(shape)
 
 
-def _square(heat_HW: Tensor, quarter_turns: int) -> Roi:
-    """A square where the heat is, with its centre and its area."""
+def square(heat_HW: Tensor, quarter_turns: int) -> Roi:
+    """A square where the heat is: its centre, and as large as what of it is in the slice."""
     shown_HW = heat_HW >= ENOUGH * heat_HW.max()
     rows, columns = torch.nonzero(shown_HW, as_tuple=True)
     weight = heat_HW[rows, columns]
     row, column = ((weight * at).sum() / weight.sum() + 0.5 for at in (rows, columns))
-    return Roi(float(row), float(column), float(len(rows)) ** 0.5, quarter_turns)
+    side = float(len(rows)) ** 0.5
+    height, width = heat_HW.shape
+    # Where a square goes on beyond the slice, its other extent is still whole.
+    if columns.min() == 0 or columns.max() == width - 1:
+        side = max(side, _extent(rows))
+    if rows.min() == 0 or rows.max() == height - 1:
+        side = max(side, _extent(columns))
+    return Roi(float(row), float(column), side, quarter_turns)
+
+
+def _extent(at: Tensor) -> float:
+    """Of lines that have at least half as many pixels as the fullest one."""
+    counts = torch.bincount(at)
+    return float((counts >= counts.max() / 2).sum())

@@ -60,8 +60,10 @@ def find_all(
     advance = stage("Regions: the locator learns", training.STEPS)
     slices = [*labelled, *unlabelled]
     locator = training.train(slices, asked | known, config.seed, device, advance)
-    series = {item.series for item in unlabelled}
-    found = find.by_locator(locator, unlabelled, stage("Regions of the locator", len(series)))
+    # An annotated volume without any structure is looked at as those without labels.
+    open_ = [*unlabelled, *(item for item in labelled if item.series not in known)]
+    series = {item.series for item in open_}
+    found = find.by_locator(locator, open_, stage("Regions of the locator", len(series)))
     tensors = save({name: value.contiguous() for name, value in locator.state_dict().items()})
     files.write_bytes(out / LOCATOR_FILE, tensors)
     rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
@@ -103,7 +105,7 @@ def load_regions(out: Path) -> dict[str, Roi]:
     file = out / REGIONS_FILE
     try:
         return find.from_rows(json.loads(file.read_text())["used"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: damaged ({error!r}); remove it, and the run asks again"
         ) from error

@@ -21,7 +21,10 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.step = Gauge("vessa_training_step", "Updates done.", registry=registry)
         self.scalars = Gauge("vessa_training", "Scalars of the log.", ["name"], registry=registry)
-        self.server, _ = start_http_server(port, registry=registry)
+        try:
+            self.server, _ = start_http_server(port, registry=registry)
+        except OSError as error:
+            raise OSError(f"--metrics-port {port}: {error.strerror}") from error
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> None:
         """Keep the values of an update."""

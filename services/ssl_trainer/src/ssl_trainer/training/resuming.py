@@ -99,7 +99,8 @@ def announce(step: int, before: Mapping[str, Any], now: Mapping[str, Any]) -> No
 
 def _files(cases: Sequence[Case]) -> str:
     names = "\n".join(case.name for case in cases)
-    return f"{len(cases)} files, names {hashlib.sha256(names.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # any file's name
+    return f"{len(cases)} files, names {digest[:12]}"
 
 
 def _differences(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vessa_client import AnyArray, ClassDefinition, InvalidRequestError, TemplateInfo, UInt8Array
-from vessa_client.wire import image_digest
+from vessa_client.wire import MAX_NAME_LENGTH, image_digest
 from vessa_server.bank.files import to_storable
 from vessa_server.bank.index import ID_DIGITS
 
-MAX_NAME_LENGTH, MAX_DESCRIPTION_LENGTH, MAX_CLASSES = 80, 400, 255
+MAX_DESCRIPTION_LENGTH, MAX_CLASSES = 400, 255
 # Control characters, halves of surrogate pairs, line and paragraph separators.
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
