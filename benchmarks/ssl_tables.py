@@ -203,7 +203,8 @@ def annotated(results: Results, split: str) -> list[Row]:
 
 def cost(results: Results, split: str) -> list[Row]:
     """CPU minutes of a run, of trainer and server, and its Dice."""
-    rows = [["annotated", "trained with", "updates", "training", "server", "both", "Dice"]]
+    spent = ["CPU minutes: training", "server", "both"]
+    rows = [["annotated", "trained with", "updates", *spent, "Dice"]]
     for budget in results.budgets():
         for name, method in METHODS.items():
             seconds = _seconds(results.select(budget, name))

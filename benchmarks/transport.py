@@ -53,7 +53,7 @@ from vessa_client import (
     files,
 )
 from vessa_client.console import console
-from vessa_server.runtime.spinning import spin_briefly
+from vessa_common.spinning import spin_briefly
 
 SIDE = 512
 CLIENTS = (1, 8, 64)

@@ -340,7 +340,8 @@ def test_a_slice_that_the_server_refuses_costs_no_other_its_answer(
     ],
 )
 def test_addresses_of_this_machine(target: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONTAINER_FILES", ())
+    monkeypatch.setattr(connection, "CONTAINER_FILE", Path("/nowhere"))
+    monkeypatch.delenv("container", raising=False)
     assert on_this_machine(target) == own
 
 
@@ -348,8 +349,12 @@ def test_a_service_beside_this_container_is_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = tmp_path / ".dockerenv"
-    monkeypatch.setattr(connection, "CONTAINER_FILES", (marker,))
+    monkeypatch.setattr(connection, "CONTAINER_FILE", marker)
+    monkeypatch.delenv("container", raising=False)
     assert not on_this_machine("server:50051")
+    monkeypatch.setenv("container", "podman")
+    assert on_this_machine("server:50051")
+    monkeypatch.delenv("container")
     marker.touch()
     assert on_this_machine("server:50051")
     assert not on_this_machine("vessa.example.org:50051")

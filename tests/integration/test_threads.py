@@ -63,8 +63,9 @@ def test_work_apart_has_its_own_number_of_threads_and_leaves_that_of_others() ->
         threads.compute_apart(1, lambda: _fail("as it was raised"))
 
 
-def test_spinning_is_set_before_torch_is_there() -> None:
-    code = "import sys, vessa_server.cli; assert 'torch' not in sys.modules, sorted(sys.modules)"
+@pytest.mark.parametrize("module", ["vessa_server.cli", "ssl_trainer.cli"])
+def test_spinning_is_set_before_torch_is_there(module: str) -> None:
+    code = f"import sys, {module}; assert 'torch' not in sys.modules, sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -28,7 +28,7 @@ from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.methods import quality
 from ssl_trainer.training.trainer import Trainer
 from trainer_support import small_config, write_case, write_dataset
-from vessa_client import UInt8Array, files
+from vessa_client import UInt8Array, files, pictures
 
 
 def test_a_run_ends_with_a_report_that_shows_its_pictures(tmp_path: Path) -> None:
@@ -138,7 +138,8 @@ def test_the_gallery_shows_slices_from_the_best_to_the_worst(tmp_path: Path) -> 
     picture = report._gallery(cases, config, predict)
     assert len(asked) == 2 * len(cases)
     best = report._pictured(rows[0])
-    assert np.array_equal(picture[: len(best), : best.shape[1]], best)
+    below = picture[len(pictures.legend(config.data.classes)) :]
+    assert np.array_equal(below[: len(best), : best.shape[1]], best)
 
 
 def test_labels_of_unlabelled_cases_are_left_alone(tmp_path: Path) -> None:

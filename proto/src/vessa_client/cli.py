@@ -22,6 +22,7 @@ from vessa_client.console import (
     print_line,
     print_warning,
     progress_bar,
+    shown,
 )
 
 # Everything else is imported by the commands when they run, so that --help is fast.
@@ -199,7 +200,12 @@ def label(
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
         said: set[str] = set()
-        for outcome in label_folder(client, job, images):
+
+        def slices(image: ImageFile, done: int) -> None:
+            note = f"{image.path.name}: slice {done} of {image.depth}" if image.depth > 1 else ""
+            progress.update(task, note=shown(note))
+
+        for outcome in label_folder(client, job, images, slices):
             done += outcome.state == "done"
             skipped += outcome.state == "skipped"
             failed += outcome.state == "failed"

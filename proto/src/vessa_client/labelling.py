@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,8 +66,16 @@ class LabelOutcome:
     message: str = ""
 
 
+# Called with an image, and how many of its slices are done.
+Advance = Callable[[files.ImageFile, int], object]
+
+
+def _nobody(image: files.ImageFile, done: int) -> None:
+    pass
+
+
 def label_folder(
-    client: VessaClient, job: LabelJob, images: Sequence[Path]
+    client: VessaClient, job: LabelJob, images: Sequence[Path], advance: Advance = _nobody
 ) -> Iterator[LabelOutcome]:
     """Label images; one that has its pseudo-label already is skipped, one that fails is named.
 
@@ -80,21 +89,29 @@ def label_folder(
         else:
             waiting.append(path)
     streamed = [path for path in waiting if job.alone or not files.is_volume(path)]
-    yield from _label_streamed(client, job, streamed)
+    yield from _label_streamed(client, job, streamed, advance)
     if not job.alone:
-        yield from (_label_volume(client, job, path) for path in filter(files.is_volume, waiting))
+        volumes = filter(files.is_volume, waiting)
+        yield from (_label_volume(client, job, path, advance) for path in volumes)
 
 
 def segment_slices(
-    client: VessaClient, request: VolumeRequest, *, alone: bool
+    client: VessaClient,
+    request: VolumeRequest,
+    *,
+    alone: bool,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> list[SegmentationResult]:
     """Results of all slices in order; ``alone``: each slice by itself, not as one volume.
+
+    ``advance`` is called with the number of those that have come.
 
     Raises:
         VessaError: the first of any slice.
     """
     if not alone:
-        return _in_order(client.segment_volume(request), lambda result: result.slice_index)
+        answers = _counted(client.segment_volume(request), advance)
+        return _in_order(answers, lambda result: result.slice_index)
     requests = (
         SegmentationRequest(
             image=image,
@@ -112,7 +129,16 @@ def segment_slices(
         )
         for index, image in enumerate(request.slices)
     )
-    return _in_order(client.segment_stream(requests), lambda result: int(result.request_id))
+    answers = _counted(client.segment_stream(requests), advance)
+    return _in_order(answers, lambda result: int(result.request_id))
+
+
+def _counted(
+    items: Iterable[SegmentationResult | VessaError], advance: Callable[[int], object]
+) -> Iterator[SegmentationResult | VessaError]:
+    for done, item in enumerate(items, start=1):
+        advance(done)
+        yield item
 
 
 def _in_order(
@@ -126,13 +152,13 @@ def _in_order(
     return [results[position] for position in sorted(results)]
 
 
-def _label_volume(client: VessaClient, job: LabelJob, path: Path) -> LabelOutcome:
+def _label_volume(client: VessaClient, job: LabelJob, path: Path, advance: Advance) -> LabelOutcome:
     try:
         image = files.read(path, axis=job.axis, channel=job.frame)
         request = VolumeRequest(
             slices=tuple(image.slices()), class_names=job.class_names, priority="bulk"
         )
-        results = segment_slices(client, request, alone=False)
+        results = segment_slices(client, request, alone=False, advance=partial(advance, image))
     except (UnavailableError, AuthenticationError):
         raise
     except (VessaError, files.FileError) as error:
@@ -149,7 +175,7 @@ class _Image:
 
 
 def _label_streamed(
-    client: VessaClient, job: LabelJob, paths: Sequence[Path]
+    client: VessaClient, job: LabelJob, paths: Sequence[Path], advance: Advance
 ) -> Iterator[LabelOutcome]:
     """Label the slices of all images over one stream."""
     open_images: dict[int, _Image] = {}
@@ -175,6 +201,7 @@ def _label_streamed(
         number, index = map(int, item.request_id.split("/"))
         image = open_images[number]
         image.answers[index] = item
+        advance(image.file, len(image.answers))
         if len(image.answers) == image.file.depth:
             del open_images[number]
             yield _finish(job, image)
@@ -206,11 +233,13 @@ def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResu
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
     picture = pictures.panels(
         [
-            ("image", pictures.grey(image.slice(middle))),
+            (f"image, slice {middle}", pictures.grey(image.slice(middle))),
             ("pseudo-label", pictures.overlay(image.slice(middle), results[middle].labels)),
             ("confidence", pictures.grey(results[middle].confidence)),
         ]
     )
+    names = [found.class_name for found in results[0].classes]
+    picture = pictures.rows([pictures.legend(names), picture])
     previews = job.previews / files.place_below(image.path, job.folder)
     files.write_picture(previews / f"{files.own_stem(image.path)}.png", picture)
     confidence = files.output_path(folder, image.path, "_confidence")

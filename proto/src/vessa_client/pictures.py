@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -54,6 +56,23 @@ def panels(pictures: list[tuple[str, UInt8Array]], height: int = 224) -> UInt8Ar
         ImageDraw.Draw(picture).text((4, 2), title, fill="white")
         columns.append(np.asarray(picture))
     return np.concatenate(columns, axis=1)
+
+
+def legend(names: Sequence[str]) -> UInt8Array:
+    """One line with the colour of each class."""
+    width = sum(_legend_width(name) for name in names)
+    picture = Image.new("RGB", (max(1, width), TITLE_HEIGHT + 4), "black")
+    draw, left = ImageDraw.Draw(picture), 4
+    for label, name in enumerate(names, start=1):
+        shade = tuple(int(v) for v in colour(np.array(label)))
+        draw.rectangle((left, 4, left + 10, 14), fill=shade)
+        draw.text((left + 15, 4), name, fill="white")
+        left += _legend_width(name)
+    return np.asarray(picture)
+
+
+def _legend_width(name: str) -> int:
+    return 28 + round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(name))
 
 
 def rows(pictures: list[UInt8Array]) -> UInt8Array:

@@ -20,6 +20,7 @@ from vessa_client.console import (
     print_warning,
     progress_bar,
 )
+from vessa_common.spinning import spin_briefly
 
 if TYPE_CHECKING:
     from ssl_trainer.config import TrainConfig
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 app = command_line(
     "ssl-trainer", "Semi-supervised training (UniMatch V2) with a VESSA server as assistant."
 )
+
+spin_briefly()  # before any command imports torch
 
 # What names of label maps end with.
 SEGMENTED = "_seg"
@@ -45,6 +48,16 @@ CheckpointOption = Annotated[
     Literal["best", "last"],
     typer.Option(
         "--checkpoint", help="The student that was best on validation cases, or the last one."
+    ),
+]
+
+
+Threads = Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")]
+Quarters = Annotated[
+    str | None,
+    typer.Option(
+        help="Quarter turns of the views: none; average, for students trained with quarter_turns, "
+        "whose default it is; or choose, for each volume the one in which the student is most sure."
     ),
 ]
 
@@ -86,7 +99,8 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file; see examples/acdc.yaml.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     server: Annotated[
-        str | None, typer.Option(envvar="VESSA_SERVER", help="host:port of VESSA; none: alone.")
+        str | None,
+        typer.Option(help="host:port of VESSA; without it, and assistant.server, alone."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates in all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
@@ -232,12 +246,14 @@ def _predictor(
     config: TrainConfig,
     plain: bool = False,
     checkpoint: Literal["best", "last"] = "best",
+    quarters: str | None = None,
 ) -> Predictor:
     """A student, with what was chosen for the run's predictions, or plain."""
     from ssl_trainer.training.trainer import load_student
 
     student = load_student(run, config, checkpoint)
-    return student.plain() if plain else student.as_chosen(run, config)
+    student = student.plain() if plain else student.as_chosen(run, config)
+    return student if quarters is None else student.turned(quarters, config)
 
 
 @app.command()
@@ -245,19 +261,15 @@ def _predictor(
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    threads: Annotated[int, typer.Option(help="Threads of torch; 0 for all cores.")] = 0,
+    threads: Threads = 0,
     plain: Plain = False,
     checkpoint: CheckpointOption = "best",
-    quarters: Annotated[
-        str | None,
-        typer.Option(
-            help="Quarter turns of the views: none; average, for students trained with "
-            "quarter_turns, whose default it is; or choose, for each volume the one in which the "
-            "student is most sure."
-        ),
-    ] = None,
+    quarters: Quarters = None,
 ) -> None:
-    """Score a student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json."""
+    """Score a student: Dice, HD95, ASD, of volumes in 3D; writes scores_SPLIT.json.
+
+    Another student, or other views, have a file of their own, such as scores_val_plain_last.json.
+    """
     import dataclasses
 
     import torch
@@ -276,16 +288,18 @@ def evaluate(
     chosen = [c for c in getattr(found, split) if c.labels is not None]
     if not chosen:
         raise ValueError(f"--split: no cases with labels in {config.data.root / split}")
-    predictor = _predictor(run, config, plain, checkpoint)
-    if quarters is not None:
-        predictor = predictor.turned(quarters, config)
+    predictor = _predictor(run, config, plain, checkpoint, quarters)
     with progress_bar() as progress:
         task = progress.add_task("Evaluating", total=len(chosen), note="")
         scores = evaluation.evaluate(
             predictor, chosen, config.data.classes, advance=lambda: progress.advance(task)
         )
-    file = run / f"scores_{split}.json"
-    console.print(evaluation.table(scores, config.data.classes, f"{split}, {len(scores)} cases"))
+    others = [*(["plain"] if plain else []), *([checkpoint] if checkpoint != "best" else [])]
+    others += [f"quarters-{quarters}"] if quarters is not None else []
+    name = "_".join([split, *others])
+    file = run / f"scores_{name}.json"
+    title = f"{name.replace('_', ', ')}, {len(scores)} cases"
+    console.print(evaluation.table(scores, config.data.classes, title))
     files.write_text(file, json.dumps([dataclasses.asdict(s) for s in scores], indent=2))
     print_line(f"Scores {file}")
 
@@ -296,19 +310,25 @@ def predict(
     run: Run,
     folder: Annotated[Path, typer.Argument(help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps.")],
+    threads: Threads = 0,
     plain: Plain = False,
     checkpoint: CheckpointOption = "best",
+    quarters: Quarters = None,
 ) -> None:
-    """Segment a folder with a student; NIfTI in, NIfTI out, same geometry.
+    """Segment a folder with a student; label maps have the geometry and format of the images.
 
     Writes NAME_seg. Files that cannot be read are named and left out, and the exit code is 1 then.
     """
+    import torch
+
     from ssl_trainer.config import load
     from vessa_client import files
     from vessa_common import layouts
 
     config = load(run / "config.yaml")
-    predictor = _predictor(run, config, plain, checkpoint)
+    if threads:
+        torch.set_num_threads(threads)
+    predictor = _predictor(run, config, plain, checkpoint, quarters)
     images = layouts.to_predict(
         files.find_inputs(folder, out, endings=(SEGMENTED,)), predictor.channel or 0
     )
@@ -354,10 +374,16 @@ def export(
     background and classes. Class names, size, how a slice becomes a canvas (`window` or
     `percentiles`, `axis`, and in words), degrees of the views that `predict` adds up, and
     structures of which it keeps the largest component are stored with it.
+
+    A student with regions comes with a second file, NAME.locator.SUFFIX, which finds the region
+    in whole slices: the two belong together.
     """
     from ssl_trainer import export as exporting
     from ssl_trainer.config import load
 
     config = load(run / "config.yaml")
-    difference = exporting.export(_predictor(run, config), out, config.data.classes)
+    predictor = _predictor(run, config)
+    difference = exporting.export(predictor, out, config.data.classes)
     print_line(f"{out}: largest difference {difference:.1g}")
+    if predictor.locator is not None:
+        print_line(f"{exporting.locator_file(out)}: finds the region that {out.name} is shown")

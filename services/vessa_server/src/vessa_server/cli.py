@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from vessa_client.console import command_line, console, print_error
-from vessa_server.runtime.spinning import spin_briefly
+from vessa_common.spinning import spin_briefly
 
 app = command_line("vessa-server", "The VESSA segmentation server.")
 

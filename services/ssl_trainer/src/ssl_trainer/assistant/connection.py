@@ -33,8 +33,8 @@ T = TypeVar("T")
 TOKEN_VARIABLE = "VESSA_TOKEN"  # that of the `vessa` command
 # Between two attempts to reach a server that is not there yet.
 ATTEMPT_SECONDS = 0.3
-# In containers of Docker and of podman.
-CONTAINER_FILES = (Path("/.dockerenv"), Path("/run/.containerenv"))
+# Of containers: Docker's file, and podman's variable.
+CONTAINER_FILE, CONTAINER_VARIABLE = Path("/.dockerenv"), "container"
 # Fields of a request that are the same in all requests of a run.
 BANK_FIELDS = ("bank", "class_names")
 
@@ -146,8 +146,9 @@ def on_this_machine(server: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        beside = "." not in host and any(file.exists() for file in CONTAINER_FILES)
-        return host == "localhost" or server.startswith("unix:") or beside
+        contained = CONTAINER_VARIABLE in os.environ or CONTAINER_FILE.exists()
+        own = host == "localhost" or server.startswith("unix:")
+        return own or (contained and "." not in host)
     return address.is_loopback
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ssl_trainer.config.checks import ConfigError
+from ssl_trainer.config.data import DataConfig
 from ssl_trainer.config.run import TrainConfig
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Keys that are files or folders.
 PATHS = (("data", "root"), ("student", "pretrained"), ("assistant", "root_certificates"))
@@ -49,10 +55,25 @@ def parse(content: dict[str, Any]) -> TrainConfig:
     try:
         return TypeAdapter(TrainConfig).validate_python(content)
     except ValidationError as error:
-        lines = [
-            f"config: {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(map(_said, error.errors()))) from error
+
+
+def _said(error: ErrorDetails) -> str:
+    """One error of pydantic's, with the key that may have been meant."""
+    words = error["msg"].removeprefix("Value error, ")
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(path[-1], _keys(path[:-1]), 1)
+        words = f"no such key; did you mean {near[0]}?" if near else "no such key"
+    return f"config: {'.'.join(path)}: {words}" if path else f"config: {words}"
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    """Of a section of the configuration."""
+    node: object = to_dict(TrainConfig(data=DataConfig(root=Path(), classes=("a",))))
+    for name in sections:
+        node = node.get(name) if isinstance(node, dict) else None
+    return list(node) if isinstance(node, dict) else []
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def _shown(case: Case, config: TrainConfig, predict: Predict) -> Iterator[_Row]:
         expected = None if truth is None else truth.slice(index).astype(np.uint8)
         if (labels if expected is None else expected).any():
             seen = frame.windowed(image.slice(index), config.data.window)
-            yield _Row(f"{case.name} {index}", seen, labels, expected, _dice(labels, expected))
+            yield _Row(
+                f"{case.name}, slice {index}", seen, labels, expected, _dice(labels, expected)
+            )
 
 
 def _dice(predicted: UInt8Array, truth: UInt8Array | None) -> float:
@@ -179,17 +181,18 @@ def _gallery(cases: Sequence[Case], config: TrainConfig, predict: Predict) -> UI
         for row in _shown(case, config, predict)
         if row.title in wanted
     }
-    return pictures.rows([rows[title] for title in wanted])
+    names = pictures.legend(config.data.classes)
+    return pictures.rows([names, *(rows[title] for title in wanted)])
 
 
 def _pictured(row: _Row) -> UInt8Array:
     panels = [
         (row.title, pictures.grey(row.image)),
-        ("student", pictures.overlay(row.image, row.predicted)),
     ]
+    dice = "" if row.truth is None else f", Dice {row.dice:.2f}"
+    panels.append((f"student{dice}", pictures.overlay(row.image, row.predicted)))
     if row.truth is not None:
-        title = f"truth, Dice {row.dice:.2f}"
-        panels.append((title, pictures.overlay(row.image, row.truth)))
+        panels.append(("truth", pictures.overlay(row.image, row.truth)))
     return pictures.panels(panels)
 
 
@@ -255,6 +258,7 @@ def _markdown(
             ("for validation", split.val),
         )
     ]
+    labelled_tests = any(case.labels is not None for case in split.test)
     lines = [
         f"# Training {run.name}",
         "",
@@ -290,7 +294,7 @@ def _markdown(
         "",
         "```",
         f"ssl-trainer predict {run} FOLDER --out FOLDER",
-        f"ssl-trainer evaluate {run} --split test",
+        *([f"ssl-trainer evaluate {run} --split test"] if labelled_tests else []),
         f"ssl-trainer export {run} --out student.onnx",
         "```",
         "",

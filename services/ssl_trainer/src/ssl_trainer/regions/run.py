@@ -57,13 +57,13 @@ def find_all(
             "data.labelled: no annotated slice shows a structure, so there is nothing to find in "
             "the others; annotate one, or set regions to false"
         )
-    advance = stage("Regions: the locator learns", training.STEPS)
+    advance = stage("Locator", training.STEPS)
     slices = [*labelled, *unlabelled]
     locator = training.train(slices, asked | known, config.seed, device, advance)
     # An annotated volume without any structure is looked at as those without labels.
     open_ = [*unlabelled, *(item for item in labelled if item.series not in known)]
     series = {item.series for item in open_}
-    found = find.by_locator(locator, open_, stage("Regions of the locator", len(series)))
+    found = find.by_locator(locator, open_, stage("Regions", len(series)))
     tensors = save({name: value.contiguous() for name, value in locator.state_dict().items()})
     files.write_bytes(out / LOCATOR_FILE, tensors)
     rows = {"vessa": find.as_rows(asked), "used": find.as_rows(found | known)}
@@ -82,7 +82,7 @@ def _asked(assistant: Assistant, unlabelled: Sequence[Slice], stage: Stage) -> d
     # The first slice of each series.
     each = list({item.series: item for item in reversed(unlabelled)}.values())[::-1]
     asked = [each[i] for i in files.spread(len(each), MOST_ASKED)]
-    answers = assistant.regions(asked, stage("Regions of VESSA", len(asked)))
+    answers = assistant.regions(asked, stage("Regions by VESSA", len(asked)))
     if not answers:
         log.warning(
             "regions.unknown",
