@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
 import nibabel as nib
@@ -40,6 +42,7 @@ class Notes(pb_grpc.PseudoLabelServiceServicer):
         together: images of a stream that must be in flight before the first is answered.
         refused: images of this width are wrong.
         lasts: images of a stream until the server goes away, for good.
+        bank_version: of the bank now.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,7 @@ class Notes(pb_grpc.PseudoLabelServiceServicer):
         self.refused = -1
         self.lasts = 1000
         self.images = Images()
+        self.bank_version = "b"  # as its answers have it
 
     async def SegmentStream(
         self, request_iterator: AsyncIterator[pb.SegmentRequest], context: Context
@@ -94,6 +98,8 @@ class Notes(pb_grpc.PseudoLabelServiceServicer):
         self.banks.append(request.bank)
         return pb.GetServerInfoResponse(
             model_name="nano",
+            model_digest="d",
+            bank_version=self.bank_version,
             runtime="triton",
             device="cuda:0",
             dtype="bfloat16",
@@ -295,6 +301,68 @@ def test_labelling_goes_on_where_the_server_left_it(
     assert len(servicer.requests) == 3
     for i, image in enumerate(images):
         assert np.array_equal(read_picture(out / f"p{i}_pseudo.png"), expected_labels(image))
+
+
+def test_stale_label_maps_are_told_and_edited_ones_kept(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for number, name in enumerate(("a", "b", "c")):
+        write_volume(tmp_path / "in" / f"{name}.nii.gz", number)
+    call = ("label", tmp_path / "in", "-o", out)
+    assert vessa(target, *call, "-c", "disc").exit_code == 0
+    said = vessa(target, *call, "-c", "disc").output
+    assert "0 labelled, 3 there already" in said
+    assert "Warning" not in said
+    # Other templates since.
+    servicer.bank_version = "b2"
+    edited = nib.load(out / "b_pseudo.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.zeros((20, 24, 3), np.uint8), edited.affine), out / "b_pseudo.nii.gz"
+    )
+    said = " ".join(vessa(target, *call, "-c", "disc").output.split())
+    assert "2 of those there already: other templates; --overwrite makes them anew" in said
+    assert "1 of those there already: edited since" in said
+    said = vessa(target, *call, "-c", "disc", "--overwrite").output
+    assert "2 labelled, 1 there already" in said
+    assert not read_volume(out / "b_pseudo.nii.gz").any()
+    # Other classes: label 1 would be two things in one folder.
+    servicer.bank_version = "b"
+    result = vessa(target, *call, "-c", "ring")
+    assert result.exit_code == 1
+    assert "has classes 1=disc, now 1=ring; give another --out, or --overwrite" in result.output
+    assert "1 there already" in vessa(target, *call, "-c", "ring", "--overwrite").output
+    # What an older version made.
+    (out / "labelled.json").unlink()
+    said = " ".join(vessa(target, *call, "-c", "disc").output.split())
+    assert "3 of those there already: made by nobody knows what" in said
+
+
+def test_the_page_shows_every_image_the_least_sure_first(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    write_volume(tmp_path / "in" / "p<1>&.nii.gz", 0)
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 3), np.uint8), AFFINE), tmp_path / "in" / "z.nii.gz")
+    write_picture(tmp_path / "in" / "deep" / "a.png", 2)
+    out = tmp_path / "out"
+    assert vessa(target, "label", tmp_path / "in", "-o", out, "-c", "5=disc").exit_code == 0
+    page = (out / "index.html").read_text()
+    assert page.index(">z.nii.gz") < page.index(">deep/a.png")  # nothing was found in z
+    assert "p&lt;1&gt;&amp;.nii.gz, 3 slices" in page
+    assert "<1>" not in page
+    assert "disc (5): not found" in page
+    for source in re.findall(r'<img src="([^"]+)"', page):
+        assert read_picture(out / unquote(source)).ndim == 3
+    assert len(re.findall("<article>", page)) == 3
+    # A table that a spreadsheet has rewritten is made again.
+    table = (out / "summary.csv").read_text()
+    (out / "summary.csv").write_text("\ufeff" + table.replace(",", ";"))
+    assert vessa(target, "label", tmp_path / "in", "-o", out, "-c", "5=disc").exit_code == 0
+    assert (out / "summary.csv").read_text() == table
+    (out / "labelled.json").write_text("{")
+    result = vessa(target, "label", tmp_path / "in", "-o", out)
+    assert result.exit_code == 1
+    assert "labelled.json: damaged" in result.output
 
 
 def test_images_of_one_stem_are_labelled_each_also_among_their_labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
@@ -139,7 +140,8 @@ def segment(
     Of DICOM it writes NIfTI and a DICOM segmentation, which names its source images.
     """
     from vessa_client import VolumeRequest, annotated, files, pictures
-    from vessa_client.labelling import segment_slices, write_results
+    from vessa_client.labelling import segment_slices
+    from vessa_client.results import write_labels
 
     scheme = annotated.parse(classes) if classes else None
     source = files.read(image, axis=axis, channel=frame)
@@ -153,7 +155,7 @@ def segment(
     )
     with _client(server, token, bank) as client:
         results = segment_slices(client, request, alone=alone or source.axis is None)
-    written = write_results(out, source, results, scheme)
+    written = write_labels(out, source, results, scheme)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
     picture = out / f"{files.own_stem(image)}_pseudo_overlay.png"
     files.write_picture(picture, pictures.overlay(source.slice(middle), results[middle].labels))
@@ -176,6 +178,14 @@ def label(
     folder: Annotated[Path, typer.Argument(help="Folder of images; *_gt files are left out.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pseudo-labels.")],
     classes: Classes = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Label anew what was made with other classes, templates or weights; never what "
+            "was edited since.",
+        ),
+    ] = False,
     window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
     axis: Axis = None,
     frame: Frame = None,
@@ -187,18 +197,19 @@ def label(
     """Pseudo-label a whole folder; started again, it goes on where it stopped.
 
     Writes NAME_pseudo (NIfTI in, NIfTI out, same geometry; a DICOM series is its folder, and has
-    a DICOM segmentation besides), NAME_confidence, a picture for each image in previews/, and
-    summary.csv.
+    a DICOM segmentation besides), NAME_confidence, index.html with a picture of each image, the
+    least sure first, and summary.csv. labelled.json keeps what each was made with.
     """
     from vessa_client import annotated, files
     from vessa_client.labelling import LabelJob, label_folder
 
     scheme = annotated.parse(classes) if classes else None
-    job = LabelJob(folder, out, scheme, window, axis, frame, alone)
-    images = files.find_inputs(folder, out, job.previews, endings=("_pseudo", "_confidence"))
+    job = LabelJob(folder, out, scheme, window, axis, frame, alone, overwrite)
+    images = files.find_inputs(folder, out, out / "previews", endings=("_pseudo", "_confidence"))
     with _client(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
+        kept: Counter[str] = Counter()
         said: set[str] = set()
 
         def slices(image: ImageFile, done: int) -> None:
@@ -209,14 +220,18 @@ def label(
             done += outcome.state == "done"
             skipped += outcome.state == "skipped"
             failed += outcome.state == "failed"
-            if outcome.message and outcome.message not in said:
+            if outcome.state == "skipped":
+                kept[outcome.message] += 1
+            elif outcome.message and outcome.message not in said:
                 said.add(outcome.message)
                 say = print_error if outcome.state == "failed" else print_warning
                 say(f"{outcome.image}: {outcome.message}")
             progress.advance(task)
+    for message in filter(None, kept):
+        print_warning(f"{kept[message]} of those there already: {message}")
     print_line(
-        f"{done} labelled, {skipped} there already, {failed} failed. "
-        f"Pictures: {job.previews}  Table: {job.summary}"
+        f"{done} labelled, {skipped} there already, {failed} failed. Look: {out / 'index.html'}  "
+        f"Table: {out / 'summary.csv'}"
     )
     if failed:
         raise typer.Exit(1)

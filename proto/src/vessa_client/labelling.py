@@ -5,21 +5,19 @@ A volume is one request. Pictures, and slices that are labelled each by itself, 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from vessa_client import files, pictures
+from vessa_client import files
 from vessa_client._errors import AuthenticationError, UnavailableError, VessaError
 from vessa_client._sync import VessaClient
 from vessa_client._types import SegmentationRequest, SegmentationResult, VolumeRequest
 from vessa_client.annotated import LabelScheme
+from vessa_client.records import Records, Settings
+from vessa_client.results import Results
 
 
 @dataclass(frozen=True)
@@ -36,25 +34,40 @@ class LabelJob:
     axis: int | None = None
     frame: int | None = None
     alone: bool = False
+    overwrite: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """That are asked for; all of the bank without any."""
         return self.scheme.names if self.scheme else ()
 
-    @property
-    def previews(self) -> Path:
-        """Folder of the pictures."""
-        return self.out / "previews"
+    def results(self, client: VessaClient) -> Results:
+        """What is there, and what label maps are made with now.
 
-    @property
-    def summary(self) -> Path:
-        """Table of images and classes."""
-        return self.out / "summary.csv"
-
-    def target(self, image: Path) -> Path:
-        """Folder of an image's results: the same place below ``out`` as below ``folder``."""
-        return self.out / files.place_below(image, self.folder)
+        Raises:
+            VessaError: the server does not say.
+            FileError: what earlier calls kept is damaged.
+        """
+        info, scheme = client.info(), self.scheme
+        shown = {"axis": self.axis, "frame": self.frame, "alone": self.alone or None}
+        settings = Settings(
+            classes=tuple(zip(scheme.names, scheme.values, strict=True)) if scheme else (),
+            options=tuple(f"{name}={value}" for name, value in shown.items() if value is not None),
+            bank=info.bank,
+            bank_version=info.bank_version,
+            model=info.model_digest,
+            policy=info.policy_version,
+        )
+        templates = client.list_templates().templates
+        return Results(
+            folder=self.folder,
+            out=self.out,
+            scheme=scheme,
+            settings=settings,
+            overwrite=self.overwrite,
+            records=Records.read(self.out),
+            template_names={t.template_id: t.name or t.template_id for t in templates},
+        )
 
 
 @dataclass(frozen=True)
@@ -81,18 +94,20 @@ def label_folder(
 
     Raises:
         VessaError: the server stayed away, or lets nobody in: no image can be labelled.
+        FileError: the folder of results has label maps of other classes.
     """
-    waiting = []
-    for path in images:
-        if files.output_path(job.target(path), path, "_pseudo").is_file():
-            yield LabelOutcome(path, "skipped")
-        else:
-            waiting.append(path)
+    results = job.results(client)
+    states = [(path, *results.state(path)) for path in images]
+    yield from (LabelOutcome(p, "skipped", why) for p, state, why in states if state == "kept")
+    waiting = [path for path, state, _ in states if state == "wanted"]
     streamed = [path for path in waiting if job.alone or not files.is_volume(path)]
-    yield from _label_streamed(client, job, streamed, advance)
-    if not job.alone:
-        volumes = filter(files.is_volume, waiting)
-        yield from (_label_volume(client, job, path, advance) for path in volumes)
+    try:
+        yield from _label_streamed(client, job, results, streamed, advance)
+        if not job.alone:
+            volumes = filter(files.is_volume, waiting)
+            yield from (_label_volume(client, job, results, path, advance) for path in volumes)
+    finally:
+        results.finish()
 
 
 def segment_slices(
@@ -152,7 +167,9 @@ def _in_order(
     return [results[position] for position in sorted(results)]
 
 
-def _label_volume(client: VessaClient, job: LabelJob, path: Path, advance: Advance) -> LabelOutcome:
+def _label_volume(
+    client: VessaClient, job: LabelJob, written: Results, path: Path, advance: Advance
+) -> LabelOutcome:
     try:
         image = files.read(path, axis=job.axis, channel=job.frame)
         request = VolumeRequest(
@@ -163,7 +180,7 @@ def _label_volume(client: VessaClient, job: LabelJob, path: Path, advance: Advan
         raise
     except (VessaError, files.FileError) as error:
         return LabelOutcome(path, "failed", str(error))
-    return _written(job, image, results)
+    return LabelOutcome(path, "done", written.write(image, results))
 
 
 @dataclass
@@ -175,7 +192,11 @@ class _Image:
 
 
 def _label_streamed(
-    client: VessaClient, job: LabelJob, paths: Sequence[Path], advance: Advance
+    client: VessaClient,
+    job: LabelJob,
+    written: Results,
+    paths: Sequence[Path],
+    advance: Advance,
 ) -> Iterator[LabelOutcome]:
     """Label the slices of all images over one stream."""
     open_images: dict[int, _Image] = {}
@@ -204,110 +225,16 @@ def _label_streamed(
         advance(image.file, len(image.answers))
         if len(image.answers) == image.file.depth:
             del open_images[number]
-            yield _finish(job, image)
+            yield _finish(written, image)
         while unreadable:
             yield unreadable.pop()
     yield from unreadable
 
 
-def _finish(job: LabelJob, image: _Image) -> LabelOutcome:
+def _finish(written: Results, image: _Image) -> LabelOutcome:
+    path = image.file.path
     try:
         results = _in_order(image.answers.values(), lambda r: int(r.request_id.split("/")[1]))
     except VessaError as error:
-        return LabelOutcome(image.file.path, "failed", str(error))
-    return _written(job, image.file, results)
-
-
-def _written(
-    job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]
-) -> LabelOutcome:
-    try:
-        _write(job, image, results)
-    except files.FileError as error:
-        return LabelOutcome(image.path, "done", str(error))
-    return LabelOutcome(image.path, "done")
-
-
-def _write(job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]) -> None:
-    folder = job.target(image.path)
-    middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
-    picture = pictures.panels(
-        [
-            (f"image, slice {middle}", pictures.grey(image.slice(middle))),
-            ("pseudo-label", pictures.overlay(image.slice(middle), results[middle].labels)),
-            ("confidence", pictures.grey(results[middle].confidence)),
-        ]
-    )
-    names = [found.class_name for found in results[0].classes]
-    picture = pictures.rows([pictures.legend(names), picture])
-    previews = job.previews / files.place_below(image.path, job.folder)
-    files.write_picture(previews / f"{files.own_stem(image.path)}.png", picture)
-    confidence = files.output_path(folder, image.path, "_confidence")
-    files.write_labels(confidence, [r.confidence for r in results], image)
-    _update_summary(job, image, results)
-    write_results(folder, image, results, job.scheme)
-
-
-def write_results(
-    folder: Path,
-    image: files.ImageFile,
-    results: Sequence[SegmentationResult],
-    scheme: LabelScheme | None,
-) -> list[Path]:
-    """Write the labels of an image, ``NAME_pseudo``, of DICOM as a segmentation object, too.
-
-    Args:
-        folder: where they go.
-        image: that was segmented.
-        results: of each of its slices.
-        scheme: values of the label map, where they are others than 1, 2, ...
-
-    Returns:
-        what was written; the label map last, since its presence says that the image is done.
-
-    Raises:
-        FileError: no segmentation object can refer to the series; the label map is written.
-    """
-    labels = [result.labels for result in results]
-    written = [files.output_path(folder, image.path, "_pseudo")]
-    try:
-        if files.is_dicom(image.path):
-            seg = folder / f"{files.own_stem(image.path)}_pseudo.dcm"
-            names = [found.class_name for found in results[0].classes]
-            model = f"VESSA {results[0].model_digest[:12]}"
-            files.write_segmentation(seg, labels, image, names, model=model)
-            written.insert(0, seg)
-    finally:
-        values = [scheme.to_values(found) for found in labels] if scheme else labels
-        files.write_labels(written[-1], values, image)
-    return written
-
-
-def _update_summary(
-    job: LabelJob, image: files.ImageFile, results: list[SegmentationResult]
-) -> None:
-    """Replace the image's rows, so that one that is labelled again is not in it twice."""
-    name = image.path.name
-    if image.path != job.folder:
-        name = str(image.path.relative_to(job.folder))
-    rows: list[dict[str, object]] = []
-    if job.summary.exists():
-        with job.summary.open(newline="") as stream:
-            rows = [{**row} for row in csv.DictReader(stream) if row["image"] != name]
-    values = job.scheme.values if job.scheme else range(1, 256)
-    for label, found in enumerate(results[0].classes, start=1):
-        iou = float(np.mean([r.classes[label - 1].predicted_iou for r in results]))
-        rows.append(
-            {
-                "image": name,
-                "class": found.class_name,
-                "label": values[label - 1],
-                "voxels": sum(int((r.labels == label).sum()) for r in results),
-                "mean_predicted_iou": f"{iou:.3f}",
-            }
-        )
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(job.summary, text.getvalue())
+        return LabelOutcome(path, "failed", str(error))
+    return LabelOutcome(path, "done", written.write(image.file, results))

@@ -26,6 +26,12 @@ def colour(labels: AnyArray) -> UInt8Array:
     return COLOURS[np.where(values == 0, 0, (values - 1) % (len(COLOURS) - 1) + 1)]
 
 
+def hex_colour(label: int) -> str:
+    """The colour of a label, as web pages have it."""
+    red, green, blue = (int(v) for v in colour(np.array(label)))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
 def grey(image: AnyArray) -> UInt8Array:
     """(H, W, 3) uint8 of any image, scaled by robust percentiles."""
     array = image.astype(np.float32)
@@ -56,6 +62,17 @@ def panels(pictures: list[tuple[str, UInt8Array]], height: int = 224) -> UInt8Ar
         ImageDraw.Draw(picture).text((4, 2), title, fill="white")
         columns.append(np.asarray(picture))
     return np.concatenate(columns, axis=1)
+
+
+def montage(
+    images: Sequence[tuple[str, AnyArray]], labels: Sequence[UInt8Array], height: int = 160
+) -> UInt8Array:
+    """Titled slices in a row, and below each the same with its labels."""
+    above = panels([(title, grey(image)) for title, image in images], height)
+    overlays = [
+        ("", overlay(image, found)) for (_, image), found in zip(images, labels, strict=True)
+    ]
+    return rows([above, panels(overlays, height)])
 
 
 def legend(names: Sequence[str]) -> UInt8Array:

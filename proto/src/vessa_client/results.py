@@ -1,0 +1,183 @@
+"""Results of a labelled folder: label maps, pictures, what each was made with, table and page.
+
+A label map that is stale is told, and one that was edited is never overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vessa_client import files, index_page, pictures
+from vessa_client._types import SegmentationResult, UInt8Array
+from vessa_client.annotated import LabelScheme
+from vessa_client.records import Record, Records, Settings, digest
+
+# Of a volume, in its picture; and templates that are named there.
+SLICES_SHOWN, TEMPLATES_SHOWN = 8, 3
+
+
+@dataclass
+class Results:
+    """Those of a folder.
+
+    Attributes:
+        folder: that is labelled.
+        out: of the results.
+        scheme: classes and their values; None for all of the bank.
+        settings: of now.
+        overwrite: label anew what was made with others.
+        records: of what is there.
+        template_names: by id.
+    """
+
+    folder: Path
+    out: Path
+    scheme: LabelScheme | None
+    settings: Settings
+    overwrite: bool
+    records: Records
+    template_names: Mapping[str, str]
+
+    def name(self, image: Path) -> str:
+        """Of an image below the folder."""
+        return image.name if image == self.folder else image.relative_to(self.folder).as_posix()
+
+    def place(self, image: Path) -> Path:
+        """Folder of an image's results: the same place below ``out`` as below ``folder``."""
+        return self.out / files.place_below(image, self.folder)
+
+    def state(self, path: Path) -> tuple[Literal["wanted", "kept"], str]:
+        """Whether an image is to be labelled; why its label map is kept, where that is not plain.
+
+        Raises:
+            FileError: it has other classes, and is not to be overwritten.
+        """
+        target = files.output_path(self.place(path), path, "_pseudo")
+        state, how = self.records.state(self.name(path), target, self.settings)
+        if state == "edited":
+            return "kept", "edited since; remove one to have it labelled anew"
+        if state == "missing" or (self.overwrite and state != "made"):
+            return "wanted", ""
+        if how.startswith("classes"):
+            raise files.FileError(f"{self.out}: has {how}; give another --out, or --overwrite")
+        if state == "unknown":
+            how = "made by nobody knows what"
+        return "kept", f"{how}; --overwrite makes them anew" if how else ""
+
+    def write(self, image: files.ImageFile, results: Sequence[SegmentationResult]) -> str:
+        """Write what was found in an image; returns what could not be written, in words."""
+        place, message = self.place(image.path), ""
+        picture = self.out / "previews" / files.place_below(image.path, self.folder)
+        picture /= f"{files.own_stem(image.path)}.png"
+        files.write_picture(picture, _picture(image, results))
+        confidence = files.output_path(place, image.path, "_confidence")
+        files.write_labels(confidence, [r.confidence for r in results], image)
+        try:
+            write_labels(place, image, results, self.scheme)
+        except files.FileError as error:
+            message = str(error)
+        first = results[0]
+        record = Record(
+            settings=replace(
+                self.settings, bank_version=first.bank_version, model=first.model_digest
+            ),
+            digest=digest(files.output_path(place, image.path, "_pseudo")),
+            structures=_structures(results, self.scheme),
+            templates=self._templates(results),
+            slices=image.depth,
+            picture=picture.relative_to(self.out).as_posix(),
+        )
+        self.records = self.records.with_entry(self.name(image.path), record)
+        return message
+
+    def finish(self) -> None:
+        """Write table and page of all images."""
+        if self.records.entries:
+            files.write_text(self.out / "summary.csv", self.records.table())
+            title = f"Pseudo-labels of {self.folder.resolve().name}"
+            files.write_text(self.out / "index.html", index_page.page(self.records, title))
+
+    def _templates(self, results: Sequence[SegmentationResult]) -> tuple[tuple[str, float], ...]:
+        """Names of those that were used most, with their mean similarity."""
+        uses: dict[str, list[float]] = {}
+        for use in (use for result in results for use in result.templates):
+            uses.setdefault(use.template_id, []).append(use.similarity)
+        most = sorted(uses.items(), key=lambda item: -len(item[1]))[:TEMPLATES_SHOWN]
+        return tuple(
+            (self.template_names.get(name, name), round(float(np.mean(values)), 3))
+            for name, values in most
+        )
+
+
+def write_labels(
+    folder: Path,
+    image: files.ImageFile,
+    results: Sequence[SegmentationResult],
+    scheme: LabelScheme | None,
+) -> list[Path]:
+    """Write the labels of an image, ``NAME_pseudo``, of DICOM as a segmentation object, too.
+
+    Args:
+        folder: where they go.
+        image: that was segmented.
+        results: of each of its slices.
+        scheme: values of the label map, where they are others than 1, 2, ...
+
+    Returns:
+        what was written; the label map last, since its presence says that the image is done.
+
+    Raises:
+        FileError: no segmentation object can refer to the series; the label map is written.
+    """
+    labels = [result.labels for result in results]
+    written = [files.output_path(folder, image.path, "_pseudo")]
+    try:
+        if files.is_dicom(image.path):
+            seg = folder / f"{files.own_stem(image.path)}_pseudo.dcm"
+            names = [found.class_name for found in results[0].classes]
+            model = f"VESSA {results[0].model_digest[:12]}"
+            files.write_segmentation(seg, labels, image, names, model=model)
+            written.insert(0, seg)
+    finally:
+        values = [scheme.to_values(found) for found in labels] if scheme else labels
+        files.write_labels(written[-1], values, image)
+    return written
+
+
+def _structures(
+    results: Sequence[SegmentationResult], scheme: LabelScheme | None
+) -> tuple[dict[str, Any], ...]:
+    """Name, value, voxels and predicted IoU of each class, over the slices where it was found."""
+    values = scheme.values if scheme else range(1, 256)
+    found = []
+    for label, structure in enumerate(results[0].classes, start=1):
+        voxels = [int((r.labels == label).sum()) for r in results]
+        ious = [
+            r.classes[label - 1].predicted_iou for r, n in zip(results, voxels, strict=True) if n
+        ]
+        found.append(
+            {
+                "class": structure.class_name,
+                "label": values[label - 1],
+                "voxels": sum(voxels),
+                "predicted_iou": round(float(np.mean(ious)), 3) if ious else 0.0,
+            }
+        )
+    return tuple(found)
+
+
+def _picture(image: files.ImageFile, results: Sequence[SegmentationResult]) -> UInt8Array:
+    """Slices of an image, evenly spread over those with labels, with and without them."""
+    shown = [k for k, r in enumerate(results) if r.labels.any()] or list(range(len(results)))
+    chosen = [shown[position] for position in files.spread(len(shown), SLICES_SHOWN)]
+    titled = [(f"slice {k}" if image.depth > 1 else "", image.slice(k)) for k in chosen]
+    names = pictures.legend([found.class_name for found in results[0].classes])
+    height = 160 if image.depth > 1 else 320
+    return pictures.rows(
+        [names, pictures.montage(titled, [results[k].labels for k in chosen], height)]
+    )
