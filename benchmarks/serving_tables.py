@@ -175,6 +175,18 @@ def spinning() -> list[Row]:
     return rows
 
 
+def updates() -> list[Row]:
+    """What a student's update takes, by processor and arithmetic."""
+    rows = [["processor", "arithmetic", "ms of an update", "minutes of 2,500", "times faster"]]
+    for machine, found in _read("ssl_speed.json").items():
+        for kind, row in found["updates"].items():
+            ratios = row.get("times_faster")
+            faster = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "–"
+            minutes = f"{row['training_minutes']:.1f}"
+            rows.append([machine, kind, _short(row["now_ms"]), minutes, faster])
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[Row]]] = {
     "latency": latency,
     "load": load,
@@ -186,6 +198,7 @@ TABLES: dict[str, Callable[[], list[Row]]] = {
     "triton": triton,
     "training": training,
     "spinning": spinning,
+    "updates": updates,
 }
 
 

@@ -1,13 +1,13 @@
 """What an update of Stage 2 costs on this CPU, in fp32 and bf16, with all it can do and with AVX2.
 
     python benchmarks/ssl_speed.py
-    python benchmarks/ssl_speed.py --before OTHER_CHECKOUT
+    python benchmarks/ssl_speed.py --before OTHER_CHECKOUT --kinds fp32
 
-UniMatch V2 on the volumes of ``examples/acdc-sample``, by the command that users call, on one
+UniMatch V2 on whole slices of ``examples/acdc-sample``, by the command that users call, on one
 thread: CPU seconds of a long training without those of a short one, whatever both share. Kinds take
-turns, and the median of the rounds counts. ``--before`` times the trainer of an older checkout in
-turns with this one. Adds to ``benchmarks/results/ssl_speed.json``, in place of what it says of the
-same processor.
+turns, and the median of the rounds counts; where bf16 is emulated, it takes an hour. ``--before``
+times the trainer of an older checkout in turns with this one. Adds to
+``benchmarks/results/ssl_speed.json``, in place of what it says of the same processor.
 """
 
 from __future__ import annotations
@@ -51,14 +51,18 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--before", type=Path, help="checkout of an older commit")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     arguments = parser.parse_args()
     checkouts = {"now": ROOT} | ({"before": arguments.before} if arguments.before else {})
-    found: dict[str, dict[str, list[float]]] = {k: {name: [] for name in checkouts} for k in KINDS}
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {name: [] for name in checkouts} for kind in arguments.kinds
+    }
     with progress_bar() as progress:
-        total = arguments.rounds * len(KINDS) * len(checkouts)
+        total = arguments.rounds * len(found) * len(checkouts)
         task = progress.add_task("Trainings", total=total, note="")
         for _ in range(arguments.rounds):
-            for kind, (precision, environment) in KINDS.items():
+            for kind in found:
+                precision, environment = KINDS[kind]
                 for name, checkout in checkouts.items():
                     seconds = update_seconds(checkout, precision, environment)
                     found[kind][name].append(seconds)
@@ -84,6 +88,8 @@ def _training(checkout: Path, precision: str, environment: dict[str, str], steps
     config = yaml.safe_load(example.read_text())
     config["data"]["root"] = str(example.parent / config["data"]["root"])
     config |= {"steps": steps, "validate_every": steps, "precision": precision}
+    if checkout == ROOT:
+        config["regions"] = False  # or two trainings of a locator would be subtracted
     services = [f"services/{name}/src" for name in ("vessa_common", "vessa_server", "ssl_trainer")]
     code = [str(checkout / folder) for folder in ("proto/src", *services)]
     with tempfile.TemporaryDirectory() as scratch:
