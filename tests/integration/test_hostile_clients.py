@@ -299,7 +299,7 @@ def test_a_bank_that_cannot_be_read_is_said_where_readiness_is_asked(tmp_path: P
         assert "is damaged" in ready.json()["error"]["message"]
         assert httpx.get(f"{server.http}/health/live").status_code == 200
         metrics = httpx.get(f"{server.http}/metrics")
-        assert "vessa_templates 3.0" in metrics.raise_for_status().text
+        assert 'vessa_templates{bank="default"} 3.0' in metrics.raise_for_status().text
         answer = httpx.post(f"{server.http}/pseudolabel", files={"image": png(IMAGE)})
         assert answer.status_code == 500
         assert "is damaged" in answer.json()["error"]["message"]

@@ -295,7 +295,7 @@ def test_metrics_count_what_happened(server: RunningServer, client: VessaClient)
     assert 'code="NOT_FOUND",method="Segment",transport="grpc"} 1.0' in text
     assert 'vessa_image_features_total{state="hit"} 1.0' in text
     assert 'vessa_stage_seconds_count{stage="encode_image"} 1.0' in text
-    assert "vessa_templates 3.0" in text
+    assert 'vessa_templates{bank="default"} 3.0' in text
 
 
 @pytest.mark.parametrize(

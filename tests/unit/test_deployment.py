@@ -115,7 +115,8 @@ def test_the_example_of_settings_has_what_compose_reads() -> None:
     )
     read = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", TEXT))
     assert set(shown) == set(read)
-    asked_for = {"VESSA_TORCH_INDEX", "VESSA_WEIGHTS"}  # examples of another value
+    # Examples of another value.
+    asked_for = {"VESSA_CLIENT_EXTRAS", "VESSA_TORCH_INDEX", "VESSA_WEIGHTS"}
     assert {n: v for n, v in shown.items() if n not in asked_for} == {
         n: v for n, v in read.items() if n not in asked_for
     }

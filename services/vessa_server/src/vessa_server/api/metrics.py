@@ -130,8 +130,9 @@ class _EngineCollector(Collector):
         for labels, nbytes in held.items():
             device.add_metric(labels, nbytes)
         yield device
-        yield GaugeMetricFamily(
-            "vessa_templates",
-            "Templates in the bank.",
-            value=len(self.engine.bank.last_good.templates),
+        templates = GaugeMetricFamily(
+            "vessa_templates", "Templates of each bank that was asked for.", labels=["bank"]
         )
+        for name, bank in self.engine.banks.opened().items():
+            templates.add_metric([name or "default"], len(bank.last_good.templates))
+        yield templates

@@ -64,6 +64,11 @@ class Banks:
                 self._opened[name] = TemplateBank(folder)
             return self._opened[name]
 
+    def opened(self) -> dict[str, TemplateBank]:
+        """Those that were asked for, by name; the default one's is empty."""
+        with self._lock:
+            return dict(self._opened)
+
     def create(self, name: str) -> TemplateBank:
         """The bank of that name, made where there is none; see :meth:`get`."""
         return self.get(name, create=True)
