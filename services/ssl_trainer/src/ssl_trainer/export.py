@@ -34,7 +34,8 @@ LOCATOR_INPUT = (
     "slice, with zeros in the shorter side, at `size` pixels, `slices` of a volume, evenly spread, "
     "and each turned by 0 to 3 quarters. Channel 0 is the probability of being inside; "
     "turn it back, and take the mean of all. What is at least `enough` of its maximum is the "
-    "region: a square of that area, its centre the mean place, weighted. Channels 1 to 4 are the "
+    "region: a square of that area (where it touches the slice's border, as long as it is along "
+    "that border, if that is more), its centre the mean place, weighted. Channels 1 to 4 are the "
     "probabilities of the quarter turns that are left; the most likely sum of logarithms counts. A "
     "square with `whole_from` of the slice's area or more is that of the whole slice, instead."
 )
