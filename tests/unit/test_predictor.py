@@ -205,7 +205,8 @@ def test_commands_take_the_best_or_the_last_student(tmp_path: Path, command: str
         if command == "evaluate":
             assert CliRunner().invoke(app, [command, str(run), *own]).exit_code == 0
             scores = evaluate(predictor, find(config.data).val, config.data.classes)
-            written = json.loads((run / "scores_val.json").read_text())
+            name = "scores_val.json" if checkpoint == "best" else "scores_val_last.json"
+            written = json.loads((run / name).read_text())
             assert written == json.loads(json.dumps([asdict(score) for score in scores]))
         else:
             out = tmp_path / checkpoint

@@ -282,7 +282,7 @@ def test_scores_are_those_of_the_quarters_asked_for(tmp_path: Path) -> None:
     for quarters in ("none", "average", "choose"):
         command = ["evaluate", str(run), "--quarters", quarters]
         assert CliRunner().invoke(app, command).exit_code == 0
-        scores[quarters] = json.loads((run / "scores_val.json").read_text())
+        scores[quarters] = json.loads((run / f"scores_val_quarters-{quarters}.json").read_text())
         (expected,) = evaluate(best.turned(quarters, config), split.val, config.data.classes)
         assert scores[quarters][0]["dice"] == list(expected.dice)
     assert scores["none"] != scores["average"]

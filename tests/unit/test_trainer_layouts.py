@@ -394,7 +394,7 @@ def test_numbers_without_sense_are_refused_by_their_key(key: str, value: float) 
     section, _, name = key.rpartition(".")
     own: dict[str, object] = {name: value}
     content = {"data": {"root": "x", "classes": ["a"]}} | ({section: own} if section else own)
-    with pytest.raises(ConfigError, match=rf"{name}: .*expected a number"):
+    with pytest.raises(ConfigError, match=rf"{name}: .*expected (at least 0|a number above 0)"):
         parse(content)
 
 

@@ -34,7 +34,7 @@ def check_at_least(config: object, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not low <= value < math.inf:
-            raise ValueError(f"{name}: {value}, expected a number, {low:g} or more")
+            raise ValueError(f"{name}: {value}, expected at least {low:g}")
 
 
 def check_fractions(config: object, *names: str) -> None:
