@@ -23,7 +23,7 @@ print(torch.get_num_threads())
     ("threads", "server", "variable", "expected"),
     [
         (0, "localhost:50051", None, 3),
-        (0, "far:50051", None, 6),
+        (0, "far.example.org:50051", None, 6),
         (0, "", None, 6),
         (5, "localhost:50051", None, 5),
         (0, "localhost:50051", "6", 6),
