@@ -110,7 +110,7 @@ def read_scheme(path: Path) -> LabelScheme:
 
 
 def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path, Path]]:
-    """Images and their label files.
+    """Images and their label files; images of a folder without one are left out.
 
     Args:
         image: an image, or a folder of images.
@@ -118,7 +118,7 @@ def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path
         suffix: what names of label files have after the image's.
 
     Raises:
-        FileError: there are none, or one image has no label file.
+        FileError: there are none.
     """
     if files.is_image(image) or not image.is_dir():
         found = labels or files.find_label(image, suffix)

@@ -4,8 +4,10 @@ Pictures, NIfTI, NRRD and DICOM are read by one reader each (``_reading.READERS`
 one orientation, and labels go back as their image lies.
 """
 
+from vessa_client.files._dicom_files import is_dicom
 from vessa_client.files._errors import FileError, reading
 from vessa_client.files._image import ImageFile, sample, slice_axis, spread
+from vessa_client.files._labels import integers
 from vessa_client.files._names import (
     LABEL_SUFFIX,
     NIFTI_SUFFIXES,
@@ -14,7 +16,6 @@ from vessa_client.files._names import (
     find_images,
     find_inputs,
     find_label,
-    is_dicom,
     is_image,
     is_volume,
     output_path,
@@ -45,6 +46,7 @@ __all__ = [
     "find_inputs",
     "find_label",
     "from_nifti",
+    "integers",
     "is_dicom",
     "is_image",
     "is_volume",

@@ -41,11 +41,6 @@ def is_volume(path: Path) -> bool:
     return _dicom_files.is_dicom(path)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a path is a DICOM file, a folder of them, or a zip."""
-    return _dicom_files.is_dicom(path)
-
-
 def find_images(folder: Path, suffix: str = LABEL_SUFFIX) -> list[Path]:
     """Images of a folder without the label files, sorted; a DICOM series is its folder.
 

@@ -91,10 +91,7 @@ def read(path: Path, key: str, axis: int | None = None) -> files.ImageFile:
     if pixels.ndim not in (2, 3):
         raise files.FileError(f"{path}: {key} has shape {pixels.shape}, expected two or three axes")
     if key == LABEL:
-        rounded = np.rint(pixels)
-        if not np.array_equal(rounded, pixels) or rounded.min() < 0 or rounded.max() > 255:
-            raise files.FileError(f"{path}: expected integer labels in 0..255")
-        pixels = rounded.astype(np.uint8)
+        pixels = files.integers(path, pixels)
     if pixels.ndim == 2:
         return files.ImageFile(path, pixels, None, None)
     return files.ImageFile(path, pixels, _short_axis(pixels.shape) if axis is None else axis, None)
