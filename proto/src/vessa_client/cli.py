@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ from vessa_client.cli_bank import bank
 from vessa_client.cli_check import check
 from vessa_client.cli_options import (
     Alone,
+    AsJson,
     Axis,
     Bank,
     Classes,
@@ -123,6 +126,7 @@ def label(
     axis: Axis = None,
     frame: Frame = None,
     alone: Alone = False,
+    as_json: AsJson = False,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
@@ -162,20 +166,29 @@ def label(
             progress.advance(task)
     for message in filter(None, kept):
         print_warning(f"{kept[message]} of those there already: {message}")
-    print_line(
-        f"{done} labelled, {skipped} there already, {failed} failed. Look: {out / 'index.html'}  "
-        f"Table: {out / 'summary.csv'}"
-    )
+    if as_json:
+        counts = {"labelled": done, "there_already": skipped, "failed": failed}
+        typer.echo(json.dumps({**counts, "page": str(out / "index.html")}))
+    else:
+        print_line(
+            f"{done} labelled, {skipped} there already, {failed} failed. "
+            f"Look: {out / 'index.html'}  Table: {out / 'summary.csv'}"
+        )
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
 @reported
-def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+def info(
+    as_json: AsJson = False, bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None
+) -> None:
     """Show the server's model, bank and limits."""
     with connect(server, token, bank) as client:
         found = client.info()
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
     table = Table(show_header=False)
     table.add_row("Server", f"{server}, version {found.version}")
     table.add_row("Model", f"{found.model_name}, {found.model_parameters / 1e6:.1f} M parameters")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vessa_client._options import DEFAULT_TARGET
-from vessa_client.cli_options import Bank, Server, Token, connect, named, reported
+from vessa_client.cli_options import AsJson, Bank, Server, Token, connect, named, reported
 from vessa_client.console import console, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check(
             "'patient[0-9]+'; they are held out together. Default: each scan is a patient."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,

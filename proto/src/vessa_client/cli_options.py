@@ -47,6 +47,7 @@ Classes = Annotated[
         "Default: all.",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Axis = Annotated[
     int | None,
     typer.Option(
