@@ -58,7 +58,10 @@ def templates_router(service: Service) -> APIRouter:
         listing = await service.listing(bank)
         return {
             "version": listing.version,
-            "classes": [vars(c) for c in listing.classes],
+            "classes": [
+                {**vars(c), "colour": pictures.hex_colour(number)}
+                for number, c in enumerate(listing.classes, start=1)
+            ],
             "templates": [vars(t) for t in listing.templates],
         }
 
