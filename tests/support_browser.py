@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,6 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
-# Modifiers of keys.
-SHIFT = 8
 Json = dict[str, Any]
 
 
@@ -97,9 +95,8 @@ class Page:
         self._browser = browser
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        context = browser.call("Target.createBrowserContext")["browserContextId"]
-        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)
-        attached = browser.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session: str = attached["sessionId"]
         browser.listeners[self._session] = self._note
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
@@ -122,6 +119,32 @@ class Page:
         """``dark`` or ``light``."""
         feature = {"name": "prefers-color-scheme", "value": name}
         self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._browser.call("Target.closeTarget", targetId=self._target)
+        del self._browser.listeners[self._session]
+
+    def downloads_to(self, folder: Path) -> None:
+        """Where files are saved."""
+        self._browser.call(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            eventsEnabled=True,
+        )
+
+    def downloaded(self, click: str) -> None:
+        """Click on what saves a file, and wait until it is there."""
+        saved = threading.Event()
+
+        def note(event: Json) -> None:
+            if event["params"].get("state") == "completed":
+                saved.set()
+
+        self._browser.listeners[""] = note
+        self.click(click)
+        assert saved.wait(SECONDS)
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
@@ -165,20 +188,22 @@ class Page:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
-    def drop(self, data: bytes, name: str) -> None:
-        """Let a file fall on the page."""
-        content = base64.b64encode(data).decode()
+    def drop(self, files: Mapping[str, bytes]) -> None:
+        """Let files fall on the page."""
+        named = [(name, base64.b64encode(data).decode()) for name, data in files.items()]
         self.value(f"""(() => {{
-            const bytes = Uint8Array.from(atob({content!r}), c => c.charCodeAt(0));
             const data = new DataTransfer();
-            data.items.add(new File([bytes], {json.dumps(name)}));
+            for (const [name, text] of {json.dumps(named)}) {{
+                const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+                data.items.add(new File([bytes], name));
+            }}
             document.dispatchEvent(new DragEvent('drop', {{dataTransfer: data, cancelable: true}}));
         }})()""")
 
-    def key(self, key: str, kinds: Sequence[str] = ("keyDown", "keyUp"), modifiers: int = 0) -> None:
+    def key(self, key: str, kinds: Sequence[str] = ("keyDown", "keyUp")) -> None:
         for kind in kinds:
             text = {"text": key} if kind == "keyDown" and len(key) == 1 else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, **text)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)

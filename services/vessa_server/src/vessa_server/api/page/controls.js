@@ -104,6 +104,7 @@ function showState(viewer) {
   selectOf('layer').value = viewer.layer;
   inputOf('opacity').value = String(viewer.opacity);
   byId('opacity-text').textContent = `Opacity ${Math.round(viewer.opacity * 100)} %`;
+  byId('opacity-field').hidden = viewer.layer === 'contours';
   byId('scale').hidden = viewer.layer !== 'confidence';
   showWindow(viewer, scan);
 }

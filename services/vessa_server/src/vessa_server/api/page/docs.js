@@ -30,7 +30,7 @@ function operation(method, path, described, api) {
     for (const [name, schema, required] of fields(content.schema || {}, api)) rows.push(row(name, media, schema, required));
   }
   const answers = Object.entries(described.responses || {}).map(([status, r]) => `${status}: ${r.description}`).join(' · ');
-  const table = rows.length ? [el('div', { className: 'scroll' }, el('table', {}, el('tr', {},
+  const table = rows.length ? [el('div', { className: 'scroll', tabIndex: 0 }, el('table', {}, el('tr', {},
     ...['Field', 'In', 'Type', 'What'].map((h) => el('th', { scope: 'col' }, h))), ...rows))] : [];
   return el('details', {},
     el('summary', {}, el('code', {}, `${method.toUpperCase()} ${path}`), ' ', described.description || described.summary || ''),

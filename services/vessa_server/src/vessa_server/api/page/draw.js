@@ -5,9 +5,11 @@
 /** @typedef {{level: number, width: number}} Window */
 /** @typedef {[number, number, number]} Colour */
 
-// Viridis in six steps: even in lightness, and for who does not see red and green apart.
+// The bright half of inferno: lightness rises with doubt, also for who does not see red and green apart.
 /** @type {Colour[]} */
-const SCALE = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]];
+const SCALE = [[187, 55, 84], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
+// What is surer than this fades.
+const FADES = 1 / 3;
 
 /** @param {string} hex such as #e63c3c @returns {Colour} */
 export function rgb(hex) {
@@ -15,12 +17,14 @@ export function rgb(hex) {
   return [value >> 16, (value >> 8) & 255, value & 255];
 }
 
-/** The colour of a confidence.
- * @param {number} share 0 to 1 @returns {Colour} */
-export function scaled(share) {
-  const at = share * (SCALE.length - 1);
+/** Red, green, blue, and alpha of a confidence: what is unsure is bright, what is sure stays clear.
+ * @param {number} confidence 0 to 1 @returns {number[]} each 0 to 255 */
+export function scaled(confidence) {
+  const doubt = 1 - confidence;
+  const at = doubt * (SCALE.length - 1);
   const low = Math.min(Math.floor(at), SCALE.length - 2);
-  return /** @type {Colour} */ (SCALE[low].map((v, i) => Math.round(v + (SCALE[low + 1][i] - v) * (at - low))));
+  const colour = SCALE[low].map((v, i) => Math.round(v + (SCALE[low + 1][i] - v) * (at - low)));
+  return [...colour, Math.round(255 * Math.min(1, doubt / FADES))];
 }
 
 /** Call for each pixel of a slice with the place of its voxel.
@@ -65,7 +69,7 @@ export function labelPixels(scan, plane, slice, colours) {
 export function confidencePixels(scan, plane, slice) {
   const table = Array.from({ length: 256 }, (_, value) => scaled(value / 255));
   const image = new ImageData(plane.width, plane.height);
-  each(plane, slice, (pixel, voxel) => image.data.set([...table[scan.confidence[voxel]], 255], pixel * 4));
+  each(plane, slice, (pixel, voxel) => image.data.set(table[scan.confidence[voxel]], pixel * 4));
   return image;
 }
 

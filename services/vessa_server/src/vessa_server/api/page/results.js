@@ -42,6 +42,7 @@ export class Results {
     this.seconds = 0;
     this.viewer.colours = [];
     byId('answer').hidden = true;
+    byId('times').replaceChildren();
   }
 
   /** @param {number} slice @param {Answer} answer */
@@ -130,6 +131,8 @@ export class Results {
     this.#shownTemplates = key;
     const names = new Map(this.#listing.templates.map((t) => [t.template_id, t.name]));
     const figures = [...used].map(([id, lines]) => templateFigure(this.bank, id, names.get(id) || id, lines));
+    // Templates lie as the server sees slices; here they lie as the slice does.
+    byId('matched').classList.toggle('of-volume', this.viewer.scan?.isVolume ?? false);
     byId('matched').replaceChildren(...figures);
     if (!figures.length) byId('matched').textContent = 'None for this plane; see the slices as acquired.';
   }
@@ -149,7 +152,7 @@ export class Results {
       for (const [stage, ms] of Object.entries(answer.stage_ms)) sums[stage] = (sums[stage] ?? 0) + ms;
     }
     /** @type {[string, string][]} */
-    const rows = Object.entries(sums).map(([stage, ms]) => [stage, `${ms.toFixed(0)} ms`]);
+    const rows = Object.entries(sums).map(([stage, ms]) => [stage.replaceAll('_', ' '), `${ms.toFixed(0)} ms`]);
     if (this.seconds) rows.push(['asked and answered', `${this.seconds.toFixed(1)} s`]);
     byId('times').replaceChildren(...rows.map(([stage, time]) => el('tr', {}, el('th', { scope: 'row' }, stage), el('td', {}, time))));
   }
@@ -166,7 +169,8 @@ export function swatch(colour) {
 function drawScale(bar) {
   const context = /** @type {CanvasRenderingContext2D} */ (bar.getContext('2d'));
   for (let x = 0; x < bar.width; x++) {
-    context.fillStyle = `rgb(${scaled(x / (bar.width - 1)).join()})`;
+    const [red, green, blue, alpha] = scaled(x / (bar.width - 1));
+    context.fillStyle = `rgb(${red} ${green} ${blue} / ${alpha / 255})`;
     context.fillRect(x, 0, 1, bar.height);
   }
 }

@@ -32,7 +32,12 @@ export class SegmentView {
       this.#work('Sending…', (signal) => this.#segment(signal));
     });
     for (const id of ['file', 'folder']) {
-      inputOf(id).addEventListener('change', () => this.#open([...inputOf(id).files ?? []]));
+      byId(`choose-${id}`).addEventListener('click', () => inputOf(id).click());
+      inputOf(id).addEventListener('change', () => {
+        const files = [...inputOf(id).files ?? []];
+        inputOf(id).value = ''; // so that the same file can be chosen again
+        this.#open(files);
+      });
     }
     byId('cancel').addEventListener('click', () => this.#asking?.abort());
     byId('download').addEventListener('click', () => guarded(() => this.#download()));
@@ -99,6 +104,7 @@ export class SegmentView {
       byId('empty').hidden = true;
       for (const id of ['tools', 'windowing']) byId(id).hidden = false;
       byId('mask-field').hidden = scan.isVolume;
+      byId('chosen').textContent = described(file.name, scan);
       byId('viewer').setAttribute('aria-label', `Image ${file.name}`);
       byId('go').removeAttribute('disabled');
       document.title = `${file.name} – VESSA`;
@@ -128,7 +134,7 @@ export class SegmentView {
     scan.clear();
     this.results.begin(bank, listing);
     this.#form = body;
-    this.viewer.axis = this.viewer.axis === scan.slicing ? this.viewer.axis : scan.slicing;
+    if (this.viewer.axis !== scan.slicing) this.viewer.axis = scan.slicing;
     const started = performance.now();
     const call = { method: 'POST', body, signal };
     const count = scan.size[scan.slicing];
@@ -186,6 +192,13 @@ export class SegmentView {
     }
     byId('readout').textContent = parts.join(' · ');
   }
+}
+
+/** @param {string} name @param {Scan} scan */
+function described(name, scan) {
+  const [x, y, z] = scan.size;
+  const spacing = scan.spacing.map((mm) => Number(mm.toPrecision(3))).join(' × ');
+  return scan.isVolume ? `${name}: ${x} × ${y} × ${z} voxels of ${spacing} mm` : `${name}: ${x} × ${y} pixels`;
 }
 
 /** @param {{error: import('./api.js').ErrorBody}} line */

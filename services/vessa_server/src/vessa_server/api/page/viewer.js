@@ -186,7 +186,6 @@ export class Viewer extends EventTarget {
     const { context, scan, plane } = this;
     if (!scan || !plane) return;
     context.imageSmoothingEnabled = false;
-    context.globalAlpha = this.#opacity;
     if (this.#layer === 'contours') {
       const place = context.getTransform();
       for (const [label, path] of contours(scan, plane, this.#slice)) {
@@ -204,9 +203,10 @@ export class Viewer extends EventTarget {
       const pixels = this.#layer === 'confidence'
         ? confidencePixels(scan, plane, this.#slice)
         : labelPixels(scan, plane, this.#slice, this.#colours);
+      context.globalAlpha = this.#opacity;
       context.drawImage(canvasOf(pixels), 0, 0);
+      context.globalAlpha = 1;
     }
-    context.globalAlpha = 1;
   }
 
   #listen() {
