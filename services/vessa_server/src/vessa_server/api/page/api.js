@@ -30,6 +30,20 @@ function gone() {
   return new ApiError({ message, field: '', code: 'UNAVAILABLE' });
 }
 
+function brokenOff() {
+  const message = 'the connection broke off, or the file has changed or cannot be read; choose it again';
+  return new ApiError({ message, field: '', code: 'UNAVAILABLE' });
+}
+
+async function isAlive() {
+  try {
+    await fetch('health/live', { cache: 'no-store', signal: AbortSignal.timeout(SILENCE_MS) });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The error of an answer, or what stands in its place, such as a proxy's page.
  * @param {Response} response */
 async function refusal(response) {
@@ -70,7 +84,7 @@ async function ask(path, { method = 'GET', body, accept = 'application/json', si
     return await read(response);
   } catch (error) {
     if (signal?.aborted || error instanceof ApiError) throw error;
-    if (error instanceof TypeError || ending.signal.aborted) throw gone();
+    if (error instanceof TypeError || ending.signal.aborted) throw await isAlive() ? brokenOff() : gone();
     throw error;
   } finally {
     underWay.delete(ending);
@@ -108,12 +122,7 @@ export function eachLine(path, call, take) {
 export function watch(changed) {
   let isThere = true;
   const look = async () => {
-    let answers = true;
-    try {
-      await fetch('health/live', { cache: 'no-store', signal: AbortSignal.timeout(SILENCE_MS) });
-    } catch {
-      answers = false;
-    }
+    const answers = await isAlive();
     if (answers !== isThere) {
       isThere = answers;
       if (!answers) underWay.forEach((ending) => ending.abort());
