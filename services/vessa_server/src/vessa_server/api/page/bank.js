@@ -115,12 +115,16 @@ export class BankView {
 function confirmed(question) {
   const dialog = /** @type {HTMLDialogElement} */ (byId('question'));
   byId('question-text').textContent = question;
-  dialog.returnValue = '';
   dialog.showModal();
   inputOf('no').focus();
   return new Promise((resolve) => {
-    byId('yes').onclick = () => dialog.close('yes');
-    byId('no').onclick = () => dialog.close('no');
-    dialog.addEventListener('close', () => resolve(dialog.returnValue === 'yes'), { once: true });
+    // Not by the event `close`, which comes later, when the next question may be asked.
+    const answer = (/** @type {boolean} */ yes) => {
+      dialog.close();
+      resolve(yes);
+    };
+    byId('yes').onclick = () => answer(true);
+    byId('no').onclick = () => answer(false);
+    dialog.oncancel = () => resolve(false);
   });
 }
