@@ -5,7 +5,7 @@ Axes: H W space, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -203,6 +203,13 @@ class TemplateContent:
     info: TemplateInfo
     image: AnyArray
     labels: UInt8Array
+
+    def numbered(self, class_names: Sequence[str]) -> UInt8Array:
+        """The labels by other numbers: i is the i-th of ``class_names``; other classes are 0."""
+        numbers = {name: number for number, name in enumerate(class_names, start=1)}
+        table = [0, *(numbers.get(name, 0) for name in self.info.class_names)]
+        numbered: UInt8Array = np.array(table, np.uint8)[self.labels]
+        return numbered
 
 
 @dataclass(frozen=True, kw_only=True)

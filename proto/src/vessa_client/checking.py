@@ -84,8 +84,8 @@ class ScanCheck:
 
     @property
     def mean(self) -> float:
-        """Of the classes; what no other scan shows counts as 0."""
-        return float(np.mean([value or 0.0 for value in self.dice.values()]))
+        """Of the classes, by all others; what no other scan shows counts as 0."""
+        return self.by_others[max(self.by_others)]
 
 
 def scans(templates: Sequence[TemplateInfo], patient: re.Pattern[str] | None = None) -> list[Scan]:
@@ -106,30 +106,30 @@ def scans(templates: Sequence[TemplateInfo], patient: re.Pattern[str] | None = N
     return [Scan(name=name, templates=tuple(found[name])) for name in sorted(found)]
 
 
-def check(client: VessaClient, patient: re.Pattern[str] | None = None) -> Iterator[ScanCheck]:
+def check(
+    client: VessaClient, annotated: Sequence[Scan], class_names: Sequence[str]
+) -> Iterator[ScanCheck]:
     """Hold each annotated scan out in turn, and segment it with the others as templates.
 
     Args:
         client: of the bank.
-        patient: see :func:`scans`.
+        annotated: its scans.
+        class_names: of the bank, in its order.
 
     Raises:
         InvalidRequestError: the bank has fewer than two scans.
         VessaError: the server cannot answer.
     """
-    listing = client.list_templates()
-    annotated = scans(listing.templates, patient)
     if len(annotated) < 2:
         raise InvalidRequestError(
             f"bank: {len(annotated)} annotated scans, expected two or more, so that each can be "
             "held out; `vessa templates add` adds others",
             field="bank",
         )
-    order = [definition.name for definition in listing.classes]
-    for index in range(len(annotated)):
+    for index, scan in enumerate(annotated):
         # Those that come next: with few of them each scan serves equally often.
-        others = annotated[index + 1 :] + annotated[:index]
-        yield _hold_out(client, annotated[index], others, order)
+        others = (*annotated[index + 1 :], *annotated[:index])
+        yield _hold_out(client, scan, others, class_names)
 
 
 def counts(others: int) -> list[int]:
@@ -208,7 +208,7 @@ def _hold_out(
         shown = {name for other in used for name in other.class_names}
         asked = tuple(name for name in order if name in shown)
         answers = _segment(client, contents, used, asked)
-        truths = [_truth(content, asked) for content in contents]
+        truths = [content.numbered(asked) for content in contents]
         labels = [answer.labels for answer in answers]
         dice = {
             name: _dice(truths, labels, asked.index(name) + 1) if name in shown else None
@@ -250,13 +250,6 @@ def _segment(
     )
     alone = len({content.labels.shape for content in contents}) > 1
     return segment_slices(client, request, alone=alone)
-
-
-def _truth(content: TemplateContent, asked: Sequence[str]) -> UInt8Array:
-    """Labels of a template as numbers of the asked classes; others are background."""
-    numbers = [asked.index(name) + 1 if name in asked else 0 for name in content.info.class_names]
-    truth: UInt8Array = np.array([0, *numbers], np.uint8)[content.labels]
-    return truth
 
 
 def _dice(truths: Sequence[UInt8Array], labels: Sequence[UInt8Array], value: int) -> float:

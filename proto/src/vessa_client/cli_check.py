@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,7 +16,7 @@ from vessa_client.cli_options import AsJson, Bank, Server, Token, connect, named
 from vessa_client.console import console, print_line, progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vessa_client.checking import ScanCheck
 
@@ -53,10 +53,11 @@ def check(
             f"--patient: {patient!r} is no regular expression ({error})"
         ) from error
     with connect(server, token, bank) as client, progress_bar() as progress:
-        total = len(checking.scans(client.list_templates().templates, shared))
-        task = progress.add_task("Checking", total=total, note="")
+        listing = client.list_templates()
+        annotated = checking.scans(listing.templates, shared)
+        task = progress.add_task("Checking", total=len(annotated), note="")
         found = []
-        for one in checking.check(client, shared):
+        for one in checking.check(client, annotated, [c.name for c in listing.classes]):
             found.append(one)
             progress.update(task, advance=1, note=f"{one.scan}: Dice {one.mean:.2f}")
     found.sort(key=lambda one: one.mean)
@@ -67,24 +68,22 @@ def check(
     if as_json:
         typer.echo(json.dumps(summary))
         return
-    console.print(_table(found))
+    console.print(_table(found, summary))
     print_line(verdict)
     if out is not None:
         print_line(f"Look: {out / 'index.html'}")
 
 
-def _table(found: Sequence[ScanCheck]) -> Table:
+def _table(found: Sequence[ScanCheck], summary: Mapping[str, Any]) -> Table:
     """A line for each scan, the worst first, and their mean."""
-    from vessa_client.checking import by_class
-
-    means = by_class(found)
+    means = summary["classes"]
     table = Table("Scan held out", *map(escape, means), "Mean", title="Dice with the others")
     for one in found:
         cells = [_figure(one.dice[name]) if name in one.dice else "" for name in means]
         table.add_row(escape(one.scan), *cells, f"{one.mean:.2f}")
-    mean = sum(one.mean for one in found) / len(found)
     table.add_section()
-    table.add_row("Mean", *map(_figure, means.values()), f"{mean:.2f}", style="bold")
+    cells = [*map(_figure, means.values()), _figure(summary["mean"])]
+    table.add_row("Mean", *cells, style="bold")
     return table
 
 

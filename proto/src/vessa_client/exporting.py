@@ -38,10 +38,9 @@ def export(client: VessaClient, listing: BankListing, out: Path) -> Iterator[Tem
         if name.casefold() in taken:
             name = f"{name} {info.template_id}"
         taken.add(name.casefold())
-        table = np.array([0, *(names.index(own) + 1 for own in info.class_names)], np.uint8)
         suffix, form = (".tif", "TIFF") if content.image.dtype == np.float32 else (".png", "PNG")
         _write(out / f"{name}{suffix}", content.image, form)
-        _write(out / f"{name}{files.LABEL_SUFFIX}.png", table[content.labels], "PNG")
+        _write(out / f"{name}{files.LABEL_SUFFIX}.png", content.numbered(names), "PNG")
         yield info
     described = {
         "labels": {"background": 0, **{name: i for i, name in enumerate(names, start=1)}},
