@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -14,6 +15,16 @@ from vessa_client import InvalidRequestError
 MULTIPART, JSON = "multipart/form-data", "application/json"
 _FLAGS = {"": False, **dict.fromkeys(("0", "false", "off", "no"), False)}
 _FLAGS |= dict.fromkeys(("1", "true", "on", "yes"), True)
+
+
+# A file's content, in OpenAPI.
+FILE = {"type": "string", "format": "binary"}
+
+
+def described(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
+    """A form as the body of a request, in OpenAPI."""
+    schema = {"type": "object", "required": list(required), "properties": dict(properties)}
+    return {"required": True, "content": {MULTIPART: {"schema": schema}}}
 
 
 @dataclass(frozen=True)

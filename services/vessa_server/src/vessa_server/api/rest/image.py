@@ -14,29 +14,20 @@ from vessa_server.cases import nrrd
 IMAGE_PATH = "/image"
 NRRD = "application/x-nrrd"
 FORM_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            forms.MULTIPART: {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": f"PNG, JPEG, TIFF, {uploads.VOLUME_FORMATS}.",
-                        }
-                    },
-                }
+    "requestBody": forms.described(
+        {
+            "image": {
+                **forms.FILE,
+                "description": f"PNG, JPEG, TIFF, {uploads.VOLUME_FORMATS}.",
             }
         },
-    },
+        ["image"],
+    ),
     "responses": {
         "200": {
             "description": "Pixels as the server sees them; of a volume the axes lead to the "
             "right, to the front and up, and `slice axis` is the one along which it is sliced.",
-            "content": {NRRD: {"schema": {"type": "string", "format": "binary"}}},
+            "content": {NRRD: {"schema": forms.FILE}},
         }
     },
 }

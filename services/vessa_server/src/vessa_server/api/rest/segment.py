@@ -63,42 +63,35 @@ class PseudoLabelJson(BaseModel):
     explain: bool = False
 
 
-FORM_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "student_mask": {"type": "string", "format": "binary"},
-                        "volume": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Slices of the image's volume.",
-                        },
-                        "class_names": {"type": "string", "description": "Comma-separated."},
-                        "text": {"type": "string"},
-                        "top_k": {"type": "integer"},
-                        "template_ids": {"type": "string", "description": "Comma-separated."},
-                        "policy_off": {"type": "string", "description": "Comma-separated."},
-                        "bank": {"type": "string"},
-                        "explain": {"type": "boolean"},
-                    },
-                }
-            },
-            "application/json": {"schema": PseudoLabelJson.model_json_schema()},
+_BODY = forms.described(
+    {
+        "image": forms.FILE,
+        "student_mask": forms.FILE,
+        "volume": {
+            "type": "array",
+            "items": forms.FILE,
+            "description": "Slices of the image's volume.",
         },
+        "class_names": {"type": "string", "description": "Comma-separated."},
+        "text": {"type": "string"},
+        "top_k": {"type": "integer"},
+        "template_ids": {"type": "string", "description": "Comma-separated."},
+        "policy_off": {"type": "string", "description": "Comma-separated."},
+        "bank": {"type": "string"},
+        "explain": {"type": "boolean"},
     },
+    ["image"],
+)
+_BODY["content"][JSON] = {"schema": PseudoLabelJson.model_json_schema()}
+FORM_SCHEMA: dict[str, Any] = {
+    "requestBody": _BODY,
     "responses": {
         "200": {
             "description": "By `Accept`: JSON, PNG (labels, or ?view=overlay), or NIfTI.",
             "content": {
                 "application/json": {},
-                "image/png": {"schema": {"type": "string", "format": "binary"}},
-                "application/x-nifti": {"schema": {"type": "string", "format": "binary"}},
+                "image/png": {"schema": forms.FILE},
+                "application/x-nifti": {"schema": forms.FILE},
             },
         }
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from vessa_client import ClassDefinition, InvalidRequestError, pictures
@@ -15,36 +14,27 @@ from vessa_server.api.service import Service
 
 FORM_FILES = ("image", "labels")
 FORM_TEXTS = ("class_names", "descriptions", "name", "bank")
-_FILE = {"type": "string", "format": "binary"}
 FORM_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            forms.MULTIPART: {
-                "schema": {
-                    "type": "object",
-                    "required": ["image", "labels", "class_names"],
-                    "properties": {
-                        "image": {**_FILE, "description": "PNG, JPEG, TIFF or NIfTI slice."},
-                        "labels": {**_FILE, "description": "Label map: PNG or NIfTI slice."},
-                        "class_names": {
-                            "type": "string",
-                            "description": "Comma-separated: label 1, 2, ...",
-                        },
-                        "descriptions": {
-                            "type": "string",
-                            "description": "Semicolon-separated, in the order of the classes.",
-                        },
-                        "name": {"type": "string", "description": "Free name, for people."},
-                        "bank": {
-                            "type": "string",
-                            "description": "Name of the bank, made where there is none.",
-                        },
-                    },
-                }
-            }
+    "requestBody": forms.described(
+        {
+            "image": {**forms.FILE, "description": "PNG, JPEG, TIFF or NIfTI slice."},
+            "labels": {**forms.FILE, "description": "Label map: PNG or NIfTI slice."},
+            "class_names": {
+                "type": "string",
+                "description": "Comma-separated: label 1, 2, ...",
+            },
+            "descriptions": {
+                "type": "string",
+                "description": "Semicolon-separated, in the order of the classes.",
+            },
+            "name": {"type": "string", "description": "Free name, for people."},
+            "bank": {
+                "type": "string",
+                "description": "Name of the bank, made where there is none.",
+            },
         },
-    }
+        ["image", "labels", "class_names"],
+    ),
 }
 
 
@@ -87,10 +77,9 @@ def templates_router(service: Service) -> APIRouter:
     def template_overlay(template_id: str, bank: str = "") -> Response:
         """Picture of a template with its annotation; a class has one colour in all of them."""
         found = service.engine.banks.get(bank)
-        template = found.find(template_id)
         order = [c.name for c in found.snapshot().classes]
-        lookup = np.array([0, *(order.index(name) + 1 for name in template.info.class_names)])
-        picture = render.png(pictures.overlay(template.image, lookup[template.labels]))
+        template = found.find(template_id)
+        picture = render.png(pictures.overlay(template.image, template.numbered(order)))
         return Response(picture, media_type="image/png")
 
     return router

@@ -29,7 +29,31 @@ def read_volume(form: Form, max_bytes: int, axis: int | None = None) -> ImageFil
         InvalidRequestError: missing, damaged, or no volume.
         OverloadedError: it is too large.
     """
+    found = _volume(*_opened(form), max_bytes, axis)
+    if found is None:
+        raise InvalidRequestError(f"image: no volume, expected {VOLUME_FORMATS}", field="image")
+    return found
+
+
+def read_image(form: Form, service: Service) -> ImageFile:
+    """The picture or volume of a form's ``image``.
+
+    Raises:
+        InvalidRequestError: missing, damaged, or of another format.
+        OverloadedError: it is too large.
+    """
     source, start = _opened(form)
+    found = _volume(source, start, service.settings.max_queue_bytes)
+    if found is not None:
+        return found
+    pixels = service.engine.images.resolve(source.read()).pixels
+    return ImageFile(Path("image"), pixels, None, None)
+
+
+def _volume(
+    source: BinaryIO, start: bytes, max_bytes: int, axis: int | None = None
+) -> ImageFile | None:
+    """The volume of a file that begins so; None where it is none."""
     if nifti.is_nifti(start):
         return _nifti(source, max_bytes, axis)
     for recognises, check, name in (
@@ -44,21 +68,7 @@ def read_volume(form: Form, max_bytes: int, axis: int | None = None) -> ImageFil
                     shutil.copyfileobj(source, copy)
                 check(path, "image", max_bytes)
                 return _read(path, axis)
-    raise InvalidRequestError(f"image: no volume, expected {VOLUME_FORMATS}", field="image")
-
-
-def read_image(form: Form, service: Service) -> ImageFile:
-    """The picture or volume of a form's ``image``.
-
-    Raises:
-        InvalidRequestError: missing, damaged, or of another format.
-        OverloadedError: it is too large.
-    """
-    source, start = _opened(form)
-    if any(known(start) for known in (nifti.is_nifti, nrrd.is_nrrd, dicom.is_zip, dicom.is_dicom)):
-        return read_volume(form, service.settings.max_queue_bytes)
-    pixels = service.engine.images.resolve(source.read()).pixels
-    return ImageFile(Path("image"), pixels, None, None)
+    return None
 
 
 def _opened(form: Form) -> tuple[BinaryIO, bytes]:

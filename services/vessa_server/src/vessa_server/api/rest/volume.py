@@ -48,43 +48,34 @@ FORM_TEXTS = (
     "axis",
 )
 FORM_SCHEMA: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": f"{uploads.VOLUME_FORMATS}.",
-                        },
-                        "class_names": {"type": "string", "description": "Comma-separated."},
-                        "text": {"type": "string"},
-                        "top_k": {"type": "integer"},
-                        "template_ids": {"type": "string", "description": "Comma-separated."},
-                        "policy_off": {"type": "string", "description": "Comma-separated."},
-                        "bank": {"type": "string"},
-                        "explain": {"type": "boolean"},
-                        "axis": {
-                            "type": "integer",
-                            "description": "Slicing axis: 0 from left to right, 1 from back to "
-                            "front, 2 upwards; by default the one along which it was acquired.",
-                        },
-                    },
-                }
+    "requestBody": forms.described(
+        {
+            "image": {
+                **forms.FILE,
+                "description": f"{uploads.VOLUME_FORMATS}.",
+            },
+            "class_names": {"type": "string", "description": "Comma-separated."},
+            "text": {"type": "string"},
+            "top_k": {"type": "integer"},
+            "template_ids": {"type": "string", "description": "Comma-separated."},
+            "policy_off": {"type": "string", "description": "Comma-separated."},
+            "bank": {"type": "string"},
+            "explain": {"type": "boolean"},
+            "axis": {
+                "type": "integer",
+                "description": "Slicing axis: 0 from left to right, 1 from back to "
+                "front, 2 upwards; by default the one along which it was acquired.",
             },
         },
-    },
+        ["image"],
+    ),
     "responses": {
         "200": {
             "description": "By `Accept`: labels as NIfTI with the image's geometry, a summary, or "
             "a line of JSON for each slice, as `POST /pseudolabel` answers it, as soon as it is "
             "ready.",
             "content": {
-                NIFTI: {"schema": {"type": "string", "format": "binary"}},
+                NIFTI: {"schema": forms.FILE},
                 JSON: {},
                 LINES: {},
             },
