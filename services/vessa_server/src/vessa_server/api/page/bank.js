@@ -4,7 +4,7 @@ import { getJson } from './api.js';
 import { byId, el, fill, inputOf, selectOf } from './dom.js';
 import { clearErrors, guarded } from './errors.js';
 import { swatch } from './results.js';
-import { bankQuery, templateFigure } from './templates.js';
+import { bankOptions, bankQuery, templateFigure } from './templates.js';
 
 /** @typedef {{template_id: string, name: string, height: number, width: number, class_names: string[]}} Template */
 /** @typedef {{name: string, description: string, colour: string}} Class */
@@ -31,10 +31,9 @@ export class BankView {
 
   /** @param {string[]} banks names */
   showBanks(banks) {
-    /** @type {[string, string][]} */
-    const named = banks.filter(Boolean).map((name) => [name, name]);
-    fill(selectOf('bank-shown'), [['', 'default'], ...named]);
-    byId('bank-names').replaceChildren(...named.map(([value]) => el('option', { value })));
+    const options = bankOptions(banks);
+    fill(selectOf('bank-shown'), options);
+    byId('bank-names').replaceChildren(...options.slice(1).map(([value]) => el('option', { value })));
   }
 
   get #bank() {

@@ -1,6 +1,7 @@
 /** Sliders, buttons and keys around the viewer. */
 
 import { byId, el, inputOf, selectOf } from './dom.js';
+import { ZOOM_STEP } from './viewer.js';
 
 /** @typedef {import('./viewer.js').Viewer} Viewer */
 
@@ -10,7 +11,6 @@ const CT = [['soft tissue', 40, 400], ['liver', 60, 160], ['brain', 40, 80], ['l
 const AUTOMATIC = 'automatic';
 const OPACITY_STEP = 0.1;
 const MOVE_PIXELS = 20;
-const ZOOM_STEP = 1.25;
 
 /** @param {number} value */
 const short = (value) => Number(value.toPrecision(4)).toString();

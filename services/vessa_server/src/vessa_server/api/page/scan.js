@@ -31,8 +31,9 @@ export class Scan {
     const count = size[0] * size[1] * size[2];
     this.labels = new Uint8Array(count);
     this.confidence = new Uint8Array(count);
-    this.window = this.#robustWindow();
-    this.range = this.#range();
+    const sorted = channels > 1 ? null : this.#sorted();
+    this.window = sorted ? robustWindow(sorted) : { level: 127.5, width: 255 };
+    this.range = sorted ? { low: sorted[0], high: Math.max(sorted[sorted.length - 1], sorted[0] + 1e-9) } : { low: 0, high: 255 };
   }
 
   /** The axis along which it was acquired; of a picture the one that it has not.
@@ -84,17 +85,10 @@ export class Scan {
     const step = Math.max(1, Math.floor(this.values.length / SAMPLE));
     return Float64Array.from({ length: Math.ceil(this.values.length / step) }, (_, i) => this.values[i * step]).sort();
   }
+}
 
-  #robustWindow() {
-    if (this.channels > 1) return { level: 127.5, width: 255 };
-    const sorted = this.#sorted();
-    const [low, high] = ROBUST.map((share) => sorted[Math.round(share * (sorted.length - 1))]);
-    return { level: (low + high) / 2, width: high - low || 1 };
-  }
-
-  #range() {
-    if (this.channels > 1) return { low: 0, high: 255 };
-    const sorted = this.#sorted();
-    return { low: sorted[0], high: Math.max(sorted[sorted.length - 1], sorted[0] + 1e-9) };
-  }
+/** @param {Float64Array} sorted values */
+function robustWindow(sorted) {
+  const [low, high] = ROBUST.map((share) => sorted[Math.round(share * (sorted.length - 1))]);
+  return { level: (low + high) / 2, width: high - low || 1 };
 }

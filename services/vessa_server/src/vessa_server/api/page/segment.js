@@ -8,7 +8,7 @@ import { parseNrrd } from './nrrd.js';
 import { bytesOf } from './png.js';
 import { Results, swatch } from './results.js';
 import { Scan } from './scan.js';
-import { bankQuery } from './templates.js';
+import { bankOptions, bankQuery } from './templates.js';
 import { Viewer } from './viewer.js';
 import { connectControls } from './controls.js';
 
@@ -53,7 +53,7 @@ export class SegmentView {
 
   /** @param {string[]} banks names */
   async showBanks(banks) {
-    fill(selectOf('bank-asked'), [['', 'default'], ...banks.filter(Boolean).map((name) => /** @type {[string, string]} */ ([name, name]))]);
+    fill(selectOf('bank-asked'), bankOptions(banks));
     await this.#showClasses();
   }
 

@@ -38,6 +38,10 @@ function forgetOldest() {
  * @param {string} bank */
 export const bankQuery = (bank) => (bank ? `?bank=${encodeURIComponent(bank)}` : '');
 
+/** Choices of a bank, the default one first.
+ * @param {string[]} banks names @returns {[string, string][]} */
+export const bankOptions = (banks) => [['', 'default'], ...banks.filter(Boolean).map((name) => /** @type {[string, string]} */ ([name, name]))];
+
 /** A template with its picture and lines of text.
  * @param {string} bank @param {string} id @param {string} name @param {string[]} lines @param {...Node} more */
 export function templateFigure(bank, id, name, lines, ...more) {

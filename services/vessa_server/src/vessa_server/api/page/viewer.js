@@ -22,7 +22,7 @@ import { confidencePixels, contours, imagePixels, labelPixels } from './draw.js'
  * @property {number | null} voxel
  */
 
-const ZOOM_STEP = 1.25;
+export const ZOOM_STEP = 1.25;
 const MOST_ZOOM = 32;
 const CONTOUR_PIXELS = 2;
 const WHEEL_PIXELS = 40;
