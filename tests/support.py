@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import torch
 
@@ -260,6 +261,17 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+def hang_up(server: RunningServer, request: httpx.Request, begun: Callable[[], bool]) -> None:
+    """Send a request, and close the connection without an answer once it has ``begun``."""
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
+    head = "\r\n".join([f"{request.method} {request.url.path} HTTP/1.1", *lines, "", ""])
+    host, port = server.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + request.read())
+        while not begun():
+            pass
 
 
 def free_port() -> int:

@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import re
-import socket
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 import SimpleITK
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from support import Gate, RunningServer, engine_of, gate_of, picture, running
+from support import Gate, RunningServer, engine_of, gate_of, hang_up, picture, running
 from support_dicom import VOXELS_ZRC, write_series
 from support_files import nifti, picture_file, png
 from vessa_client import AnyArray, files, pictures
@@ -164,14 +163,8 @@ def test_who_goes_away_between_slices_is_forgotten(tmp_path: Path) -> None:
     request = httpx.Request(
         "POST", "http://x/pseudolabel/volume", files={"image": nifti(VOXELS)}, headers=LINES
     )
-    lines = [f"{name}: {value}" for name, value in request.headers.items()]
-    head = "\r\n".join(["POST /pseudolabel/volume HTTP/1.1", *lines, "", ""]).encode()
     with running(gate) as server:
-        host, port = server.http.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(head + request.read())
-            while held(server) < VOXELS.nbytes:
-                pass
+        hang_up(server, request, lambda: held(server) >= VOXELS.nbytes)
         while held(server):
             pass
         gate.opened.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import socket
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from support import Gate, RunningServer, engine_of, gate_of, picture, running
+from support import Gate, RunningServer, engine_of, gate_of, hang_up, picture, running
 from support_files import nifti, png
 from support_process import server_process
 from vessa_client import AnyArray, VessaClient, VolumeRequest
@@ -252,14 +251,8 @@ def test_a_deadline_ends_it(gate: Gate) -> None:
 
 def test_who_goes_away_is_forgotten(gate: Gate) -> None:
     request = httpx.Request("POST", f"http://x{PATH}", files={"image": WHOLE})
-    lines = [f"{name}: {value}" for name, value in request.headers.items()]
-    head = "\r\n".join([f"POST {PATH} HTTP/1.1", *lines, "", ""]).encode()
     with running(gate) as server:
-        host, port = server.http.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(head + request.read())
-            while depth(server) < VOXELS.nbytes:
-                pass
+        hang_up(server, request, lambda: depth(server) >= VOXELS.nbytes)
         while depth(server):
             pass
         gate.opened.set()
