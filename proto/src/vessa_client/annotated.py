@@ -166,11 +166,20 @@ def choose(
     Raises:
         FileError: labels lie elsewhere than the image, show nothing, or have an unnamed value.
     """
-    annotation = _read(image, labels, axis, frame)[1]
-    planes = [scheme.to_numbers(plane, str(labels)) for plane in annotation.slices()]
+    return pick(read_pair(image, labels, axis=axis, frame=frame)[1], scheme, most)
+
+
+def pick(annotation: files.ImageFile, scheme: LabelScheme, most: int) -> list[int]:
+    """Annotated slices of a label file, evenly spread, ``most`` at most.
+
+    Raises:
+        FileError: it shows nothing, or has an unnamed value.
+    """
+    name = str(annotation.path)
+    planes = [scheme.to_numbers(plane, name) for plane in annotation.slices()]
     annotated = [index for index, plane in enumerate(planes) if plane.any()]
     if not annotated:
-        raise files.FileError(f"{labels}: no pixel is labelled {' or '.join(scheme.names)}")
+        raise files.FileError(f"{name}: no pixel is labelled {' or '.join(scheme.names)}")
     count = min(most, len(annotated))
     picks = np.linspace(0, len(annotated) - 1, count).round().astype(int)
     return [annotated[position] for position in picks]
@@ -186,16 +195,30 @@ def slices(
     frame: int | None = None,
 ) -> Iterator[AnnotatedSlice]:
     """The slices that :func:`choose` chose."""
-    source, annotation = _read(image, labels, axis, frame)
+    return cut(*read_pair(image, labels, axis=axis, frame=frame), scheme, indices)
+
+
+def cut(
+    source: files.ImageFile,
+    annotation: files.ImageFile,
+    scheme: LabelScheme,
+    indices: Sequence[int],
+) -> Iterator[AnnotatedSlice]:
+    """Slices of an image and its label file."""
     for index in indices:
         name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
-        numbers = scheme.to_numbers(annotation.slice(index), str(labels))
+        numbers = scheme.to_numbers(annotation.slice(index), str(annotation.path))
         yield AnnotatedSlice(source.slice(index), numbers, wire.template_name(name))
 
 
-def _read(
-    image: Path, labels: Path, axis: int | None, frame: int | None
+def read_pair(
+    image: Path, labels: Path, *, axis: int | None = None, frame: int | None = None
 ) -> tuple[files.ImageFile, files.ImageFile]:
+    """An image and its label file.
+
+    Raises:
+        FileError: labels lie elsewhere than the image, or one of them cannot be read.
+    """
     source = files.read(image, axis=axis, channel=frame)
     annotation = files.read(labels, axis=source.axis, labels=True)
     source.check_same_space(annotation)
