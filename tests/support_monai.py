@@ -21,7 +21,11 @@ SLICES = 5
 PAIRS = [picture(seed) for seed in range(SLICES)]
 VOXELS = np.stack([image for image, _ in PAIRS], axis=-1)
 LABELS = np.stack([labels for _, labels in PAIRS], axis=-1)
-AFFINE = np.array([[0, 1.5, 0, -30], [-1.2, 0, 0, 12], [0, 0.5, 6.0, 5], [0, 0, 0, 1.0]])
+TILT = np.radians(10)
+TILTED = np.array([[1, 0, 0], [0, np.cos(TILT), -np.sin(TILT)], [0, np.sin(TILT), np.cos(TILT)]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TILTED @ np.array([[0, 1.5, 0], [-1.2, 0, 0], [0, 0, 6.0]])
+AFFINE[:3, 3] = -30, 12, 5
 INFO = [{"name": "disc", "idx": 1}, {"name": "bar", "idx": 2}]
 
 

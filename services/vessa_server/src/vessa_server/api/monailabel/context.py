@@ -12,6 +12,7 @@ from fastapi import Request
 
 from vessa_client import InvalidRequestError, NotFoundError, OverloadedError
 from vessa_server.api.monailabel.datastore import Datastore
+from vessa_server.api.monailabel.sessions import Sessions
 from vessa_server.api.monailabel.uploads import Upload
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.service import Service
@@ -28,6 +29,7 @@ class LabelApp:
     Attributes:
         service: segments and keeps the banks.
         store: the scans.
+        sessions: scans that are kept for a while.
         max_bytes: of a scan's voxels.
     """
 
@@ -35,6 +37,8 @@ class LabelApp:
         self.service = service
         self.max_bytes = service.settings.max_queue_bytes
         self.store = Datastore(folder, self.max_bytes)
+        self.sessions = Sessions(self.max_bytes)
+        service.when_closing.append(self.sessions.close)
         self._changing = asyncio.Lock()
 
     async def change(self, function: Callable[[], T]) -> T:

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
 from vessa_server.api.logs import recent_lines
+from vessa_server.api.monailabel.adapting import CONFIG
 from vessa_server.api.monailabel.context import LabelApp
+from vessa_server.api.monailabel.strategies import STRATEGIES
 from vessa_server.api.rest import forms
 
 NAME = "VESSA"
@@ -70,14 +72,16 @@ def describe(app: LabelApp) -> dict[str, Any]:
         }
         for model, bank in app.models().items()
     }
+    trains = app.service.settings.runtime == "torch"
+    trainers = {model: {"config": CONFIG} for model in models} if trains else {}
     return {
         "name": NAME,
         "description": DESCRIPTION,
         "version": version("vessa-server"),
         "labels": [c.name for c in app.service.engine.bank.snapshot().classes],
         "models": models,
-        "trainers": {},
-        "strategies": {},
+        "trainers": trainers,
+        "strategies": {name: {} for name in STRATEGIES},
         "scoring": {},
         "train_stats": {},
         "datastore": statistics(app),

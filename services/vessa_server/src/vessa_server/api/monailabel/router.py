@@ -8,10 +8,14 @@ from fastapi import APIRouter
 from fastapi.params import Depends
 
 from vessa_client import NotFoundError
+from vessa_server.api.monailabel.adapting import train_router
 from vessa_server.api.monailabel.context import LabelApp
 from vessa_server.api.monailabel.cors import PREFIX
 from vessa_server.api.monailabel.datastore_routes import datastore_router
+from vessa_server.api.monailabel.infer import infer_router
 from vessa_server.api.monailabel.information import information_router, open_router
+from vessa_server.api.monailabel.sessions import session_router
+from vessa_server.api.monailabel.strategies import strategy_router
 from vessa_server.api.service import Service
 
 METHODS = ["GET", "POST", "PUT", "DELETE"]
@@ -33,6 +37,14 @@ def monai_router(service: Service, guarded: Sequence[Depends]) -> APIRouter:
         return router
     app = LabelApp(service, service.settings.studies)
     router.include_router(open_router(app))
-    for part in (information_router, datastore_router):
+    parts = (
+        information_router,
+        datastore_router,
+        infer_router,
+        session_router,
+        strategy_router,
+        train_router,
+    )
+    for part in parts:
         router.include_router(part(app), dependencies=guarded)
     return router

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -63,7 +64,7 @@ def check(path: Path, field: str, max_bytes: int) -> None:
     name = path.name.lower()
     if path.is_file() and name.endswith(files.NIFTI_SUFFIXES):
         with path.open("rb") as stream:
-            nifti.read(stream, field, max_bytes, lambda shape: check_axes(shape, field))
+            nifti.read(stream, field, max_bytes, partial(nifti.check_axes, field=field))
     elif path.is_file() and name.endswith(NRRD_SUFFIXES):
         _check_nrrd(path, field, max_bytes)
     elif files.is_dicom(path):
@@ -71,18 +72,6 @@ def check(path: Path, field: str, max_bytes: int) -> None:
     else:
         raise InvalidRequestError(
             f"{field}: {path.name[-80:]!r}, expected .nii, .nii.gz, .nrrd or DICOM", field=field
-        )
-
-
-def check_axes(shape: tuple[int, ...], field: str) -> None:
-    """Check that a NIfTI file holds one volume.
-
-    Raises:
-        InvalidRequestError: it does not.
-    """
-    if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
-        raise InvalidRequestError(
-            f"{field}: NIfTI of shape {shape}, expected a volume of three axes", field=field
         )
 
 

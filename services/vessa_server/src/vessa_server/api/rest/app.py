@@ -31,7 +31,7 @@ from vessa_server.api.service import Service
 from vessa_server.bank import BankError
 
 FORM_OVERHEAD = 1024 * 1024
-_CODES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
+_CODES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "UNIMPLEMENTED", 501: "UNIMPLEMENTED"}
 
 
 def create_app(service: Service) -> ASGIApp:

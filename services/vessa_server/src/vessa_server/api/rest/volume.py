@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +11,8 @@ import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from vessa_client import InvalidRequestError, SegmentationResult, VessaError, VolumeRequest, files
+from vessa_client import InvalidRequestError, SegmentationResult, VolumeRequest, files
 from vessa_client.files import FileError, ImageFile
-from vessa_server.api import volumes
 from vessa_server.api.rest import forms
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.rest.negotiation import negotiated
@@ -28,9 +25,8 @@ from vessa_server.api.rest.segment import (
     nifti_response,
     unless_disconnected,
 )
-from vessa_server.api.room import Share
+from vessa_server.api.scans import segment_scan
 from vessa_server.api.service import Caller, Service
-from vessa_server.api.volumes import IncomingVolume
 from vessa_server.cases import nifti
 from vessa_server.scheduler.scheduler import Priority
 
@@ -78,15 +74,6 @@ FORM_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class OpenedVolume:
-    """A volume, decoded: its file for the geometry, its slices, and which are to be answered."""
-
-    file: ImageFile
-    incoming: IncomingVolume
-    indices: list[int]
-
-
 def volume_router(service: Service) -> APIRouter:
     """The route, around a service."""
     router = APIRouter(tags=["segment"])
@@ -111,22 +98,11 @@ def volume_router(service: Service) -> APIRouter:
 
 
 async def _segment(service: Service, form: Form, wanted: str, caller: Caller) -> Response:
-    with Share(service.volumes) as share:
-        volume = await service.work(partial(_open, service, form, share))
-        results: dict[int, SegmentationResult] = {}
-        answers = volumes.answers(
-            service, volume.incoming, volume.indices, lambda result: result, caller
-        )
-        async with contextlib.aclosing(answers):
-            async for index, answer in answers:
-                if isinstance(answer, VessaError):
-                    raise _of_slice(index, answer)
-                results[index] = answer
-        ordered = [results[index] for index in volume.indices]
-        return await service.work(partial(_answer, volume.file, ordered, wanted))
+    file, results = await segment_scan(service, partial(_open, service, form), caller)
+    return await service.work(partial(_answer, file, results, wanted))
 
 
-def _open(service: Service, form: Form, share: Share) -> OpenedVolume:
+def _open(service: Service, form: Form) -> tuple[ImageFile, VolumeRequest]:
     """Decode and check a volume and what is asked of it."""
     if "image" not in form.files:
         raise InvalidRequestError("image: missing, expected a NIfTI volume", field="image")
@@ -142,11 +118,7 @@ def _open(service: Service, form: Form, share: Share) -> OpenedVolume:
         policy_off=form.names("policy_off"),
         bank=form.text("bank"),
     )
-    file = _read(form, service.settings.max_queue_bytes, axis)
-    incoming = IncomingVolume(request, file.depth, None, service, share)
-    for index in range(file.depth):
-        incoming.add(index, partial(file.slice, index))
-    return OpenedVolume(file, incoming, incoming.close(set()))
+    return _read(form, service.settings.max_queue_bytes, axis), request
 
 
 def _read(form: Form, max_bytes: int, axis: int | None) -> ImageFile:
@@ -156,25 +128,13 @@ def _read(form: Form, max_bytes: int, axis: int | None) -> ImageFile:
     source.seek(0)
     if not nifti.is_nifti(start):
         raise InvalidRequestError("image: not NIfTI, expected .nii or .nii.gz", field="image")
-    image = nifti.read(source, "image", max_bytes, _check_volume)
+    image = nifti.read(source, "image", max_bytes, partial(nifti.check_axes, field="image"))
     try:
         return files.from_nifti(Path("image"), image, axis=axis)
     except FileError as error:
         raise InvalidRequestError(str(error), field="image") from error
     except Exception as error:  # such as a header whose spacing makes no sense
         raise nifti.damaged("image", error) from error
-
-
-def _check_volume(shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
-        raise InvalidRequestError(
-            f"image: NIfTI of shape {shape}, expected a volume of three axes", field="image"
-        )
-
-
-def _of_slice(index: int, error: VessaError) -> VessaError:
-    error.message = f"slice {index}: {error.message}"
-    return error
 
 
 def _answer(file: ImageFile, results: Sequence[SegmentationResult], wanted: str) -> Response:
