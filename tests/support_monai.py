@@ -24,8 +24,11 @@ LABELS = np.stack([labels for _, labels in PAIRS], axis=-1)
 TILT = np.radians(10)
 TILTED = np.array([[1, 0, 0], [0, np.cos(TILT), -np.sin(TILT)], [0, np.sin(TILT), np.cos(TILT)]])
 AFFINE = np.eye(4)
-AFFINE[:3, :3] = TILTED @ np.array([[0, 1.5, 0], [-1.2, 0, 0], [0, 0, 6.0]])
+AFFINE[:3, :3] = TILTED @ np.diag([1.2, 1.5, 6.0])
 AFFINE[:3, 3] = -30, 12, 5
+SWAPPED = AFFINE[:, [1, 0, 2, 3]]
+# DICOM's first two axes go the other way.
+SERIES_LABELS = LABELS[::-1, ::-1]
 INFO = [{"name": "disc", "idx": 1}, {"name": "bar", "idx": 2}]
 
 
@@ -52,12 +55,13 @@ def nrrd_file(folder: Path, array: AnyArray, affine: AnyArray = AFFINE, **more: 
 
 
 def studies(folder: Path) -> Path:
-    """A folder with scans of each kind: one.nii.gz, two.nrrd, and series/."""
+    """A scan as one.nii.gz, as two.nrrd with its axes swapped, and its pixels as series/."""
     made = folder / "studies"
     made.mkdir()
     (made / "one.nii.gz").write_bytes(packed(VOXELS))
-    (made / "two.nrrd").write_bytes(nrrd_file(folder, VOXELS[::-1].copy()))
-    write_series(made / "series", np.ascontiguousarray(VOXELS.transpose(2, 1, 0)).astype(np.uint16))
+    (made / "two.nrrd").write_bytes(nrrd_file(folder, VOXELS.transpose(1, 0, 2), SWAPPED))
+    planes = np.ascontiguousarray(VOXELS[::-1, ::-1].transpose(2, 1, 0))
+    write_series(made / "series", planes.astype(np.uint16))
     return made
 
 

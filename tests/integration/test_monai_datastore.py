@@ -19,6 +19,7 @@ from support import RunningServer, engine_of, running
 from support_monai import (
     INFO,
     LABELS,
+    SERIES_LABELS,
     SLICES,
     VOXELS,
     ask,
@@ -238,7 +239,7 @@ def test_a_label_goes_to_the_bank_of_its_model(own: RunningServer) -> None:
 
 
 def test_ohifs_label_without_a_header_lies_as_the_series_does(own: RunningServer) -> None:
-    raw = LABELS.tobytes(order="F")
+    raw = SERIES_LABELS.tobytes(order="F")
     uid = pydicom.dcmread(next((folder_of(own) / "series").iterdir())).SeriesInstanceUID
     answer = ask(
         own,
@@ -250,7 +251,7 @@ def test_ohifs_label_without_a_header_lies_as_the_series_does(own: RunningServer
     )
     assert answer.json() == {"image": "series", "label": "series", "templates": SLICES}
     label = nib.load(folder_of(own) / "labels" / "final" / "series.nii.gz")
-    assert np.array_equal(np.asarray(label.dataobj), LABELS)
+    assert np.array_equal(np.asarray(label.dataobj), SERIES_LABELS)
     source = files.read(folder_of(own) / "series")
     source.check_same_space(files.read(Path(label.get_filename()), labels=True))
 
