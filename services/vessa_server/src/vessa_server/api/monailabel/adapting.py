@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from vessa_client import InvalidRequestError, NotFoundError, OverloadedError
 from vessa_server.api.monailabel.context import MODEL, LabelApp, json_body
 from vessa_server.api.settings import ServerSettings
+from vessa_server.model.checkpoint import DELTA_FILE
 
 # As `vessa-server adapt` has it.
 CONFIG = {"steps": 200, "seed": 0}
@@ -30,10 +31,11 @@ STOP_SECONDS = 10.0
 class Adaptation:
     """One run: its process, and what it said."""
 
-    def __init__(self, request: dict[str, Any], command: list[str]) -> None:
-        """Start it."""
+    def __init__(self, request: dict[str, Any], command: list[str], made: Path) -> None:
+        """Start it; ``made`` is the file that it writes."""
         self.id = str(uuid.uuid4())
         self.request = request
+        self.made = made
         self.start, self.end = time.time(), 0.0
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self.stopped = False
@@ -75,8 +77,14 @@ class Adaptation:
             "request": self.request,
             "start_ts": int(self.start),
             "end_ts": int(self.end),
-            "details": list(self.lines),
+            "details": [*self.lines, *self._advice()],
         }
+
+    def _advice(self) -> list[str]:
+        """How what was made is served."""
+        if self.running or self._process.returncode != 0:
+            return []
+        return [f"Serve it: start the server with --adaptation {self.made}"]
 
     def _follow(self) -> None:
         assert self._process.stdout is not None
@@ -125,7 +133,7 @@ class Adapting:
                     "train: another adaptation runs, try again when it has ended",
                     retry_after=RETRY_SECONDS,
                 )
-            self._last = Adaptation({"model": model, **numbers}, command)
+            self._last = Adaptation({"model": model, **numbers}, command, out / DELTA_FILE)
             return self._last.described()
 
     def status(self, *, running: bool) -> dict[str, Any]:
