@@ -32,8 +32,9 @@ demo: install ## The whole system on a small real sample: table and pictures
 serve: install ## Start a server on this machine
 	$(BIN)/vessa-server serve
 
-test: install redis ## Run all tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+# A file's tests stay together, and the slow ones, which come first, do not wait for the others.
+test: install redis ## Run all tests, on all cores
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check format, types and layers
 	$(BIN)/ruff format --check .

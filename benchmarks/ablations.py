@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.matching.template_matcher import NOT_A_POINT, MatchPrompts, foreground_prototype
 from vessa_server.model.vessa import ImageFeatures, Reasoned, TemplateFeatures, Vessa
 from vessa_server.policy import RULES as POLICY_RULES

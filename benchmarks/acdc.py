@@ -25,7 +25,8 @@ from vessa_client import AnyArray, SegmentationRequest, UInt8Array, files
 from vessa_client.console import console, progress_bar
 from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import NoCache
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.model import checkpoint
 from vessa_server.model.vessa import Vessa
 from vessa_server.runtime.torch_runtime import TorchRuntime

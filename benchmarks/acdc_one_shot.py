@@ -34,7 +34,8 @@ from vessa_client import NotFoundError, UInt8Array, files
 from vessa_client.console import console
 from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.bank import TemplateBank
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.model import checkpoint
 from vessa_server.model.presets import preset
 from vessa_server.model.vessa import Vessa

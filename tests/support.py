@@ -22,7 +22,8 @@ from vessa_server.api.settings import ServerSettings
 from vessa_server.bank import Banks
 from vessa_server.cache import FeatureCache, NoCache
 from vessa_server.cases.segment import segment
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.inference.look import AnyLook, Look, Prediction
 from vessa_server.model import prompts, tokenizer
 from vessa_server.model.config import (

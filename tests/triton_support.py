@@ -26,7 +26,8 @@ from support import CLASSES, ROOT, free_port, picture, tiny_model
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_server.bank import Banks
 from vessa_server.cache import NoCache
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.model import checkpoint
 from vessa_server.runtime.loading import load_runtime, stored_config
 from vessa_server.runtime.protocol import Floats, Runtime

@@ -97,7 +97,6 @@ def test_the_shipped_server_starts_serves_and_stops_on_sigterm(tmp_path: Path) -
         (["--weights", "/nowhere"], "vessa-server train"),
         (["--preset", "huge"], "preset"),
         (["--grpc-port", "99999"], "grpc_port"),
-        (["--preset", "base"], "no file"),
     ],
 )
 def test_wrong_settings_are_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -111,7 +110,7 @@ def test_wrong_settings_are_one_line(tmp_path: Path, arguments: list[str], words
 
 
 def test_a_misspelt_variable_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vessa_server.cli", "serve", "--preset", "base"]
+    command = [sys.executable, "-m", "vessa_server.cli", "serve", "--preset", "huge"]
     environment = {**ENVIRONMENT, "VESSA_BATCHMODE": "fused", "VESSA_CLIENT_BANK": "brain"}
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path

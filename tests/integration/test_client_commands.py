@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -397,6 +398,8 @@ def test_names_with_brackets_are_shown_as_they_are(target: str, tmp_path: Path) 
         result = vessa(target, *words)
         assert result.exit_code == 0, result.output
         assert "heart [left]" in result.output
+    told = json.loads(vessa(target, "info", "--json").stdout)
+    assert (told["model_name"], told["banks"]) == ("nano", ["cardiac", "brain"])
     result = vessa(target, "templates", "list")
     assert "scan [/b]" in result.output
     assert "seen [/] from the front" in result.output
@@ -409,6 +412,9 @@ def test_a_wrong_volume_fails_alone(servicer: Notes, target: str, tmp_path: Path
     servicer.refused = 7
     result = vessa(target, "label", folder, "-o", out)
     assert "1 labelled, 0 there already, 1 failed" in result.output
+    assert result.exit_code == 1
+    again = json.loads(vessa(target, "label", folder, "-o", out, "--json").stdout)
+    assert again.items() >= {"labelled": 0, "there_already": 1, "failed": 1}.items()
     assert (out / "good_pseudo.nii.gz").is_file()
 
 

@@ -30,6 +30,8 @@ from vessa_client import (
     RetryPolicy,
     SegmentationRequest,
     SegmentationResult,
+    TemplateContent,
+    TemplateInfo,
     UInt8Array,
     VessaClient,
     VessaError,
@@ -484,6 +486,14 @@ class Banks(pb_grpc.PseudoLabelServiceServicer):
         self.asked.append(request.bank)
         return pb.AddTemplateResponse(created=True)
 
+    async def GetTemplate(
+        self, request: pb.GetTemplateRequest, context: Context
+    ) -> pb.GetTemplateResponse:
+        self.asked.append(request.bank)
+        info = TemplateInfo(template_id="t", name="", height=1, width=1, class_names=("disc",))
+        one = np.zeros((1, 1), np.uint8)
+        return convert.template_content_to_message(TemplateContent(info, one, one))
+
     async def ListTemplates(
         self, request: pb.ListTemplatesRequest, context: Context
     ) -> pb.ListTemplatesResponse:
@@ -516,10 +526,11 @@ def test_every_call_names_its_bank(client: Client, default: str, named: str, exp
         client.collect("segment_stream", [request])
         client.collect("segment_volume", replace(VOLUME, bank=named))
         client.call("add_template", SLICES[0], SLICES[0] * 0, classes, bank=named)
+        client.call("get_template", "t", bank=named)
         client.call("list_templates", bank=named)
         client.call("delete_template", "t", bank=named)
         client.call("info", bank=named)
-    assert servicer.asked == [expected] * 7
+    assert servicer.asked == [expected] * 8
 
 
 def test_images_that_the_server_forgot_are_sent_again(client: Client) -> None:

@@ -17,7 +17,7 @@ from support import engine_of, picture, running, segment_together, tiny_model
 from support_devices import DEVICES, exact_products, skip_without
 from triton_support import torch_runtime
 from vessa_client import SegmentationRequest, SegmentationResult, VessaClient, VolumeRequest
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.model import checkpoint
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.devices import resolve_device

@@ -173,7 +173,7 @@ def test_a_stream_that_fills_the_queue_leaves_room_for_who_waits_for_one_picture
 ) -> None:
     with (
         running(watched, max_queue=3) as server,
-        VessaClient(server.grpc) as bulk,
+        VessaClient(server.grpc, ClientOptions(retry=RetryPolicy(attempts=1000))) as bulk,
         VessaClient(server.grpc, ONCE) as person,
     ):
         stream = pool.submit(lambda: list(bulk.segment_stream(map(_request, range(6)), window=6)))

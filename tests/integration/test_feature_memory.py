@@ -15,7 +15,8 @@ import numpy as np, torch
 import golden_answers
 from support import SAMPLE
 from vessa_client import SegmentationRequest, files
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20

@@ -20,7 +20,7 @@ from support import ROOT, RunningServer, engine_of, picture, running
 from support_kserve import ONE_IMAGE, Protocol, assert_same, connected, one_file, png
 from vessa_client import AnyArray, SegmentationRequest, VessaClient
 from vessa_server.api.kserve import rest_body
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 
 IMAGE, LABELS = picture(0)
 MAPS = np.stack([(LABELS == 1) * 200, (LABELS == 2) * 90]).astype(np.uint8)

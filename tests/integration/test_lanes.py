@@ -21,7 +21,8 @@ from vessa_client import (
 )
 from vessa_server.api.run import build_engines
 from vessa_server.api.settings import ServerSettings
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.inference.look import AnyLook, Look, Prediction, TemplateLook
 from vessa_server.policy import RULES, PolicyConfig
 

@@ -233,7 +233,7 @@ BAD_FILES: dict[str, tuple[str, bytes, int]] = {
     "too many voxels": ("a.nii.gz", gzip.compress(nifti(np.zeros((300, 300, 50)))), 413),
     "nrrd elsewhere": ("a.nrrd", _nrrd("sizes: 8 8 8\ndata file: /etc/passwd", b""), 422),
     "nrrd list": ("a.nrrd", _nrrd("sizes: 8 8 8\ndatafile: LIST\n/etc/passwd", b""), 422),
-    "nrrd bomb": ("a.nrrd", _nrrd("sizes: 8 8 8\nencoding: gzip", BOMB), 413),
+    "nrrd bomb": ("a.nrrd", _nrrd("sizes: 8 8 8\nencoding: gzip", BOMB), 422),
     "nrrd too large": ("a.nrrd", _nrrd("sizes: 9999 9999 9999\nencoding: raw", b""), 413),
     "nrrd short": ("a.nrrd", RAW_NRRD + b"\n" + bytes(100), 422),
     "nrrd no end": ("a.nrrd", RAW_NRRD, 422),

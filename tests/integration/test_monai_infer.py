@@ -116,8 +116,8 @@ def test_labels_lie_where_the_scan_does(
     assert labels.GetSize() == scan.GetSize()
     assert labels.GetPixelID() == SimpleITK.sitkUInt8
     for corner in ((0, 0, 0), tuple(n - 1 for n in scan.GetSize())):
-        there = [v.TransformIndexToPhysicalPoint(corner) for v in (labels, scan)]
-        assert np.allclose(*there, atol=1e-3)
+        one, other = (v.TransformIndexToPhysicalPoint(corner) for v in (labels, scan))
+        assert np.allclose(one, other, atol=1e-3)
     values = SimpleITK.GetArrayFromImage(labels)
     counts = {c["class_name"]: c["voxels"] for c in found["classes"]}
     assert counts == {n: int((values == v).sum()) for n, v in found["label_names"].items()}

@@ -44,7 +44,8 @@ from trainer_support import (
 )
 from vessa_client import SegmentationRequest, SegmentationResult
 from vessa_common.processes import Processes
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 
 NAMES = tuple(c.name for c in CLASSES)
 

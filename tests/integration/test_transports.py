@@ -40,7 +40,7 @@ from vessa_client import (
     convert,
 )
 from vessa_server.cache import open_cache
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 
 IMAGE, LABELS = picture(0)
 
@@ -218,6 +218,8 @@ async def test_the_async_client_does_the_same(server: RunningServer) -> None:
         info, created = await client_.add_template(*picture(55), CLASSES, name="new")
         assert created
         assert info in (await client_.list_templates()).templates
+        content = await client_.get_template(info.template_id)
+        assert np.array_equal(content.image, picture(55)[0])
         await client_.delete_template(info.template_id)
         assert (await client_.info()).num_templates == 3
 
@@ -246,6 +248,22 @@ def test_templates_are_kept_over_both_transports(
     client.delete_template(added.json()["template_id"])
     with pytest.raises(NotFoundError):
         client.delete_template("nothing")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_template_comes_back_as_it_was_added(client: VessaClient, dtype: type) -> None:
+    image, labels = picture(52)
+    image = (image.astype(np.int32) * (1 if dtype is np.uint8 else -7)).astype(dtype)
+    only_bar = np.where(labels == 2, 2, 0).astype(np.uint8)
+    info, _ = client.add_template(image, only_bar, CLASSES, name="fifty-two", bank="own")
+    content = client.get_template(info.template_id, bank="own")
+    assert content.info == info
+    assert info.class_names == ("bar",)
+    assert np.array_equal(content.image, image)
+    assert np.array_equal(content.labels == 1, labels == 2)
+    for bank, wrong in (("own", "0" * 16), ("", info.template_id)):
+        with pytest.raises(NotFoundError, match="vessa templates list"):
+            client.get_template(wrong, bank=bank)
 
 
 def test_nifti_goes_out_with_the_geometry_it_came_in_with(server: RunningServer) -> None:
@@ -282,7 +300,7 @@ def test_health_reflection_info_and_documents(server: RunningServer, client: Ves
     assert httpx.get(f"{server.http}/health/ready").json() == {"status": "ready"}
     paths = httpx.get(f"{server.http}/openapi.json").json()["paths"]
     assert {"/pseudolabel", "/templates", "/info", "/metrics"} <= set(paths)
-    assert "Template bank" in httpx.get(server.http).text
+    assert 'id="bank"' in httpx.get(server.http).text
 
 
 def test_metrics_count_what_happened(server: RunningServer, client: VessaClient) -> None:

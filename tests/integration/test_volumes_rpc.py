@@ -33,7 +33,7 @@ from vessa_client import (
     files,
     wire,
 )
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 
 SLICES = tuple(picture(seed)[0] for seed in range(12))
 LABELS = picture(5)[1]

@@ -20,7 +20,8 @@ from vessa_client import (
 )
 from vessa_server.bank import BankError
 from vessa_server.cache import open_cache
-from vessa_server.engine import EngineSettings, VessaEngine
+from vessa_server.engine import VessaEngine
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.inference.look import Look, Prediction, TemplateLook
 from vessa_server.runtime.torch_runtime import TorchRuntime
 

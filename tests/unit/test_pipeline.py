@@ -14,7 +14,7 @@ from scipy import ndimage
 from finders import Corner, Painting
 from support import engine_of, model_of, picture, segment_together, without
 from vessa_client import SegmentationRequest
-from vessa_server.engine import EngineSettings
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.model.reasoner import VisualTokens
 from vessa_server.model.vessa import Decoded, Reasoned, Vessa
 

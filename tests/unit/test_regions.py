@@ -403,7 +403,10 @@ def test_a_square_that_goes_on_beyond_a_slice_is_whole(shape: tuple[int, int], o
     assert (found.row, found.column) == pytest.approx((row, column), abs=1)
 
 
-def test_annotated_volumes_without_a_structure_have_a_region_too(tmp_path: Path) -> None:
+def test_annotated_volumes_without_a_structure_have_a_region_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "STEPS", 2)
     config = small_config(write_dataset(tmp_path / "data"), regions=True)
     split = cases.find(config.data)
     unlabelled = read_slices(split.unlabelled, 2, labelled=False)

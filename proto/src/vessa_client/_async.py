@@ -32,6 +32,7 @@ from vessa_client._types import (
     SegmentationRequest,
     SegmentationResult,
     ServerInfo,
+    TemplateContent,
     TemplateInfo,
     VolumeRequest,
 )
@@ -167,6 +168,12 @@ class AsyncVessaClient:
         )
         response = await self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created
+
+    async def get_template(self, template_id: str, *, bank: str = "") -> TemplateContent:
+        """See :meth:`vessa_client.VessaClient.get_template`."""
+        message = pb.GetTemplateRequest(template_id=template_id, bank=bank or self.options.bank)
+        response = await self._call(self._stub.GetTemplate, message)
+        return convert.template_content_from_message(response)
 
     async def list_templates(self, *, bank: str = "") -> BankListing:
         """Templates and classes of the bank."""

@@ -32,6 +32,7 @@ from vessa_client._types import (
     SegmentationRequest,
     SegmentationResult,
     ServerInfo,
+    TemplateContent,
     TemplateInfo,
     VolumeRequest,
 )
@@ -206,6 +207,15 @@ class VessaClient:
         )
         response = self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created
+
+    def get_template(self, template_id: str, *, bank: str = "") -> TemplateContent:
+        """A template with its pixels.
+
+        Raises:
+            NotFoundError: no template of the bank has that id.
+        """
+        message = pb.GetTemplateRequest(template_id=template_id, bank=bank or self.options.bank)
+        return convert.template_content_from_message(self._call(self._stub.GetTemplate, message))
 
     def list_templates(self, *, bank: str = "") -> BankListing:
         """Templates and classes of the bank."""

@@ -190,6 +190,21 @@ class TemplateInfo:
     class_names: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class TemplateContent:
+    """A template with its pixels.
+
+    Attributes:
+        info: what it is.
+        image: (H, W) or (H, W, 3).
+        labels: (H, W); 0 background, i the i-th of ``info.class_names``.
+    """
+
+    info: TemplateInfo
+    image: AnyArray
+    labels: UInt8Array
+
+
 @dataclass(frozen=True, kw_only=True)
 class BankListing:
     """All templates and classes of the bank at one version."""

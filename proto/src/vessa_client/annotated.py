@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +86,7 @@ def parse(texts: Sequence[str]) -> LabelScheme:
         ClassDefinition(name=name.strip(), description=(about or "").strip())
         for _, name, about in parts
     )
-    for kind, found in (("value", values), ("name", [c.name for c in classes])):
-        if len(set(found)) < len(found):
-            raise files.FileError(f"--class: a {kind} is there twice")
-    return LabelScheme(classes, values, chosen=bool(given))
+    return _scheme(values, classes, chosen=bool(given))
 
 
 def read_scheme(path: Path) -> LabelScheme:
@@ -101,12 +98,12 @@ def read_scheme(path: Path) -> LabelScheme:
     with files.reading(path):
         text = path.read_text()
         named = _of_json(text) if path.suffix == ".json" else _of_itk_snap(text)
-    named = {value: name for value, name in named.items() if 0 < value < 256}
+    named = {value: named[value] for value in sorted(named) if 0 < value < 256}
     if not named:
         raise files.FileError(
             f"{path}: names no label; expected ITK-SNAP's label descriptions, or dataset.json"
         )
-    return parse([f"{value}={name}" for value, name in sorted(named.items())])
+    return _scheme(tuple(named), tuple(named.values()), chosen=True)
 
 
 def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path, Path]]:
@@ -152,7 +149,7 @@ class AnnotatedSlice:
     name: str
 
 
-def choose(
+def slices(
     image: Path,
     labels: Path,
     scheme: LabelScheme,
@@ -160,55 +157,13 @@ def choose(
     *,
     axis: int | None = None,
     frame: int | None = None,
-) -> list[int]:
-    """Annotated slices of an image, evenly spread, ``most`` at most; its files are checked.
+) -> list[AnnotatedSlice]:
+    """Annotated slices of an image, evenly spread, ``most`` at most.
 
     Raises:
         FileError: labels lie elsewhere than the image, show nothing, or have an unnamed value.
     """
-    return pick(read_pair(image, labels, axis=axis, frame=frame)[1], scheme, most)
-
-
-def pick(annotation: files.ImageFile, scheme: LabelScheme, most: int) -> list[int]:
-    """Annotated slices of a label file, evenly spread, ``most`` at most.
-
-    Raises:
-        FileError: it shows nothing, or has an unnamed value.
-    """
-    name = str(annotation.path)
-    planes = [scheme.to_numbers(plane, name) for plane in annotation.slices()]
-    annotated = [index for index, plane in enumerate(planes) if plane.any()]
-    if not annotated:
-        raise files.FileError(f"{name}: no pixel is labelled {' or '.join(scheme.names)}")
-    count = min(most, len(annotated))
-    picks = np.linspace(0, len(annotated) - 1, count).round().astype(int)
-    return [annotated[position] for position in picks]
-
-
-def slices(
-    image: Path,
-    labels: Path,
-    scheme: LabelScheme,
-    indices: Sequence[int],
-    *,
-    axis: int | None = None,
-    frame: int | None = None,
-) -> Iterator[AnnotatedSlice]:
-    """The slices that :func:`choose` chose."""
-    return cut(*read_pair(image, labels, axis=axis, frame=frame), scheme, indices)
-
-
-def cut(
-    source: files.ImageFile,
-    annotation: files.ImageFile,
-    scheme: LabelScheme,
-    indices: Sequence[int],
-) -> Iterator[AnnotatedSlice]:
-    """Slices of an image and its label file."""
-    for index in indices:
-        name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
-        numbers = scheme.to_numbers(annotation.slice(index), str(annotation.path))
-        yield AnnotatedSlice(source.slice(index), numbers, wire.template_name(name))
+    return cut(*read_pair(image, labels, axis=axis, frame=frame), scheme, most)
 
 
 def read_pair(
@@ -225,21 +180,57 @@ def read_pair(
     return source, annotation
 
 
-def _of_itk_snap(text: str) -> dict[int, str]:
+def cut(
+    source: files.ImageFile, annotation: files.ImageFile, scheme: LabelScheme, most: int
+) -> list[AnnotatedSlice]:
+    """Annotated slices of an image that was read with its label file; see :func:`slices`."""
+    name_of_file = str(annotation.path)
+    planes = [scheme.to_numbers(plane, name_of_file) for plane in annotation.slices()]
+    annotated = [index for index, plane in enumerate(planes) if plane.any()]
+    if not annotated:
+        raise files.FileError(f"{name_of_file}: no pixel is labelled {' or '.join(scheme.names)}")
+    picks = np.linspace(0, len(annotated) - 1, min(most, len(annotated))).round().astype(int)
+    found = []
+    for index in (annotated[position] for position in picks):
+        name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
+        pixels = np.array(source.slice(index))  # a copy: a view would keep the whole volume
+        found.append(AnnotatedSlice(pixels, planes[index], wire.template_name(name)))
+    return found
+
+
+def _scheme(
+    values: tuple[int, ...], classes: tuple[ClassDefinition, ...], *, chosen: bool
+) -> LabelScheme:
+    for kind, found in (("value", values), ("name", [c.name for c in classes])):
+        if len(set(found)) < len(found):
+            raise files.FileError(f"--class: a {kind} is there twice")
+    return LabelScheme(classes, values, chosen=chosen)
+
+
+def _of_itk_snap(text: str) -> dict[int, ClassDefinition]:
     """Lines of index, colour, visibilities, and the name in quotes."""
     lines = re.findall(r'^\s*(\d+)(?:\s+[\d.]+){6}\s+"([^"]*)"', text, re.MULTILINE)
-    return {int(value): name.replace(":", " ").strip() for value, name in lines}
+    return {
+        int(value): ClassDefinition(name=name.replace(":", " ").strip()) for value, name in lines
+    }
 
 
-def _of_json(text: str) -> dict[int, str]:
-    """``labels`` by name (nnU-Net) or by value (MSD); regions of several values are left out."""
-    labels: Mapping[str, object] = json.loads(text)["labels"]
+def _of_json(text: str) -> dict[int, ClassDefinition]:
+    """``labels`` by name (nnU-Net) or by value (MSD); regions of several values are left out.
+
+    ``descriptions``, by name, are ours.
+    """
+    content: Mapping[str, Mapping[str, object]] = json.loads(text)
+    about = content.get("descriptions", {})
     found = {}
-    for key, value in labels.items():
+    for key, value in content["labels"].items():
         if key.isdigit():
-            found[int(key)] = str(value)
+            number, name = int(key), str(value)
         elif isinstance(value, int):
-            found[value] = key
+            number, name = value, key
+        else:
+            continue
+        found[number] = ClassDefinition(name=name, description=str(about.get(name, "")))
     return found
 
 

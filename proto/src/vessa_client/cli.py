@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-import os
+import json
 from collections import Counter
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vessa_client._errors import NotFoundError, VessaError
-from vessa_client._options import DEFAULT_TARGET, ClientOptions
+from vessa_client._options import DEFAULT_TARGET
+from vessa_client.cli_bank import bank
+from vessa_client.cli_check import check
+from vessa_client.cli_options import (
+    Alone,
+    AsJson,
+    Axis,
+    Bank,
+    Classes,
+    Frame,
+    Server,
+    Token,
+    connect,
+    project_defaults,
+    reported,
+)
+from vessa_client.cli_templates import templates
 from vessa_client.console import (
     command_line,
     console,
-    explained,
     print_error,
     print_line,
     print_warning,
@@ -28,95 +41,18 @@ from vessa_client.console import (
 
 # Everything else is imported by the commands when they run, so that --help is fast.
 if TYPE_CHECKING:
-    from vessa_client import AnyArray, VessaClient
+    from vessa_client import AnyArray
     from vessa_client.annotated import LabelScheme
     from vessa_client.files import ImageFile
 
-CERTIFICATES_VARIABLE = "VESSA_ROOT_CERTIFICATES"
-P = ParamSpec("P")
-R = TypeVar("R")
-
-app = command_line("vessa-client", "Segment medical images with a VESSA server.")
-templates = typer.Typer(help="The template bank: annotated images.", no_args_is_help=True)
+app = command_line("vessa-client", "Segment medical images with a VESSA server.", project_defaults)
 app.add_typer(templates, name="templates")
-
-Server = Annotated[
-    str,
-    typer.Option(
-        "--server",
-        envvar="VESSA_SERVER",
-        help="host:port of the gRPC server; over TLS where VESSA_ROOT_CERTIFICATES is a PEM file.",
-    ),
-]
-Token = Annotated[
-    str | None, typer.Option(envvar="VESSA_TOKEN", help="Bearer token, printable ASCII.")
-]
-Bank = Annotated[
-    str,
-    typer.Option(
-        "--bank", envvar="VESSA_CLIENT_BANK", help="Name of the bank. Default: the server's."
-    ),
-]
-Classes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--class",
-        "-c",
-        help="Class to segment, NAME, or VALUE=NAME for its value in label maps; repeat. "
-        "Default: all.",
-    ),
-]
-Axis = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=2,
-        help="Slicing axis: 0 left-right, 1 back-front, 2 upwards. Default: as acquired.",
-    ),
-]
-Frame = Annotated[
-    int | None,
-    typer.Option(
-        min=0, help="Which volume of a file or series that holds several: a time, an echo."
-    ),
-]
-Alone = Annotated[
-    bool,
-    typer.Option(
-        "--alone",
-        help="Look at each slice of a volume by itself: for structures that are not in the same "
-        "place all over it.",
-    ),
-]
-
-
-def _explained(command: Callable[P, R]) -> Callable[P, R]:
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        from vessa_client.files import FileError
-
-        return explained(VessaError, FileError, OSError)(command)(*args, **kwargs)
-
-    return run
-
-
-def _client(server: str, token: str | None, bank: str = "") -> VessaClient:
-    from vessa_client import VessaClient
-
-    certificates = os.environ.get(CERTIFICATES_VARIABLE)
-    try:
-        options = ClientOptions(
-            token=token,
-            bank=bank,
-            root_certificates=Path(certificates) if certificates else None,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--token (VESSA_TOKEN)") from error
-    return VessaClient(server, options)
+app.add_typer(bank, name="bank")
+app.command()(check)
 
 
 @app.command()
-@_explained
+@reported
 def segment(
     image: Annotated[
         Path, typer.Argument(help="PNG, JPEG, TIFF, NIfTI, NRRD, or a DICOM file, folder or zip.")
@@ -153,7 +89,7 @@ def segment(
         explain=explain,
         priority="interactive",
     )
-    with _client(server, token, bank) as client:
+    with connect(server, token, bank) as client:
         results = segment_slices(client, request, alone=alone or source.axis is None)
     written = write_labels(out, source, results, scheme)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
@@ -173,7 +109,7 @@ def segment(
 
 
 @app.command()
-@_explained
+@reported
 def label(
     folder: Annotated[Path, typer.Argument(help="Folder of images; *_gt files are left out.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pseudo-labels.")],
@@ -190,6 +126,7 @@ def label(
     axis: Axis = None,
     frame: Frame = None,
     alone: Alone = False,
+    as_json: AsJson = False,
     bank: Bank = "",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
@@ -206,7 +143,7 @@ def label(
     scheme = annotated.parse(classes) if classes else None
     job = LabelJob(folder, out, scheme, window, axis, frame, alone, overwrite)
     images = files.find_inputs(folder, out, out / "previews", endings=("_pseudo", "_confidence"))
-    with _client(server, token, bank) as client, progress_bar() as progress:
+    with connect(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0
         kept: Counter[str] = Counter()
@@ -229,121 +166,29 @@ def label(
             progress.advance(task)
     for message in filter(None, kept):
         print_warning(f"{kept[message]} of those there already: {message}")
-    print_line(
-        f"{done} labelled, {skipped} there already, {failed} failed. Look: {out / 'index.html'}  "
-        f"Table: {out / 'summary.csv'}"
-    )
+    if as_json:
+        counts = {"labelled": done, "there_already": skipped, "failed": failed}
+        typer.echo(json.dumps({**counts, "page": str(out / "index.html")}))
+    else:
+        print_line(
+            f"{done} labelled, {skipped} there already, {failed} failed. "
+            f"Look: {out / 'index.html'}  Table: {out / 'summary.csv'}"
+        )
     if failed:
         raise typer.Exit(1)
 
 
-@templates.command("add")
-@_explained
-def templates_add(
-    image: Annotated[
-        Path, typer.Argument(help="Image, volume, DICOM series, or a folder of annotated ones.")
-    ],
-    labels: Annotated[
-        Path | None,
-        typer.Argument(help="Label file, or a folder of them. Default: NAME_gt beside the image."),
-    ] = None,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class",
-            "-c",
-            help='Label 1, 2, ..., in order: "name" or "name: description"; or by its value: '
-            '"3=name", then other values are background.',
-        ),
-    ] = None,
-    label_names: Annotated[
-        Path | None,
-        typer.Option(help="File that names labels: ITK-SNAP's descriptions, or dataset.json."),
-    ] = None,
-    labels_suffix: Annotated[
-        str, typer.Option(help="What the names of label files have after the image's.")
-    ] = "_gt",
-    max_slices: Annotated[
-        int, typer.Option(min=1, help="Most slices of a volume, evenly spaced.")
-    ] = 32,
-    axis: Axis = None,
-    frame: Frame = None,
-    bank: Bank = "",
-    server: Server = DEFAULT_TARGET,
-    token: Token = None,
-) -> None:
-    """Add annotated images, or the annotated slices of volumes: all of them, or none.
-
-    Example: vessa templates add p1.nii.gz -c "liver" -c "tumour: dark lesion in the liver"
-    """
-    from vessa_client import annotated, files
-
-    if bool(classes) == bool(label_names):
-        raise files.FileError(
-            "--class: missing; name the labels: -c NAME for 1, -c NAME for 2, or --label-names FILE"
-        )
-    scheme = annotated.read_scheme(label_names) if label_names else annotated.parse(classes or ())
-    pairs = annotated.find_pairs(image, labels, labels_suffix)
-    added = count = 0
-    with _client(server, token, bank) as client, progress_bar() as progress:
-        task = progress.add_task("Reading", total=len(pairs), note="")
-        chosen = []
-        for pair in pairs:  # all are read before any is added
-            chosen.append(annotated.choose(*pair, scheme, max_slices, axis=axis, frame=frame))
-            progress.advance(task)
-        count = sum(len(picks) for picks in chosen)
-        task = progress.add_task("Adding", total=count, note="")
-        for pair, picks in zip(pairs, chosen, strict=True):
-            for slice_ in annotated.slices(*pair, scheme, picks, axis=axis, frame=frame):
-                _, created = client.add_template(
-                    slice_.image, slice_.labels, scheme.classes, name=slice_.name
-                )
-                added += created
-                progress.advance(task)
-        total = len(client.list_templates().templates)
-    console.print(f"{added} added, {count - added} there already; the bank has {total} templates.")
-
-
-@templates.command("list")
-@_explained
-def templates_list(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) -> None:
-    """Show templates and classes."""
-    with _client(server, token, bank) as client:
-        listing = client.list_templates()
-    table = Table("Id", "Name", "Size", "Classes", title=f"Bank {listing.version}")
-    for t in listing.templates:
-        cells = (t.template_id, t.name, f"{t.height} x {t.width}", ", ".join(t.class_names))
-        table.add_row(*map(escape, cells))
-    console.print(table)
-    for c in listing.classes:
-        console.print(f"[bold]{escape(c.name)}[/] {escape(c.description)}")
-
-
-@templates.command("remove")
-@_explained
-def templates_remove(
-    template_ids: Annotated[list[str], typer.Argument(help="Ids, or unique beginnings of ids.")],
-    bank: Bank = "",
-    server: Server = DEFAULT_TARGET,
-    token: Token = None,
-) -> None:
-    """Remove templates."""
-    with _client(server, token, bank) as client:
-        known = [t.template_id for t in client.list_templates().templates]
-        for wanted in template_ids:
-            matches = [t for t in known if t.startswith(wanted)]
-            if len(matches) != 1:
-                raise NotFoundError(f"{wanted}: {len(matches)} templates, expected exactly one")
-            client.delete_template(matches[0])
-            console.print(f"Removed {matches[0]}", highlight=False)
-
-
 @app.command()
-@_explained
-def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) -> None:
+@reported
+def info(
+    as_json: AsJson = False, bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None
+) -> None:
     """Show the server's model, bank and limits."""
-    with _client(server, token, bank) as client:
+    with connect(server, token, bank) as client:
         found = client.info()
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
     table = Table(show_header=False)
     table.add_row("Server", f"{server}, version {found.version}")
     table.add_row("Model", f"{found.model_name}, {found.model_parameters / 1e6:.1f} M parameters")
@@ -372,10 +217,10 @@ def info(bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None) 
 
 
 @app.command()
-@_explained
+@reported
 def health(server: Server = DEFAULT_TARGET) -> None:
     """Exit with 0 if the server serves, else with 1."""
-    with _client(server, token=None) as client:
+    with connect(server, token=None) as client:
         serving = client.healthy()
     console.print(f"{server}: " + ("[green]serving[/]" if serving else "[red]not serving[/]"))
     if not serving:

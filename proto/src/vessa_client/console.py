@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import ParamSpec, TypeVar
 
@@ -26,7 +26,11 @@ console = Console()
 errors = Console(stderr=True)
 
 
-def command_line(package: str, about: str) -> typer.Typer:
+# Values of options that a command line takes where neither flags nor the environment name them.
+Defaults = Callable[[], Mapping[str, object]]
+
+
+def command_line(package: str, about: str, defaults: Defaults = dict) -> typer.Typer:
     """The commands of a package: with ``--version``, and its help where nothing is asked for."""
 
     def show(asked: bool) -> None:
@@ -38,8 +42,8 @@ def command_line(package: str, about: str) -> typer.Typer:
         False, "--version", is_eager=True, callback=show, help="Show the version and exit."
     )
 
-    def options(version: bool = option) -> None:
-        pass
+    def options(context: typer.Context, version: bool = option) -> None:
+        context.default_map = _for_all(context.command, defaults())
 
     return typer.Typer(
         help=about,
@@ -48,6 +52,14 @@ def command_line(package: str, about: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def _for_all(command: object, values: Mapping[str, object]) -> dict[str, object]:
+    """Defaults of a group's commands, which ignore those that they have no option for."""
+    commands: Mapping[str, object] | None = getattr(command, "commands", None)
+    if commands is None:
+        return dict(values)
+    return {name: _for_all(own, values) for name, own in commands.items()}
 
 
 def print_line(message: str) -> None:

@@ -331,6 +331,24 @@ class AddTemplateResponse(_message.Message):
     created: bool
     def __init__(self, template: _Optional[_Union[Template, _Mapping]] = ..., bank_version: _Optional[str] = ..., created: _Optional[bool] = ...) -> None: ...
 
+class GetTemplateRequest(_message.Message):
+    __slots__ = ("template_id", "bank")
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    template_id: str
+    bank: str
+    def __init__(self, template_id: _Optional[str] = ..., bank: _Optional[str] = ...) -> None: ...
+
+class GetTemplateResponse(_message.Message):
+    __slots__ = ("template", "image", "label_map")
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
+    template: Template
+    image: Image
+    label_map: LabelMap
+    def __init__(self, template: _Optional[_Union[Template, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ...) -> None: ...
+
 class ListTemplatesRequest(_message.Message):
     __slots__ = ("bank",)
     BANK_FIELD_NUMBER: _ClassVar[int]

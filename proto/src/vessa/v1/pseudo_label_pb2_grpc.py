@@ -60,6 +60,11 @@ class PseudoLabelServiceStub:
                 request_serializer=vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateRequest.SerializeToString,
                 response_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateResponse.FromString,
                 _registered_method=True)
+        self.GetTemplate = channel.unary_unary(
+                '/vessa.v1.PseudoLabelService/GetTemplate',
+                request_serializer=vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateRequest.SerializeToString,
+                response_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateResponse.FromString,
+                _registered_method=True)
         self.ListTemplates = channel.unary_unary(
                 '/vessa.v1.PseudoLabelService/ListTemplates',
                 request_serializer=vessa_dot_v1_dot_pseudo__label__pb2.ListTemplatesRequest.SerializeToString,
@@ -117,6 +122,12 @@ class PseudoLabelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTemplate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListTemplates(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -157,6 +168,11 @@ def add_PseudoLabelServiceServicer_to_server(servicer, server):
                     servicer.AddTemplate,
                     request_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateRequest.FromString,
                     response_serializer=vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateResponse.SerializeToString,
+            ),
+            'GetTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTemplate,
+                    request_deserializer=vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateRequest.FromString,
+                    response_serializer=vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateResponse.SerializeToString,
             ),
             'ListTemplates': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTemplates,
@@ -288,6 +304,33 @@ class PseudoLabelService:
             '/vessa.v1.PseudoLabelService/AddTemplate',
             vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateRequest.SerializeToString,
             vessa_dot_v1_dot_pseudo__label__pb2.AddTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vessa.v1.PseudoLabelService/GetTemplate',
+            vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateRequest.SerializeToString,
+            vessa_dot_v1_dot_pseudo__label__pb2.GetTemplateResponse.FromString,
             options,
             channel_credentials,
             insecure,

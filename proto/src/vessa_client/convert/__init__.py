@@ -6,6 +6,8 @@ from vessa_client.convert._bank import (
     info_from_message,
     info_to_message,
     listing_from_message,
+    template_content_from_message,
+    template_content_to_message,
     template_from_message,
     template_to_message,
 )
@@ -39,6 +41,8 @@ __all__ = [
     "result_from_message",
     "result_to_message",
     "student_from_message",
+    "template_content_from_message",
+    "template_content_to_message",
     "template_from_message",
     "template_to_message",
     "volume_header_from_message",

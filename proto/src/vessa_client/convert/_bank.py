@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from vessa.v1 import pseudo_label_pb2 as pb
+from vessa_client import wire
 from vessa_client._types import (
     BankListing,
     ClassDefinition,
     ServerInfo,
     ServerLimits,
+    TemplateContent,
     TemplateInfo,
 )
 
@@ -31,6 +33,29 @@ def template_from_message(message: pb.Template) -> TemplateInfo:
         height=message.height,
         width=message.width,
         class_names=tuple(message.class_names),
+    )
+
+
+def template_content_to_message(content: TemplateContent) -> pb.GetTemplateResponse:
+    """Template with its pixels to message."""
+    labels = wire.encode_label_map(content.labels, len(content.info.class_names), field="label_map")
+    return pb.GetTemplateResponse(
+        template=template_to_message(content.info),
+        image=pb.Image(tensor=wire.encode_tensor(content.image, field="image.tensor")),
+        label_map=labels,
+    )
+
+
+def template_content_from_message(message: pb.GetTemplateResponse) -> TemplateContent:
+    """Message to template with its pixels.
+
+    Raises:
+        InvalidRequestError: an array is malformed.
+    """
+    return TemplateContent(
+        template_from_message(message.template),
+        wire.decode_tensor(message.image.tensor, field="image.tensor"),
+        wire.decode_label_map(message.label_map),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from pydantic import ValidationError
 
 from vessa_client.console import command_line, console, print_error
 from vessa_common.spinning import spin_briefly
 
+log = structlog.get_logger(__name__)
 app = command_line("vessa-server", "The VESSA segmentation server.")
 
 
@@ -68,12 +70,8 @@ def serve(
     """
     spin_briefly()
 
-    from vessa_server.api.grpc.server import PortInUseError
     from vessa_server.api.logs import configure_logs
-    from vessa_server.api.run import build_engines, run
     from vessa_server.api.settings import ServerSettings, unknown_settings
-    from vessa_server.bank import BankError
-    from vessa_server.model.checkpoint import CheckpointError
 
     flags: dict[str, Any] = {
         "host": host,
@@ -91,6 +89,8 @@ def serve(
         "threads": threads,
         "log_format": log_format,
     }
+    for name in unknown_settings():
+        print_error(f"warning: {name} is no setting of the server; docs/serving.md lists them")
     try:
         settings = ServerSettings(**{k: v for k, v in flags.items() if v is not None})
     except ValidationError as error:
@@ -98,12 +98,16 @@ def serve(
         reason = first["msg"].removeprefix("Value error, ")
         raise _fail(f"{'.'.join(map(str, first['loc']))}: {reason}") from None
     configure_logs(settings.log_format)
-    for name in unknown_settings():
-        print_error(f"warning: {name} is no setting of the server; docs/serving.md lists them")
+    log.info("server.starting", weights=str(settings.weights_folder()), device=settings.device)
+
+    # After the settings are checked: importing the model takes seconds.
+    from vessa_server.api.grpc.server import PortInUseError
+    from vessa_server.api.run import build_engines, run
+    from vessa_server.bank import BankError
+
     try:
-        engines = build_engines(settings)
-        run(engines, settings)
-    except (BankError, CheckpointError, PortInUseError, ValueError, OSError) as error:
+        run(build_engines(settings), settings)
+    except (BankError, PortInUseError, ValueError, OSError) as error:
         raise _fail(str(error)) from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from vessa_client import (
@@ -28,6 +28,7 @@ from vessa_server.cases import students
 from vessa_server.cases.case import Case, Shared, Steps
 from vessa_server.cases.images import ImageLimits, ImageStore, StoredImage, check_same_size
 from vessa_server.cases.segment import finish, segment
+from vessa_server.engine_settings import EngineSettings
 from vessa_server.features.lru import ByteLru
 from vessa_server.features.templates import TemplateFeatureStore
 from vessa_server.inference.five_steps import FiveSteps
@@ -35,42 +36,8 @@ from vessa_server.inference.look import AnyLook, Prediction, TemplateLook
 from vessa_server.inference.plan import Limits, make_plan
 from vessa_server.inference.scan import Scan
 from vessa_server.model.preprocess import Canvas
-from vessa_server.policy import PolicyConfig
 from vessa_server.runtime.clock import StageClock
 from vessa_server.runtime.protocol import Runtime
-
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """Limits and sizes of the engine.
-
-    Attributes:
-        max_request_pixels: pixels times classes times slices of one request.
-        fuse: run looks together, one forward each step; else each alone, so that an answer
-            does not depend on its batch, bit for bit.
-        max_batch: most looks that run together.
-    """
-
-    max_image_bytes: int = 64 * MIB
-    max_image_side: int = 4096
-    max_classes: int = 32
-    max_request_pixels: int = 1 << 30
-    default_top_k: int = 7
-    max_top_k: int = 7
-    image_store_bytes: int = 512 * MIB
-    feature_bytes: int = 2048 * MIB
-    template_bytes: int = 512 * MIB
-    fuse: bool = False
-    max_batch: int = 32
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.default_top_k <= self.max_top_k:
-            raise ValueError(
-                f"default_top_k {self.default_top_k}: expected 1..max_top_k, {self.max_top_k}"
-            )
 
 
 class VessaEngine:

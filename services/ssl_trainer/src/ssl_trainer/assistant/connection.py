@@ -33,6 +33,8 @@ T = TypeVar("T")
 TOKEN_VARIABLE = "VESSA_TOKEN"  # that of the `vessa` command
 # Between two attempts to reach a server that is not there yet.
 ATTEMPT_SECONDS = 0.3
+# For a server that is there and busy, also where a run does not wait for one.
+ANSWER_SECONDS = 10.0
 # Of containers: Docker's file, and podman's variable.
 CONTAINER_FILE, CONTAINER_VARIABLE = Path("/.dockerenv"), "container"
 # Fields of a request that are the same in all requests of a run.
@@ -78,7 +80,7 @@ def check(config: AssistantConfig, classes: Sequence[str]) -> None:
     Raises:
         AssistantError: not so, also after ``wait_seconds``.
     """
-    with connect(config, max(1.0, config.wait_seconds)) as client:
+    with connect(config, max(ANSWER_SECONDS, config.wait_seconds)) as client:
         listing = reached(config, classes, client.list_templates)
     shown = [c.name for c in listing.classes]
     missing = [name for name in classes if name not in shown]

@@ -67,7 +67,6 @@ def build_engines(settings: ServerSettings) -> list[VessaEngine]:
         BankError: the bank is damaged.
         ValueError: the device or the tritonserver is not there, or an address is not understood.
     """
-    log.info("server.starting", weights=str(settings.weights_folder()), device=settings.device)
 
     def opened(device: str) -> Runtime:
         runtime = open_runtime(settings, device)

@@ -37,7 +37,7 @@ from vessa_server.api.lanes import Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
 from vessa_server.api.settings import ServerSettings
-from vessa_server.bank import BankError
+from vessa_server.bank import BankError, Template
 from vessa_server.cases.case import Case
 from vessa_server.cases.images import StoredImage, check_template
 from vessa_server.cases.segment import Draft, known
@@ -247,6 +247,10 @@ class Service:
         """Encode templates when nobody else needs the device."""
         with contextlib.suppress(OverloadedError, UnavailableError):  # requests will encode them
             self.lanes.encode(bank, templates)
+
+    async def template(self, template_id: str, bank: str = "") -> Template:
+        """A template with its pixels; see :meth:`TemplateBank.find`."""
+        return await self.work(lambda: self.engine.banks.get(bank).find(template_id))
 
     async def delete_template(self, template_id: str, bank: str = "") -> str:
         """Delete a template; see :meth:`TemplateBank.delete`."""

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vessa_client import VessaError
-from vessa_server.engine import MIB, EngineSettings
+from vessa_server.engine_settings import MIB, EngineSettings
 from vessa_server.policy import RULES, PolicyConfig
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[3] / "weights"

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vessa_client import AnyArray, ClassDefinition, InvalidRequestError, TemplateInfo, UInt8Array
+from vessa_client import (
+    AnyArray,
+    ClassDefinition,
+    InvalidRequestError,
+    TemplateContent,
+    TemplateInfo,
+    UInt8Array,
+)
 from vessa_client.wire import MAX_NAME_LENGTH, image_digest
 from vessa_server.bank.files import to_storable
 from vessa_server.bank.index import ID_DIGITS
@@ -19,13 +26,8 @@ MAX_DESCRIPTION_LENGTH, MAX_CLASSES = 400, 255
 _REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
-@dataclass(frozen=True)
-class Template:
-    """A template with its pixels; ``labels`` holds i for the i-th of ``info.class_names``."""
-
-    info: TemplateInfo
-    image: AnyArray
-    labels: UInt8Array
+class Template(TemplateContent):
+    """A template with its pixels, as it is in the bank."""
 
     def mask(self, class_name: str) -> UInt8Array:
         """(H, W), 1 where the class is."""

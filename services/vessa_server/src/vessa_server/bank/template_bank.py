@@ -146,6 +146,18 @@ class TemplateBank:
         """
         return self._folders.read(info)
 
+    def find(self, template_id: str) -> Template:
+        """The template of that id, with its pixels.
+
+        Raises:
+            NotFoundError: no template has that id.
+            BankError: its files are missing or damaged.
+        """
+        for info in self.snapshot().templates:
+            if info.template_id == template_id:
+                return self.load(info)
+        raise _unknown(template_id)
+
     def add(
         self,
         image: AnyArray,
@@ -196,10 +208,7 @@ class TemplateBank:
         """
         with self._changing() as current:
             if template_id not in current.ids:
-                raise NotFoundError(
-                    f"template_id: no template {template_id!r}; `vessa templates list` shows all",
-                    field="template_id",
-                )
+                raise _unknown(template_id)
             kept = tuple(t for t in current.templates if t.template_id != template_id)
             used = {name for t in kept for name in t.class_names}
             classes = tuple(c for c in current.classes if c.name in used)
@@ -331,3 +340,10 @@ class TemplateBank:
     def _tidy_later(self) -> None:
         """See to it that a deleted template leaves the disk, whether or not others change."""
         self._tidy_at = time.monotonic() + folders.KEEP_DELETED_SECONDS
+
+
+def _unknown(template_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"template_id: no template {template_id[:80]!r}; `vessa templates list` shows all",
+        field="template_id",
+    )

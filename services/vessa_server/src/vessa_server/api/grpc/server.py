@@ -166,6 +166,17 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
 
         return await self._answer("AddTemplate", context, answer)
 
+    async def GetTemplate(
+        self, request: pb.GetTemplateRequest, context: Context
+    ) -> pb.GetTemplateResponse:
+        """A template with its pixels."""
+
+        async def answer() -> pb.GetTemplateResponse:
+            found = await self.service.template(request.template_id, request.bank)
+            return await self.service.work(lambda: convert.template_content_to_message(found))
+
+        return await self._answer("GetTemplate", context, answer)
+
     async def ListTemplates(
         self, request: pb.ListTemplatesRequest, context: Context
     ) -> pb.ListTemplatesResponse:

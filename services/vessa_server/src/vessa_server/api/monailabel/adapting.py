@@ -57,11 +57,16 @@ class Adaptation:
         """Whether it has not ended, or not been read to its end."""
         return self._reader.is_alive()
 
-    def stop(self) -> None:
-        """Ask it to end, and see to it that it does."""
+    def end_soon(self) -> None:
+        """Ask it to end."""
         if self.running:
             self.stopped = True
             self._process.terminate()
+
+    def stop(self) -> None:
+        """Ask it to end, and see to it that it does."""
+        if self.running:
+            self.end_soon()
             self._reader.join(STOP_SECONDS)
             if self.running:
                 self._process.kill()
@@ -146,6 +151,11 @@ class Adapting:
             raise NotFoundError("train: nothing runs", field="train")
         return self._last.described()
 
+    def close(self) -> None:
+        """The server stops, and the adaptation with it."""
+        if self._last is not None:
+            self._last.end_soon()
+
     def stop(self) -> dict[str, Any]:
         """Stop the one that runs; what it has done so far is gone on with when it is asked again.
 
@@ -186,7 +196,7 @@ def train_router(app: LabelApp) -> APIRouter:
     """The routes, around what they share."""
     router = APIRouter(prefix="/train")
     adapting = Adapting(app)
-    app.service.when_closing.append(lambda: adapting.stop() and None)
+    app.service.when_closing.append(adapting.close)
 
     def check_offered() -> None:
         if not adapting.offered:

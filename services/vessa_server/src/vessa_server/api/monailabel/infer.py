@@ -25,7 +25,8 @@ from vessa_server.api.monailabel.uploads import Upload
 from vessa_server.api.rest import forms
 from vessa_server.api.rest.segment import caller_of, unless_disconnected
 from vessa_server.api.rest.volume import summary
-from vessa_server.api.scans import segment_scan
+from vessa_server.api.room import Share
+from vessa_server.api.scans import OpenedScan, open_scan, segment_scan
 from vessa_server.scheduler.scheduler import Priority
 
 Output = Annotated[str, Query(pattern="^(|all|image|json|dicom_seg)$")]
@@ -83,8 +84,9 @@ def infer_router(app: LabelApp) -> APIRouter:
                     lambda: stack.enter_context(_scan(app, image, session_id, upload))
                 )
 
-                def opened() -> tuple[ImageFile, VolumeRequest]:
-                    return scans.read(path, "image", app.max_bytes), asked.request()
+                def opened(share: Share) -> OpenedScan:
+                    file = scans.read(path, "image", app.max_bytes)
+                    return open_scan(app.service, share, file, asked.request())
 
                 async def answer() -> Response:
                     file, results = await segment_scan(app.service, opened, caller)

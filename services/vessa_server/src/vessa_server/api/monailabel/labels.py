@@ -85,7 +85,7 @@ def _replace(
     """Put label and templates in place of earlier ones; what fails leaves those."""
     before = app.store.info(name, FINAL).get(RECORD, {})
     own = set(before.get("templates", ())) if before.get("bank") == bank else set()
-    results = ()
+    results: tuple[tuple[TemplateInfo, bool], ...] = ()
     if entries:
         results = app.service.engine.banks.get(bank, create=True).add_many(entries)
     created = [info for info, new in results if new]
@@ -123,8 +123,7 @@ def _entries(
             field="label",
         )
     entries = []
-    picks = annotated.pick(annotation, scheme, MAX_SLICES)
-    for cut in annotated.cut(source, annotation, scheme, picks):
+    for cut in annotated.cut(source, annotation, scheme, MAX_SLICES):
         stored = engine.images.resolve(cut.image)
         check_template(stored.pixels)
         entries.append(

@@ -9,12 +9,13 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from vessa_client import InvalidRequestError, VessaError, files
 from vessa_server.api.errors import DiskFullError
 from vessa_server.api.monailabel.scans import too_large
 from vessa_server.bank.errors import FULL
+from vessa_server.cases import dicom
 
 ZIP = ".zip"
 MAX_FILES = 4096
@@ -120,6 +121,7 @@ def place(source: Path, target: Path) -> None:
 
 
 def _unpack(content: BinaryIO, folder: Path, field: str, max_bytes: int) -> None:
+    dicom.check_list(content, field)
     with zipfile.ZipFile(content) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if len(entries) > MAX_FILES:
@@ -134,12 +136,12 @@ def _unpack(content: BinaryIO, folder: Path, field: str, max_bytes: int) -> None
                 _write(stream, folder, PurePosixPath(entry.filename).name, field)
 
 
-def _write(content: object, folder: Path, name: str, field: str) -> None:
+def _write(content: IO[bytes], folder: Path, name: str, field: str) -> None:
     path = folder / check_name(field, name or "scan")
     if path.exists():
         raise InvalidRequestError(f"{field}: two files of name {name[:80]!r}", field=field)
     with path.open("xb") as stream:
-        shutil.copyfileobj(content, stream)  # type: ignore[arg-type]
+        shutil.copyfileobj(content, stream)
 
 
 def ending(name: str) -> str:

@@ -11,6 +11,7 @@ from vessa_server.api.errors import ForeignOriginError
 from vessa_server.api.kserve.router import HEALTH
 from vessa_server.api.monailabel.cors import PREFIX
 from vessa_server.api.rest.body_limit import Refuses
+from vessa_server.api.rest.pages import FILES_PATH
 from vessa_server.api.service import Service
 
 OPEN_PATHS = frozenset(
@@ -48,7 +49,7 @@ def refuses(service: Service) -> Refuses:
                 "origin: a page of another site asks, expected this server's own or no browser",
                 field="origin",
             )
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(FILES_PATH):
             return None
         try:
             service.authenticate(headers.get("authorization"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,6 +23,8 @@ from vessa_server.api.monailabel.router import monai_router
 from vessa_server.api.rest.access import refuses
 from vessa_server.api.rest.body_limit import BodyLimit, Most
 from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_headers
+from vessa_server.api.rest.image import IMAGE_PATH, image_router
+from vessa_server.api.rest.pages import pages_router
 from vessa_server.api.rest.segment import segment_router
 from vessa_server.api.rest.templates import templates_router
 from vessa_server.api.rest.volume import VOLUME_PATH, volume_router
@@ -53,9 +54,11 @@ def create_app(service: Service) -> ASGIApp:
 
     app.include_router(segment_router(service), dependencies=guarded)
     app.include_router(volume_router(service), dependencies=guarded)
+    app.include_router(image_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
     app.include_router(monai_router(service, guarded))
+    app.include_router(pages_router())
     _add_server_routes(app, service, guarded)
     limited = BodyLimit(
         app,
@@ -95,23 +98,16 @@ def _add_server_routes(app: FastAPI, service: Service, guarded: list[Any]) -> No
         """Metrics for Prometheus."""
         return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return _page("page.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return _page("docs.html")
-
-
-def _page(name: str) -> HTMLResponse:
-    return HTMLResponse(files("vessa_server.api.page").joinpath(name).read_text())
-
 
 def _body_limits(service: Service) -> Callable[[str], Most]:
     image = Most(2 * service.settings.max_image_bytes + FORM_OVERHEAD, "VESSA_MAX_IMAGE_BYTES")
     volume = Most(service.settings.max_queue_bytes + FORM_OVERHEAD, "VESSA_MAX_QUEUE_BYTES")
-    return lambda path: volume if path == VOLUME_PATH or path.startswith(PREFIX) else image
+
+    def of(path: str) -> Most:
+        scans = path in (VOLUME_PATH, IMAGE_PATH) or path.startswith(PREFIX)
+        return volume if scans else image
+
+    return of
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from vessa_client import ClassDefinition, InvalidRequestError, NotFoundError, pictures
+from vessa_client import ClassDefinition, InvalidRequestError, pictures
 from vessa_server.api.rest import forms, render
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.rest.segment import label_pixels
@@ -58,7 +58,10 @@ def templates_router(service: Service) -> APIRouter:
         listing = await service.listing(bank)
         return {
             "version": listing.version,
-            "classes": [vars(c) for c in listing.classes],
+            "classes": [
+                {**vars(c), "colour": pictures.hex_colour(number)}
+                for number, c in enumerate(listing.classes, start=1)
+            ],
             "templates": [vars(t) for t in listing.templates],
         }
 
@@ -84,15 +87,11 @@ def templates_router(service: Service) -> APIRouter:
     def template_overlay(template_id: str, bank: str = "") -> Response:
         """Picture of a template with its annotation; a class has one colour in all of them."""
         found = service.engine.banks.get(bank)
-        listing = found.snapshot()
-        for info in listing.templates:
-            if info.template_id == template_id:
-                template = found.load(info)
-                order = [c.name for c in listing.classes]
-                lookup = np.array([0, *(order.index(name) + 1 for name in info.class_names)])
-                picture = render.png(pictures.overlay(template.image, lookup[template.labels]))
-                return Response(picture, media_type="image/png")
-        raise NotFoundError(f"template_id: no template {template_id!r}", field="template_id")
+        template = found.find(template_id)
+        order = [c.name for c in found.snapshot().classes]
+        lookup = np.array([0, *(order.index(name) + 1 for name in template.info.class_names)])
+        picture = render.png(pictures.overlay(template.image, lookup[template.labels]))
+        return Response(picture, media_type="image/png")
 
     return router
 

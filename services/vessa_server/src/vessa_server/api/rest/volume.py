@@ -1,20 +1,24 @@
-"""``POST /pseudolabel/volume``: a NIfTI volume in, its labels or a summary out."""
+"""``POST /pseudolabel/volume``: a volume in; its labels, a summary, or answers by slice out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from vessa_client import InvalidRequestError, SegmentationResult, VolumeRequest, files
-from vessa_client.files import FileError, ImageFile
-from vessa_server.api.rest import forms
+from vessa_client import InvalidRequestError, SegmentationResult, VessaError, VolumeRequest, files
+from vessa_client.files import ImageFile
+from vessa_server.api import volumes
+from vessa_server.api.rest import forms, render, uploads
 from vessa_server.api.rest.forms import Form
+from vessa_server.api.rest.guard import error_body
 from vessa_server.api.rest.negotiation import negotiated
 from vessa_server.api.rest.segment import (
     JSON,
@@ -25,13 +29,23 @@ from vessa_server.api.rest.segment import (
     nifti_response,
     unless_disconnected,
 )
-from vessa_server.api.scans import segment_scan
+from vessa_server.api.room import Share
+from vessa_server.api.scans import OpenedScan, open_scan, segment_scan
 from vessa_server.api.service import Caller, Service
-from vessa_server.cases import nifti
 from vessa_server.scheduler.scheduler import Priority
 
 VOLUME_PATH = "/pseudolabel/volume"
-FORM_TEXTS = ("class_names", "text", "top_k", "template_ids", "policy_off", "bank", "axis")
+LINES = "application/x-ndjson"
+FORM_TEXTS = (
+    "class_names",
+    "text",
+    "top_k",
+    "template_ids",
+    "policy_off",
+    "bank",
+    "explain",
+    "axis",
+)
 FORM_SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -44,7 +58,7 @@ FORM_SCHEMA: dict[str, Any] = {
                         "image": {
                             "type": "string",
                             "format": "binary",
-                            "description": "NIfTI volume, .nii or .nii.gz.",
+                            "description": f"{uploads.VOLUME_FORMATS}.",
                         },
                         "class_names": {"type": "string", "description": "Comma-separated."},
                         "text": {"type": "string"},
@@ -52,6 +66,7 @@ FORM_SCHEMA: dict[str, Any] = {
                         "template_ids": {"type": "string", "description": "Comma-separated."},
                         "policy_off": {"type": "string", "description": "Comma-separated."},
                         "bank": {"type": "string"},
+                        "explain": {"type": "boolean"},
                         "axis": {
                             "type": "integer",
                             "description": "Slicing axis: 0 from left to right, 1 from back to "
@@ -64,10 +79,13 @@ FORM_SCHEMA: dict[str, Any] = {
     },
     "responses": {
         "200": {
-            "description": "By `Accept`: labels as NIfTI with the image's geometry, or a summary.",
+            "description": "By `Accept`: labels as NIfTI with the image's geometry, a summary, or "
+            "a line of JSON for each slice, as `POST /pseudolabel` answers it, as soon as it is "
+            "ready.",
             "content": {
                 NIFTI: {"schema": {"type": "string", "format": "binary"}},
                 JSON: {},
+                LINES: {},
             },
         }
     },
@@ -87,10 +105,12 @@ def volume_router(service: Service) -> APIRouter:
     ) -> Response:
         """Segment a volume."""
         caller = caller_of(request, x_request_timeout, Priority.BULK)
-        wanted = negotiated(request.headers.get("accept", ""), (NIFTI, NIFTI_TOO, JSON))
+        wanted = negotiated(request.headers.get("accept", ""), (NIFTI, NIFTI_TOO, JSON, LINES))
         forms.content_type(request, forms.MULTIPART)
         async with forms.read_form(request) as form:
             form.check(("image",), FORM_TEXTS, SEVERAL)
+            if wanted == LINES:
+                return await _Lines.opened(service, form, caller)
             answer = _segment(service, form, wanted, caller)
             return await unless_disconnected(request, answer)
 
@@ -102,10 +122,39 @@ async def _segment(service: Service, form: Form, wanted: str, caller: Caller) ->
     return await service.work(partial(_answer, file, results, wanted))
 
 
-def _open(service: Service, form: Form) -> tuple[ImageFile, VolumeRequest]:
+class _Lines(StreamingResponse):
+    """Answers by slice; the volume is held until the last has been sent, or the client has gone."""
+
+    def __init__(self, service: Service, volume: OpenedScan, share: Share, caller: Caller):
+        super().__init__(self._lines(service, volume, caller), media_type=LINES)
+        self._share = share
+
+    @classmethod
+    async def opened(cls, service: Service, form: Form, caller: Caller) -> Self:
+        """Read the volume, and begin to answer."""
+        with contextlib.ExitStack() as until_read:
+            share = until_read.enter_context(Share(service.volumes))
+            volume = await service.work(partial(_open, service, form, share))
+            until_read.pop_all()
+        return cls(service, volume, share, caller)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._share:
+            await super().__call__(scope, receive, send)
+
+    @staticmethod
+    async def _lines(
+        service: Service, volume: OpenedScan, caller: Caller
+    ) -> AsyncGenerator[str, None]:
+        answers = volumes.answers(service, volume.incoming, volume.indices, render.as_json, caller)
+        async with contextlib.aclosing(answers):
+            async for index, answer in answers:
+                found = error_body(answer) if isinstance(answer, VessaError) else answer
+                yield json.dumps({"slice_index": index, **found}) + "\n"
+
+
+def _open(service: Service, form: Form, share: Share) -> OpenedScan:
     """Decode and check a volume and what is asked of it."""
-    if "image" not in form.files:
-        raise InvalidRequestError("image: missing, expected a NIfTI volume", field="image")
     axis = form.number("axis")
     if axis is not None and axis > 2:
         raise InvalidRequestError(f"axis: {axis}, expected 0..2", field="axis")
@@ -117,24 +166,10 @@ def _open(service: Service, form: Form) -> tuple[ImageFile, VolumeRequest]:
         template_ids=form.names("template_ids"),
         policy_off=form.names("policy_off"),
         bank=form.text("bank"),
+        explain=form.flag("explain"),
     )
-    return _read(form, service.settings.max_queue_bytes, axis), request
-
-
-def _read(form: Form, max_bytes: int, axis: int | None) -> ImageFile:
-    """The file, its size checked before it is unpacked."""
-    source = form.files["image"][0].file
-    start = source.read(348)
-    source.seek(0)
-    if not nifti.is_nifti(start):
-        raise InvalidRequestError("image: not NIfTI, expected .nii or .nii.gz", field="image")
-    image = nifti.read(source, "image", max_bytes, partial(nifti.check_axes, field="image"))
-    try:
-        return files.from_nifti(Path("image"), image, axis=axis)
-    except FileError as error:
-        raise InvalidRequestError(str(error), field="image") from error
-    except Exception as error:  # such as a header whose spacing makes no sense
-        raise nifti.damaged("image", error) from error
+    file = uploads.read_volume(form, service.settings.max_queue_bytes, axis)
+    return open_scan(service, share, file, request)
 
 
 def _answer(file: ImageFile, results: Sequence[SegmentationResult], wanted: str) -> Response:

@@ -1,0 +1,100 @@
+/** A picture or volume with its labels, and its planes as doctors look at them. */
+
+import { decodePng, bytesOf } from './png.js';
+
+/** @typedef {import('./nrrd.js').Voxels} Voxels */
+
+/**
+ * One direction of looking. The voxel at (column, row, slice) is at
+ * `start + column * steps[0] + row * steps[1] + slice * steps[2]`.
+ * @typedef {object} Plane
+ * @property {number} width
+ * @property {number} height
+ * @property {number} depth
+ * @property {number} start
+ * @property {[number, number, number]} steps
+ * @property {[number, number]} spacing of columns and rows
+ */
+
+const SAMPLE = 100_000;
+const ROBUST = [0.005, 0.995];
+
+export class Scan {
+  /** @param {Voxels} voxels */
+  constructor({ values, channels, size, spacing, axis }) {
+    this.values = values;
+    this.channels = channels;
+    this.size = size;
+    this.spacing = spacing;
+    this.axis = axis;
+    this.isVolume = axis !== null;
+    const count = size[0] * size[1] * size[2];
+    this.labels = new Uint8Array(count);
+    this.confidence = new Uint8Array(count);
+    this.window = this.#robustWindow();
+    this.range = this.#range();
+  }
+
+  /** The axis along which it was acquired; of a picture the one that it has not.
+   * @returns {number} */
+  get slicing() {
+    return this.axis ?? 2;
+  }
+
+  /** @param {number} axis along which slices follow each other @returns {Plane} */
+  plane(axis) {
+    const [x, y, z] = this.size;
+    const strides = [1, x, x * y];
+    const [across, down] = axis === 0 ? [1, 2] : axis === 1 ? [0, 2] : [0, 1];
+    // Patients lie with their right on the left side of the screen, front and head up.
+    const flip = this.isVolume;
+    return {
+      width: this.size[across],
+      height: this.size[down],
+      depth: [x, y, z][axis],
+      start: flip ? (this.size[across] - 1) * strides[across] + (this.size[down] - 1) * strides[down] : 0,
+      steps: [flip ? -strides[across] : strides[across], flip ? -strides[down] : strides[down], strides[axis]],
+      spacing: [this.spacing[across], this.spacing[down]],
+    };
+  }
+
+  /** Take in the answer for a slice, which the server sees with its two other axes as rows and columns.
+   * @param {number} slice @param {{labels_png: string, confidence_png: string}} answer */
+  async take(slice, answer) {
+    const strides = [1, this.size[0], this.size[0] * this.size[1]];
+    const [down, across] = this.isVolume ? [0, 1, 2].filter((axis) => axis !== this.slicing) : [1, 0];
+    const start = slice * strides[this.slicing];
+    for (const [target, base64] of /** @type {const} */ ([[this.labels, answer.labels_png], [this.confidence, answer.confidence_png]])) {
+      const { width, height, pixels } = await decodePng(bytesOf(base64));
+      for (let row = 0; row < height; row++) {
+        for (let column = 0; column < width; column++) {
+          target[start + row * strides[down] + column * strides[across]] = pixels[row * width + column];
+        }
+      }
+    }
+  }
+
+  /** Forget all answers. */
+  clear() {
+    this.labels.fill(0);
+    this.confidence.fill(0);
+  }
+
+  #sorted() {
+    const step = Math.max(1, Math.floor(this.values.length / SAMPLE));
+    return Float64Array.from({ length: Math.ceil(this.values.length / step) }, (_, i) => this.values[i * step]).sort();
+  }
+
+  #robustWindow() {
+    if (this.channels > 1) return { level: 127.5, width: 255 };
+    const sorted = this.#sorted();
+    const [low, high] = ROBUST.map((share) => sorted[Math.round(share * (sorted.length - 1))]);
+    return { level: (low + high) / 2, width: high - low || 1 };
+  }
+
+  #range() {
+    if (this.channels > 1) return { low: 0, high: 255 };
+    const sorted = this.#sorted();
+    return { low: sorted[0], high: Math.max(sorted[sorted.length - 1], sorted[0] + 1e-9) };
+  }
+}

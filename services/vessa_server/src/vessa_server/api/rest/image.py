@@ -1,0 +1,64 @@
+"""``POST /image``: any image file in, its pixels as a raw NRRD out, for who cannot read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from vessa_server.api.rest import forms, uploads
+from vessa_server.api.room import Share
+from vessa_server.api.service import Service
+from vessa_server.cases import nrrd
+
+IMAGE_PATH = "/image"
+NRRD = "application/x-nrrd"
+FORM_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            forms.MULTIPART: {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": f"PNG, JPEG, TIFF, {uploads.VOLUME_FORMATS}.",
+                        }
+                    },
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "Pixels as the server sees them; of a volume the axes lead to the "
+            "right, to the front and up, and `slice axis` is the one along which it is sliced.",
+            "content": {NRRD: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+}
+
+
+def image_router(service: Service) -> APIRouter:
+    """The route, around a service."""
+    router = APIRouter(tags=["segment"])
+
+    @router.post(IMAGE_PATH, openapi_extra=FORM_SCHEMA)
+    async def read_image(request: Request) -> Response:
+        """Pixels of an image file, to look at."""
+        forms.content_type(request, forms.MULTIPART)
+        async with forms.read_form(request) as form:
+            form.check(("image",), (), ())
+            with Share(service.volumes) as share:
+
+                def work() -> bytes:
+                    file = uploads.read_image(form, service)
+                    share.take(file.pixels.nbytes)
+                    return nrrd.encode(file)
+
+                return Response(await service.work(work), media_type=NRRD)
+
+    return router

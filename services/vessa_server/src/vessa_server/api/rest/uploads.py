@@ -1,0 +1,91 @@
+"""Files of images in forms: pictures and volumes of every format, limits before decoding."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from vessa_client import InvalidRequestError, files
+from vessa_client.files import FileError, ImageFile
+from vessa_server.api.rest.forms import Form
+from vessa_server.api.service import Service
+from vessa_server.cases import dicom, nifti, nrrd
+
+VOLUME_FORMATS = "NIfTI (.nii, .nii.gz), NRRD, DICOM, or a zip of a DICOM series"
+_START_BYTES = 348
+
+
+def read_volume(form: Form, max_bytes: int, axis: int | None = None) -> ImageFile:
+    """The volume of a form's ``image``.
+
+    Args:
+        form: with the file.
+        max_bytes: most bytes of voxels, as they are in memory.
+        axis: slicing axis; by default the one along which it was acquired.
+
+    Raises:
+        InvalidRequestError: missing, damaged, or no volume.
+        OverloadedError: it is too large.
+    """
+    source, start = _opened(form)
+    if nifti.is_nifti(start):
+        return _nifti(source, max_bytes, axis)
+    for recognises, check, name in (
+        (nrrd.is_nrrd, nrrd.check, "image.nrrd"),
+        (dicom.is_zip, dicom.check, "image.zip"),
+        (dicom.is_dicom, dicom.check, "image.dcm"),
+    ):
+        if recognises(start):
+            with tempfile.TemporaryDirectory(prefix="vessa-") as folder:
+                path = Path(folder) / name  # readers go by names; the user's is not used
+                with path.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+                check(path, "image", max_bytes)
+                return _read(path, axis)
+    raise InvalidRequestError(f"image: no volume, expected {VOLUME_FORMATS}", field="image")
+
+
+def read_image(form: Form, service: Service) -> ImageFile:
+    """The picture or volume of a form's ``image``.
+
+    Raises:
+        InvalidRequestError: missing, damaged, or of another format.
+        OverloadedError: it is too large.
+    """
+    source, start = _opened(form)
+    if any(known(start) for known in (nifti.is_nifti, nrrd.is_nrrd, dicom.is_zip, dicom.is_dicom)):
+        return read_volume(form, service.settings.max_queue_bytes)
+    pixels = service.engine.images.resolve(source.read()).pixels
+    return ImageFile(Path("image"), pixels, None, None)
+
+
+def _opened(form: Form) -> tuple[BinaryIO, bytes]:
+    """The file, at its beginning, and how it begins."""
+    if "image" not in form.files:
+        raise InvalidRequestError("image: missing, expected a file", field="image")
+    source = form.files["image"][0].file
+    source.seek(0)
+    start = source.read(_START_BYTES)
+    source.seek(0)
+    return source, start
+
+
+def _nifti(source: BinaryIO, max_bytes: int, axis: int | None) -> ImageFile:
+    image = nifti.read(source, "image", max_bytes, partial(nifti.check_axes, field="image"))
+    try:
+        return files.from_nifti(Path("image"), image, axis=axis)
+    except FileError as error:
+        raise InvalidRequestError(str(error), field="image") from error
+    except Exception as error:  # such as a header whose spacing makes no sense
+        raise nifti.damaged("image", error) from error
+
+
+def _read(path: Path, axis: int | None) -> ImageFile:
+    try:
+        return files.read(path, axis=axis)
+    except FileError as error:
+        message = str(error).replace(str(path), "image")
+        raise InvalidRequestError(message, field="image") from error

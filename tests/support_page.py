@@ -1,0 +1,57 @@
+"""The inspection page, opened in a browser before a server, and what people do there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from support import RunningServer, engine_of, picture, running
+from support_browser import Browser, Page, browsing
+from support_files import nifti
+
+VOXELS = np.stack([picture(seed)[0] for seed in range(7)], axis=-1)
+AFFINE = np.diag([1.2, 1.5, 6.0, 1.0])
+VOLUME = nifti(VOXELS, AFFINE)
+ANSWERED = "document.querySelector('#times').textContent.includes('asked')"
+OPENED = "!document.querySelector('#go').disabled && document.querySelector('#progress').hidden"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with running(engine_of(tmp_path_factory.mktemp("page"))) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
+    """The page, which asks no other host and breaks no rule of its policy."""
+    opened = Page(browser)
+    opened.go(f"{server.http}/")
+    opened.until("document.querySelectorAll('#class-boxes input').length > 0")
+    yield opened
+    own = (server.http, f"blob:{server.http}")
+    assert [url for url in opened.requests if not url.startswith(own)] == []
+    assert [c for c in opened.complaints if "the server responded with a status" not in c] == []
+    opened.close()
+
+
+def segment(page: Page, files: dict[str, bytes]) -> None:
+    page.drop(files)
+    page.until(OPENED)
+    page.click("#go")
+    page.until(ANSWERED)
+
+
+def choose(page: Page, selector: str, value: object, event: str = "input") -> None:
+    page.value(
+        f"(() => {{ const e = document.querySelector('{selector}'); e.value = '{value}';"
+        f"e.dispatchEvent(new Event('{event}')); }})()"
+    )
