@@ -163,13 +163,32 @@ def slices(
     Raises:
         FileError: labels lie elsewhere than the image, show nothing, or have an unnamed value.
     """
+    return cut(*read_pair(image, labels, axis=axis, frame=frame), scheme, most)
+
+
+def read_pair(
+    image: Path, labels: Path, *, axis: int | None = None, frame: int | None = None
+) -> tuple[files.ImageFile, files.ImageFile]:
+    """An image and its label file.
+
+    Raises:
+        FileError: labels lie elsewhere than the image, or one of them cannot be read.
+    """
     source = files.read(image, axis=axis, channel=frame)
     annotation = files.read(labels, axis=source.axis, labels=True)
     source.check_same_space(annotation)
-    planes = [scheme.to_numbers(plane, str(labels)) for plane in annotation.slices()]
+    return source, annotation
+
+
+def cut(
+    source: files.ImageFile, annotation: files.ImageFile, scheme: LabelScheme, most: int
+) -> list[AnnotatedSlice]:
+    """Annotated slices of an image that was read with its label file; see :func:`slices`."""
+    name_of_file = str(annotation.path)
+    planes = [scheme.to_numbers(plane, name_of_file) for plane in annotation.slices()]
     annotated = [index for index, plane in enumerate(planes) if plane.any()]
     if not annotated:
-        raise files.FileError(f"{labels}: no pixel is labelled {' or '.join(scheme.names)}")
+        raise files.FileError(f"{name_of_file}: no pixel is labelled {' or '.join(scheme.names)}")
     picks = np.linspace(0, len(annotated) - 1, min(most, len(annotated))).round().astype(int)
     found = []
     for index in (annotated[position] for position in picks):

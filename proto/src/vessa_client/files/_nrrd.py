@@ -54,8 +54,8 @@ def load(path: Path, frame: int | None) -> nib.Nifti1Image:
     return nib.Nifti1Image(voxels, _affine(path, header, spatial), dtype=voxels.dtype)
 
 
-def save(path: Path, image: nib.Nifti1Image) -> None:
-    """Write a volume, in the axes of DICOM as Slicer does."""
+def save(path: Path, image: nib.Nifti1Image, *, packed: bool = True) -> None:
+    """Write a volume, in the axes of DICOM as Slicer does; OHIF reads it faster unpacked."""
     import nrrd
 
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
@@ -64,7 +64,7 @@ def save(path: Path, image: nib.Nifti1Image) -> None:
         "space directions": lps[:3, :3].T,
         "space origin": lps[:3, 3],
         "kinds": ["domain"] * 3,
-        "encoding": "gzip",
+        "encoding": "gzip" if packed else "raw",
     }
     nrrd.write(str(path), np.asarray(image.dataobj), header)
 

@@ -16,14 +16,21 @@ from vessa_client.files._image import ImageFile
 from vessa_client.files._volumes import to_nifti
 
 
-def write_labels(path: Path, labels: list[UInt8Array], like: ImageFile) -> None:
-    """Write label maps with the geometry of ``like``: NIfTI or NRRD of volumes, PNG of pictures."""
+def write_labels(
+    path: Path, labels: list[UInt8Array], like: ImageFile, *, packed: bool = True
+) -> None:
+    """Write label maps with the geometry of ``like``: NIfTI or NRRD of volumes, PNG of pictures.
+
+    ``packed`` is of NRRD; of NIfTI the suffix says it.
+    """
     if like.nifti is None:
         write_picture(path, labels[0])
         return
     image = to_nifti(labels, like)
-    save = _nrrd.save if _nrrd.recognises(path) else lambda file, volume: nib.save(volume, file)
-    _atomically(path, lambda file: save(file, image))
+    if _nrrd.recognises(path):
+        _atomically(path, lambda file: _nrrd.save(file, image, packed=packed))
+    else:
+        _atomically(path, lambda file: nib.save(image, file))
 
 
 def write_segmentation(

@@ -48,6 +48,10 @@ def serve(
     bank: Annotated[
         Path | None, typer.Option(help="Folder of templates. Default: vessa-bank.")
     ] = None,
+    studies: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scans for MONAI Label's clients. Default: none."),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(help="redis://host:port/db, a folder, or none. Default: vessa-cache."),
@@ -80,6 +84,7 @@ def serve(
         "dtype": dtype,
         "runtime": runtime,
         "bank": bank,
+        "studies": studies,
         "cache": cache,
         "threads": threads,
         "log_format": log_format,

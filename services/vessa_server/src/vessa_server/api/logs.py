@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import warnings
+from collections import deque
 
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
@@ -19,8 +20,12 @@ from vessa_server.failures import described
 
 # They say of damaged bodies what the answer to their sender says, too.
 _SILENT = ("PIL", "nibabel.global", "python_multipart")
+# Lines that are kept for those who look at the log through the server.
+KEPT_LINES = 1000
+_kept: deque[str] = deque(maxlen=KEPT_LINES)
 # From here on messages of libraries may show objects.
 _OBJECTS = re.compile(r"[\n(<{\[]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def configure_logs(form: str) -> None:
@@ -30,11 +35,17 @@ def configure_logs(form: str) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Processor = (
+    rendered: Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
+
+    def renderer(logger: WrappedLogger, name: str, event: EventDict) -> str:
+        line = str(rendered(logger, name, event))
+        _kept.append(_COLOURS.sub("", line))
+        return line
+
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -52,6 +63,12 @@ def configure_logs(form: str) -> None:
     warnings.simplefilter("ignore")  # of libraries, about what users sent
     threading.excepthook = _thread_failed
     sys.unraisablehook = _not_raised
+
+
+def recent_lines(most: int) -> list[str]:
+    """The last lines of the log, ``most`` at most, without colours."""
+    kept = list(_kept)
+    return kept[max(0, len(kept) - max(0, most)) :]
 
 
 def _bare(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

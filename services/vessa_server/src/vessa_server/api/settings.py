@@ -48,6 +48,14 @@ class ServerSettings(BaseSettings):
         "torch", description="torch: in this process. triton://host:port: on a tritonserver."
     )
     bank: Path = Field(Path("vessa-bank"), description="Folder of the template bank.")
+    studies: Path | None = Field(
+        None, description="Folder of scans that MONAI Label's clients work on; without it, none is."
+    )
+    studies_origins: str = Field(
+        "",
+        description="Pages of other hosts that may use the scans without a token, such as "
+        "https://ohif.example.org; several with commas, or * for all.",
+    )
     cache: str = Field(
         "vessa-cache", description="redis://host:port/db, a folder, or none: template features."
     )
@@ -94,10 +102,17 @@ class ServerSettings(BaseSettings):
     grace_seconds: float = Field(20.0, ge=0, description="Time to finish requests at shutdown.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the logs.")
 
-    @field_validator("token", "weights", "adaptation", mode="before")
+    @field_validator("token", "weights", "adaptation", "studies", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("studies")
+    @classmethod
+    def _is_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{value} is no folder, expected one of scans")
+        return value and value.resolve()
 
     @field_validator("token")
     @classmethod
@@ -133,6 +148,11 @@ class ServerSettings(BaseSettings):
     def devices(self) -> tuple[str, ...]:
         """Each device by its name."""
         return tuple(_names(self.device)) or ("auto",)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Pages of other hosts that may use the scans."""
+        return tuple(_names(self.studies_origins))
 
     def weights_folder(self) -> Path:
         """Where the weights of the preset are."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Disk full, quota used up, file-size limit reached: nothing more can be written.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BankError(RuntimeError):
@@ -32,7 +32,7 @@ def as_bank_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise BankFullError(
                 f"bank: the disk of {folder} is full ({reason}), nothing was added or changed; "
                 "free some space and try again"

@@ -32,15 +32,15 @@ def is_dicom(start: bytes) -> bool:
 
 
 def check(path: Path, field: str, max_bytes: int) -> None:
-    """Check a file or a zip before it is read.
+    """Check a file, a folder or a zip before it is read.
 
     Args:
-        path: a DICOM file, or a zip of such.
+        path: a DICOM file, or a folder or zip of such.
         field: named in errors.
         max_bytes: most bytes of all voxels in memory, and of all files of a zip.
 
     Raises:
-        InvalidRequestError: it is damaged, or packed as a whole.
+        InvalidRequestError: it is damaged, packed as a whole, or has a link in it.
         OverloadedError: it is too large.
     """
     voxels = 0
@@ -62,12 +62,21 @@ def check(path: Path, field: str, max_bytes: int) -> None:
 
 
 def _contents(path: Path, field: str, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if file.is_symlink():
+                raise InvalidRequestError(
+                    f"{field}: {file.name} is a link, expected files", field=field
+                )
+            if file.is_file():
+                yield file.name[:80], file.read_bytes()
+        return
     with path.open("rb") as stream:
         if not is_zip(stream.read(4)):
             stream.seek(0)
             yield field, stream.read()
             return
-        _check_list(stream, field)
+        check_list(stream, field)
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
             unpacked = sum(entry.file_size for entry in entries)
@@ -81,8 +90,12 @@ def _contents(path: Path, field: str, max_bytes: int) -> Iterator[tuple[str, byt
                 yield entry.filename[:80], archive.read(entry)
 
 
-def _check_list(stream: BinaryIO, field: str) -> None:
-    """Refuse a zip of very many entries: each takes far more memory than its line in the list."""
+def check_list(stream: BinaryIO, field: str) -> None:
+    """Refuse a zip of very many entries: each takes far more memory than its line in the list.
+
+    Raises:
+        InvalidRequestError: it is of too many, or damaged.
+    """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - _END_BYTES - (1 << 16)))
     tail = stream.read()

@@ -72,6 +72,18 @@ def read(file: BinaryIO, field: str, max_bytes: int, check: CheckShape) -> nib.N
         raise damaged(field, error) from error
 
 
+def check_axes(shape: tuple[int, ...], field: str) -> None:
+    """Check that a file holds one volume.
+
+    Raises:
+        InvalidRequestError: it does not.
+    """
+    if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
+        raise InvalidRequestError(
+            f"{field}: NIfTI of shape {shape}, expected a volume of three axes", field=field
+        )
+
+
 def read_slice(data: bytes, field: str, check: CheckShape) -> tuple[AnyArray, NiftiGeometry]:
     """Pixels and geometry of a file that holds one slice; ``check`` sees (rows, columns).
 

@@ -18,6 +18,8 @@ from vessa_client import InvalidRequestError, VessaError
 from vessa_server.api import errors
 from vessa_server.api.kserve.rest_guard import KserveGuard
 from vessa_server.api.kserve.router import kserve_router
+from vessa_server.api.monailabel.cors import PREFIX, Cors
+from vessa_server.api.monailabel.router import monai_router
 from vessa_server.api.rest.access import refuses
 from vessa_server.api.rest.body_limit import BodyLimit, Most
 from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_headers
@@ -30,7 +32,7 @@ from vessa_server.api.service import Service
 from vessa_server.bank import BankError
 
 FORM_OVERHEAD = 1024 * 1024
-_CODES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
+_CODES = {401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "UNIMPLEMENTED", 501: "UNIMPLEMENTED"}
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -55,6 +57,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(image_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
+    app.include_router(monai_router(service, guarded))
     app.include_router(pages_router())
     _add_server_routes(app, service, guarded)
     limited = BodyLimit(
@@ -64,7 +67,8 @@ def create_app(service: Service) -> ASGIApp:
         refuses=refuses(service),
     )
     service.when_closing.append(limited.close)
-    return KserveGuard(limited, Guard(limited, service.metrics), service.metrics)
+    guard = Cors(Guard(limited, service.metrics))
+    return KserveGuard(limited, guard, service.metrics)
 
 
 def _add_server_routes(app: FastAPI, service: Service, guarded: list[Any]) -> None:
@@ -98,7 +102,12 @@ def _add_server_routes(app: FastAPI, service: Service, guarded: list[Any]) -> No
 def _body_limits(service: Service) -> Callable[[str], Most]:
     image = Most(2 * service.settings.max_image_bytes + FORM_OVERHEAD, "VESSA_MAX_IMAGE_BYTES")
     volume = Most(service.settings.max_queue_bytes + FORM_OVERHEAD, "VESSA_MAX_QUEUE_BYTES")
-    return lambda path: volume if path in (VOLUME_PATH, IMAGE_PATH) else image
+
+    def of(path: str) -> Most:
+        scans = path in (VOLUME_PATH, IMAGE_PATH) or path.startswith(PREFIX)
+        return volume if scans else image
+
+    return of
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -94,9 +94,9 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: Request) -> AsyncIterator[Form]:
+async def read_form(request: Request, max_files: int = 1000) -> AsyncIterator[Form]:
     """Read a form; its files can be read until the context ends."""
-    async with request.form() as content:
+    async with request.form(max_files=max_files) as content:
         form = Form({}, {})
         for name, value in content.multi_items():
             if isinstance(value, UploadFile):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,20 +84,13 @@ def _opened(form: Form) -> tuple[BinaryIO, bytes]:
 
 
 def _nifti(source: BinaryIO, max_bytes: int, axis: int | None) -> ImageFile:
-    image = nifti.read(source, "image", max_bytes, _check_shape)
+    image = nifti.read(source, "image", max_bytes, partial(nifti.check_axes, field="image"))
     try:
         return files.from_nifti(Path("image"), image, axis=axis)
     except FileError as error:
         raise InvalidRequestError(str(error), field="image") from error
     except Exception as error:  # such as a header whose spacing makes no sense
         raise nifti.damaged("image", error) from error
-
-
-def _check_shape(shape: tuple[int, ...]) -> None:
-    if len(shape) not in (2, 3) and not (len(shape) == 4 and shape[3] == 1):
-        raise InvalidRequestError(
-            f"image: NIfTI of shape {shape}, expected a volume of three axes", field="image"
-        )
 
 
 def _read(path: Path, axis: int | None) -> ImageFile:

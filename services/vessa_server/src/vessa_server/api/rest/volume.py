@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Self
 
@@ -31,8 +30,8 @@ from vessa_server.api.rest.segment import (
     unless_disconnected,
 )
 from vessa_server.api.room import Share
+from vessa_server.api.scans import OpenedScan, open_scan, segment_scan
 from vessa_server.api.service import Caller, Service
-from vessa_server.api.volumes import IncomingVolume
 from vessa_server.scheduler.scheduler import Priority
 
 VOLUME_PATH = "/pseudolabel/volume"
@@ -84,15 +83,6 @@ FORM_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class OpenedVolume:
-    """A volume, decoded: its file for the geometry, its slices, and which are to be answered."""
-
-    file: ImageFile
-    incoming: IncomingVolume
-    indices: list[int]
-
-
 def volume_router(service: Service) -> APIRouter:
     """The route, around a service."""
     router = APIRouter(tags=["segment"])
@@ -119,25 +109,14 @@ def volume_router(service: Service) -> APIRouter:
 
 
 async def _segment(service: Service, form: Form, wanted: str, caller: Caller) -> Response:
-    with Share(service.volumes) as share:
-        volume = await service.work(partial(_open, service, form, share))
-        results: dict[int, SegmentationResult] = {}
-        answers = volumes.answers(
-            service, volume.incoming, volume.indices, lambda result: result, caller
-        )
-        async with contextlib.aclosing(answers):
-            async for index, answer in answers:
-                if isinstance(answer, VessaError):
-                    raise _of_slice(index, answer)
-                results[index] = answer
-        ordered = [results[index] for index in volume.indices]
-        return await service.work(partial(_answer, volume.file, ordered, wanted))
+    file, results = await segment_scan(service, partial(_open, service, form), caller)
+    return await service.work(partial(_answer, file, results, wanted))
 
 
 class _Lines(StreamingResponse):
     """Answers by slice; the volume is held until the last has been sent, or the client has gone."""
 
-    def __init__(self, service: Service, volume: OpenedVolume, share: Share, caller: Caller):
+    def __init__(self, service: Service, volume: OpenedScan, share: Share, caller: Caller):
         super().__init__(self._lines(service, volume, caller), media_type=LINES)
         self._share = share
 
@@ -156,7 +135,7 @@ class _Lines(StreamingResponse):
 
     @staticmethod
     async def _lines(
-        service: Service, volume: OpenedVolume, caller: Caller
+        service: Service, volume: OpenedScan, caller: Caller
     ) -> AsyncGenerator[str, None]:
         answers = volumes.answers(service, volume.incoming, volume.indices, render.as_json, caller)
         async with contextlib.aclosing(answers):
@@ -165,7 +144,7 @@ class _Lines(StreamingResponse):
                 yield json.dumps({"slice_index": index, **found}) + "\n"
 
 
-def _open(service: Service, form: Form, share: Share) -> OpenedVolume:
+def _open(service: Service, form: Form, share: Share) -> OpenedScan:
     """Decode and check a volume and what is asked of it."""
     axis = form.number("axis")
     if axis is not None and axis > 2:
@@ -181,15 +160,7 @@ def _open(service: Service, form: Form, share: Share) -> OpenedVolume:
         explain=form.flag("explain"),
     )
     file = uploads.read_volume(form, service.settings.max_queue_bytes, axis)
-    incoming = IncomingVolume(request, file.depth, None, service, share)
-    for index in range(file.depth):
-        incoming.add(index, partial(file.slice, index))
-    return OpenedVolume(file, incoming, incoming.close(set()))
-
-
-def _of_slice(index: int, error: VessaError) -> VessaError:
-    error.message = f"slice {index}: {error.message}"
-    return error
+    return open_scan(service, share, file, request)
 
 
 def _answer(file: ImageFile, results: Sequence[SegmentationResult], wanted: str) -> Response:
