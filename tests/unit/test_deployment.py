@@ -128,6 +128,8 @@ def test_environment_names_are_settings_and_have_their_defaults(name: str) -> No
         key.removeprefix("VESSA_").lower(): _plain(value)
         for key, value in SERVICES[name]["environment"].items()
     }
+    mounted = [volume.rsplit(":", 1)[-1] for volume in SERVICES[name]["volumes"]]
+    assert values.pop("studies") in mounted
     settings = ServerSettings.model_validate(values)
     plain = ServerSettings()
     own = {"cache", "bank", "weights", "device", "batch_mode", "runtime"}
