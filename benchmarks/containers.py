@@ -180,11 +180,11 @@ class Check:
         """Nobody is root, and nothing but the named places can be written."""
         inside = ("exec", "-T", "server", "sh", "-c")
         user = self.engine.compose(*inside, "id -u").strip()
-        tries = "touch /opt/x /home/vessa/x; touch /data/x && rm /data/x"
+        tries = "touch /opt/x /home/vessa/x; touch /data/x /studies/x && rm /data/x /studies/x"
         said = self.engine.compose(*inside, tries)
         if user != "1000" or said.count("Read-only") != 2:
             raise SystemExit(f"user {user}; {said}")
-        return "user 1000; only /data and /tmp can be written"
+        return "user 1000; only /data, /studies and /tmp can be written"
 
     def templates(self) -> str:
         """How many the bank has."""
