@@ -165,7 +165,7 @@ def test_corrected_labels_are_told_and_replace_the_old_ones(
     nib.save(nib.Nifti1Image(truth, AFFINE), label_file)
     refused = vessa(server, *command, *classes)
     assert refused.exit_code == 1
-    assert "scan slice 1: the bank has other labels of it (disc by 1 pixels); --" in refused.stderr
+    assert "scan slice 1: the bank has it otherwise (disc by 1 pixels); --" in refused.stderr
     with VessaClient(server.grpc) as client:
         assert len(client.list_templates(bank=bank).templates) == 3
         assert "1 added, 1 replaced, 2" in vessa(server, *command, *classes, "--replace").stdout
@@ -274,8 +274,10 @@ def test_a_project_names_bank_server_and_classes(
     ("text", "words"),
     [
         ("bank = ", "vessa.toml: "),
-        ("bnak = 'a'", "bnak, expected bank and server"),
+        ("bnak = 'a'", "bnak, expected bank, server"),
         ("bank = 3", "bank, expected bank"),
+        ("window = 3", "window, expected"),
+        ("window = 'liver'", "--window: 'liver', expected soft"),
         ("classes = 'a'", "classes, expected"),
         ("classes = [1]", "classes (a list of texts)"),
     ],
@@ -285,7 +287,7 @@ def test_a_wrong_project_is_one_line(
 ) -> None:
     (tmp_path / "vessa.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["info"])
+    result = CliRunner().invoke(app, ["label", ".", "-o", "out"])
     assert result.exit_code == 1
     assert words in result.stderr
     assert "Traceback" not in result.output

@@ -251,7 +251,7 @@ def test_a_folder_is_labelled_with_volumes_whole_and_pictures_in_flight(
     write_picture(folder / "narrow.png", 9, (20, 7))
     (folder / "broken.png").write_bytes(b"x")
     servicer.together, servicer.refused = 4, 7
-    result = vessa(target, "label", folder, "-o", out, "--window", 4)
+    result = vessa(target, "label", folder, "-o", out, "--in-flight", 4)
     assert result.exit_code == 1
     assert "8 labelled, 0 there already, 2 failed" in result.output
     assert "narrow.png: too narrow" in result.output.replace("\n", "")

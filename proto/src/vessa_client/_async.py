@@ -35,6 +35,7 @@ from vessa_client._types import (
     TemplateContent,
     TemplateInfo,
     VolumeRequest,
+    Window,
 )
 
 T = TypeVar("T")
@@ -156,6 +157,7 @@ class AsyncVessaClient:
         *,
         name: str = "",
         bank: str = "",
+        window: Window | None = None,
     ) -> tuple[TemplateInfo, bool]:
         """See :meth:`vessa_client.VessaClient.add_template`."""
         definitions = list(classes)
@@ -165,6 +167,7 @@ class AsyncVessaClient:
             classes=[convert.class_to_message(c) for c in definitions],
             name=name,
             bank=bank or self.options.bank,
+            window=convert.window_to_message(window),
         )
         response = await self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created

@@ -35,6 +35,7 @@ from vessa_client._types import (
     TemplateContent,
     TemplateInfo,
     VolumeRequest,
+    Window,
 )
 
 T = TypeVar("T")
@@ -187,6 +188,7 @@ class VessaClient:
         *,
         name: str = "",
         bank: str = "",
+        window: Window | None = None,
     ) -> tuple[TemplateInfo, bool]:
         """Add an annotated image; returns it and whether it is new.
 
@@ -196,6 +198,7 @@ class VessaClient:
             classes: names and descriptions.
             name: free name, for people.
             bank: name of the bank; empty for the one of the client's options.
+            window: intensities that become black and white; kept with the template.
         """
         definitions = list(classes)
         message = pb.AddTemplateRequest(
@@ -204,6 +207,7 @@ class VessaClient:
             classes=[convert.class_to_message(c) for c in definitions],
             name=name,
             bank=bank or self.options.bank,
+            window=convert.window_to_message(window),
         )
         response = self._call(self._stub.AddTemplate, message)
         return convert.template_from_message(response.template), response.created

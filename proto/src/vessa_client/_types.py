@@ -25,6 +25,8 @@ class ImageReference:
 
 # Pixels, (H, W) or (H, W, 3); an encoded file; or a reference.
 ImageInput = AnyArray | bytes | ImageReference
+# Intensities that become 0 and 1, in the unit of the pixels: finite, the first below the second.
+Window = tuple[float, float]
 # Whether somebody waits for the answer; empty leaves it to the server.
 Priority = Literal["", "interactive", "bulk"]
 
@@ -65,6 +67,8 @@ class SegmentationRequest:
             All slices of a volume should name the same ones: then they are looked at once.
         volume_ref: the volume, sent before, that it is a slice of; instead of ``volume``.
         region: where to look; without it the server finds that itself.
+        window: intensities that are seen, of image and ``volume``; without it each slice is scaled
+            by its own percentiles.
         top_k: templates for each class; 0 for the server's default.
         template_ids: use only these templates.
         return_probabilities: ask for the probability of each class.
@@ -82,6 +86,7 @@ class SegmentationRequest:
     volume: tuple[ImageInput, ...] = ()
     volume_ref: VolumeReference | None = None
     region: Region | None = None
+    window: Window | None = None
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
     return_probabilities: bool = False
@@ -109,6 +114,7 @@ class VolumeRequest:
     text: str = ""
     student_masks: Mapping[int, AnyArray] = field(default_factory=dict)
     indices: tuple[int, ...] = ()
+    window: Window | None = None
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
     return_probabilities: bool = False
@@ -181,13 +187,14 @@ class ClassDefinition:
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateInfo:
-    """A template in the bank."""
+    """A template in the bank; seen in ``window``, or as its own percentiles say."""
 
     template_id: str
     name: str
     height: int
     width: int
     class_names: tuple[str, ...]
+    window: Window | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 from vessa_client._sync import VessaClient
 from vessa_client._types import ClassDefinition, TemplateContent, TemplateInfo
 from vessa_client.annotated import AnnotatedSlice
+from vessa_client.windows import described
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def outdated(
         if not np.array_equal(held.image, slice_.image):
             continue
         differs = _differing(held, slice_, [c.name for c in classes])
+        if held.info.window != slice_.window and np.array_equal(held.labels, slice_.labels):
+            differs.append(f"window {described(held.info.window)}")
         if differs:
             found.append(Outdated(info, ", ".join(differs)))
     return found

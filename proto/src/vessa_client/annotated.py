@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vessa_client import files, wire
-from vessa_client._types import AnyArray, ClassDefinition, UInt8Array
+from vessa_client._types import AnyArray, ClassDefinition, UInt8Array, Window
 
 # Of one structure alone, as picture editors and many data sets have it.
 MASK_VALUE = 255
@@ -147,23 +147,7 @@ class AnnotatedSlice:
     image: AnyArray
     labels: UInt8Array
     name: str
-
-
-def slices(
-    image: Path,
-    labels: Path,
-    scheme: LabelScheme,
-    most: int,
-    *,
-    axis: int | None = None,
-    frame: int | None = None,
-) -> list[AnnotatedSlice]:
-    """Annotated slices of an image, evenly spread, ``most`` at most.
-
-    Raises:
-        FileError: labels lie elsewhere than the image, show nothing, or have an unnamed value.
-    """
-    return cut(*read_pair(image, labels, axis=axis, frame=frame), scheme, most)
+    window: Window | None = None
 
 
 def read_pair(
@@ -183,7 +167,17 @@ def read_pair(
 def cut(
     source: files.ImageFile, annotation: files.ImageFile, scheme: LabelScheme, most: int
 ) -> list[AnnotatedSlice]:
-    """Annotated slices of an image that was read with its label file; see :func:`slices`."""
+    """Annotated slices of an image that was read with its label file, evenly spread.
+
+    Args:
+        source: the image.
+        annotation: its labels.
+        scheme: what their values mean.
+        most: slices.
+
+    Raises:
+        FileError: labels show nothing, or have an unnamed value.
+    """
     name_of_file = str(annotation.path)
     planes = [scheme.to_numbers(plane, name_of_file) for plane in annotation.slices()]
     annotated = [index for index, plane in enumerate(planes) if plane.any()]
@@ -194,7 +188,8 @@ def cut(
     for index in (annotated[position] for position in picks):
         name = source.stem if source.depth == 1 else f"{source.stem} slice {index}"
         pixels = np.array(source.slice(index))  # a copy: a view would keep the whole volume
-        found.append(AnnotatedSlice(pixels, planes[index], wire.template_name(name)))
+        name = wire.template_name(name)
+        found.append(AnnotatedSlice(pixels, planes[index], name, source.window))
     return found
 
 
@@ -205,6 +200,19 @@ def _scheme(
         if len(set(found)) < len(found):
             raise files.FileError(f"--class: a {kind} is there twice")
     return LabelScheme(classes, values, chosen=chosen)
+
+
+def read_windows(path: Path) -> dict[str, Window]:
+    """Windows of images by name, as ``vessa bank export`` writes them beside the labels' names.
+
+    Raises:
+        FileError: they are something else.
+    """
+    if path.suffix != ".json":
+        return {}
+    with files.reading(path):
+        given = json.loads(path.read_text()).get("windows", {})
+        return {name: (float(low), float(high)) for name, (low, high) in given.items()}
 
 
 def _of_itk_snap(text: str) -> dict[int, ClassDefinition]:

@@ -245,6 +245,7 @@ def _segment(
     request = VolumeRequest(
         slices=tuple(content.image for content in contents),
         class_names=asked,
+        window=contents[0].info.window,
         template_ids=tuple(t.template_id for other in used for t in other.templates),
         priority="bulk",
     )

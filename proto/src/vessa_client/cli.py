@@ -24,6 +24,7 @@ from vessa_client.cli_options import (
     Frame,
     Server,
     Token,
+    WindowText,
     connect,
     project_defaults,
     reported,
@@ -64,6 +65,7 @@ def segment(
     ] = None,
     text: Annotated[str, typer.Option(help="Added to the prompt of every class.")] = "",
     explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
+    window: WindowText = "auto",
     axis: Axis = None,
     frame: Frame = None,
     alone: Alone = False,
@@ -75,26 +77,30 @@ def segment(
 
     Of DICOM it writes NIfTI and a DICOM segmentation, which names its source images.
     """
-    from vessa_client import VolumeRequest, annotated, files, pictures
+    from vessa_client import VolumeRequest, annotated, files, pictures, windows
     from vessa_client.labelling import segment_slices
     from vessa_client.results import write_labels
 
     scheme = annotated.parse(classes) if classes else None
+    choice = windows.parse(window)
     source = files.read(image, axis=axis, channel=frame)
-    request = VolumeRequest(
-        slices=tuple(source.slices()),
-        class_names=scheme.names if scheme else (),
-        text=text,
-        student_masks=_student_masks(student_mask, source, scheme),
-        explain=explain,
-        priority="interactive",
-    )
+    students = _student_masks(student_mask, source, scheme)
     with connect(server, token, bank) as client:
+        source = choice.of(source, client.list_templates().templates)
+        request = VolumeRequest(
+            slices=tuple(source.slices()),
+            class_names=scheme.names if scheme else (),
+            text=text,
+            student_masks=students,
+            explain=explain,
+            window=source.window,
+            priority="interactive",
+        )
         results = segment_slices(client, request, alone=alone or source.axis is None)
     written = write_labels(out, source, results, scheme)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
     picture = out / f"{files.own_stem(image)}_pseudo_overlay.png"
-    files.write_picture(picture, pictures.overlay(source.slice(middle), results[middle].labels))
+    files.write_picture(picture, pictures.overlay(source.seen(middle), results[middle].labels))
     table = Table("Label", "Class", "Pixels", "Predicted IoU", *(["Says"] if explain else []))
     for label, found in enumerate(results[middle].classes, start=1):
         pixels = sum(int((r.labels == label).sum()) for r in results)
@@ -103,6 +109,8 @@ def segment(
         cells = (str(value), found.class_name, str(pixels), f"{found.predicted_iou:.2f}", *words)
         table.add_row(*map(escape, cells))
     console.print(table)
+    if source.window is not None:
+        print_line(f"Window  {windows.described(source.window)}")
     for target in reversed(written):
         print_line(f"Labels  {target}")
     print_line(f"Picture {picture}")
@@ -122,7 +130,8 @@ def label(
             "was edited since.",
         ),
     ] = False,
-    window: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
+    in_flight: Annotated[int, typer.Option(min=1, help="Slices in flight.")] = 8,
+    window: WindowText = "auto",
     axis: Axis = None,
     frame: Frame = None,
     alone: Alone = False,
@@ -137,11 +146,12 @@ def label(
     a DICOM segmentation besides), NAME_confidence, index.html with a picture of each image, the
     least sure first, and summary.csv. labelled.json keeps what each was made with.
     """
-    from vessa_client import annotated, files
+    from vessa_client import annotated, files, windows
     from vessa_client.labelling import LabelJob, label_folder
 
     scheme = annotated.parse(classes) if classes else None
-    job = LabelJob(folder, out, scheme, window, axis, frame, alone, overwrite)
+    seen = windows.parse(window)
+    job = LabelJob(folder, out, scheme, in_flight, seen, axis, frame, alone, overwrite)
     images = files.find_inputs(folder, out, out / "previews", endings=("_pseudo", "_confidence"))
     with connect(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
@@ -184,10 +194,13 @@ def info(
     as_json: AsJson = False, bank: Bank = "", server: Server = DEFAULT_TARGET, token: Token = None
 ) -> None:
     """Show the server's model, bank and limits."""
+    from vessa_client import windows
+
     with connect(server, token, bank) as client:
         found = client.info()
+        used = Counter(t.window for t in client.list_templates().templates)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps({**asdict(found), "windows": list(used)}))
         return
     table = Table(show_header=False)
     table.add_row("Server", f"{server}, version {found.version}")
@@ -202,6 +215,8 @@ def info(
         "Bank",
         f"{found.bank or 'default'}: {found.num_templates} templates, version {found.bank_version}",
     )
+    seen = [f"{windows.described(w)} ({count})" for w, count in used.most_common()]
+    table.add_row("Windows", ", ".join(seen) or "none yet")
     table.add_row("Other banks", ", ".join(found.banks) or "none")
     table.add_row("Classes", escape(", ".join(c.name for c in found.classes)) or "none yet")
     rules = ", ".join(found.policy_rules) or "none"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vessa_client._errors import InvalidRequestError, NotFoundError, VessaError
 from vessa_client._options import DEFAULT_TARGET
-from vessa_client.cli_options import Bank, Server, Token, connect, named, reported
+from vessa_client.cli_options import Bank, Server, Token, WindowText, connect, named, reported
 from vessa_client.console import console, print_error, print_line, progress_bar
 
 bank = typer.Typer(help="Banks by name, one for each project.", no_args_is_help=True)
@@ -46,6 +46,7 @@ def bank_use(
     create: Annotated[
         bool, typer.Option("--create", help="A new bank; the first template makes it.")
     ] = False,
+    window: WindowText = "auto",
     server: Server = DEFAULT_TARGET,
     token: Token = None,
 ) -> None:
@@ -53,10 +54,11 @@ def bank_use(
 
     Example: vessa bank use liver --create -c liver -c "tumour: dark lesion in the liver"
     """
-    from vessa_client import annotated, files, project
+    from vessa_client import annotated, files, project, windows
 
     if classes:
         annotated.parse(classes)
+    windows.parse(window)
     with connect(server, token) as client:
         known = client.info().banks
     if create and name in known:
@@ -67,7 +69,8 @@ def bank_use(
             "--create makes it"
         )
     file = Path(project.FILE)
-    found = project.Project(bank=name, server=server, classes=tuple(classes or ()))
+    chosen = "" if window == "auto" else window
+    found = project.Project(bank=name, server=server, classes=tuple(classes or ()), window=chosen)
     files.write_text(file, found.text)
     print_line(f"{file.resolve()}: bank {name!r} on {server}")
 

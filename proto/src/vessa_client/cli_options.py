@@ -56,6 +56,14 @@ Axis = Annotated[
         help="Slicing axis: 0 left-right, 1 back-front, 2 upwards. Default: as acquired.",
     ),
 ]
+WindowText = Annotated[
+    str,
+    typer.Option(
+        "--window",
+        help="Intensities that are seen: soft, lung, bone, brain, LOW:HIGH, or none for "
+        "percentiles of each slice. auto: of CT the bank's, else soft (-160:240); else none.",
+    ),
+]
 Frame = Annotated[
     int | None,
     typer.Option(

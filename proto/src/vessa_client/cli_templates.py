@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,17 @@ from rich.table import Table
 
 from vessa_client._errors import InvalidRequestError, NotFoundError
 from vessa_client._options import DEFAULT_TARGET
-from vessa_client.cli_options import Axis, Bank, Frame, Server, Token, connect, named, reported
+from vessa_client.cli_options import (
+    Axis,
+    Bank,
+    Frame,
+    Server,
+    Token,
+    WindowText,
+    connect,
+    named,
+    reported,
+)
 from vessa_client.console import console, print_line, progress_bar
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ def templates_add(
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove older labels of the same pixels.")
     ] = False,
+    window: WindowText = "auto",
     axis: Axis = None,
     frame: Frame = None,
     bank: Bank = "",
@@ -66,17 +78,19 @@ def templates_add(
 
     Example: vessa templates add p1.nii.gz -c "liver" -c "tumour: dark lesion in the liver"
     """
-    from vessa_client import annotated, files
+    from vessa_client import annotated, files, windows
     from vessa_client.adding import outdated
 
-    source = context.get_parameter_source("classes")
-    if label_names and source is not None and source.name == "DEFAULT_MAP":
+    origin = context.get_parameter_source("classes")
+    if label_names and origin is not None and origin.name == "DEFAULT_MAP":
         classes = None  # the project's; a file of names says more
     if bool(classes) == bool(label_names):
         raise files.FileError(
             "--class: missing; name the labels: -c NAME for 1, -c NAME for 2, or --label-names FILE"
         )
     scheme = annotated.read_scheme(label_names) if label_names else annotated.parse(classes or ())
+    choice = windows.parse(window)
+    known = annotated.read_windows(label_names) if label_names else {}
     pairs = annotated.find_pairs(image, labels, labels_suffix)
     with connect(server, token, bank) as client, progress_bar() as progress:
         held: tuple[TemplateInfo, ...] = ()
@@ -85,28 +99,36 @@ def templates_add(
         task = progress.add_task("Reading", total=len(pairs), note="")
         slices: list[annotated.AnnotatedSlice] = []
         for pair in pairs:  # all are read before any is added
-            slices += annotated.slices(*pair, scheme, max_slices, axis=axis, frame=frame)
+            source, annotation = annotated.read_pair(*pair, axis=axis, frame=frame)
+            source = choice.of(source, held)
+            if source.stem in known:
+                source = dataclasses.replace(source, window=known[source.stem])
+            slices += annotated.cut(source, annotation, scheme, max_slices)
             progress.advance(task)
         old = [o for one in slices for o in outdated(client, held, one, scheme.classes)]
         if old and not replace:
             more = f", and of {len(old) - 1} more" if len(old) > 1 else ""
             raise InvalidRequestError(
-                f"{old[0].info.name}: the bank has other labels of it ({old[0].differs}){more}; "
+                f"{old[0].info.name}: the bank has it otherwise ({old[0].differs}){more}; "
                 "--replace takes the new ones"
             )
         added = 0
         task = progress.add_task("Adding", total=len(slices), note="")
         for one in slices:
-            _, created = client.add_template(one.image, one.labels, scheme.classes, name=one.name)
+            _, created = client.add_template(
+                one.image, one.labels, scheme.classes, name=one.name, window=one.window
+            )
             added += created
             progress.advance(task)
         for gone in old:
             client.delete_template(gone.info.template_id)
         total = len(client.list_templates().templates)
+    seen = {windows.described(one.window) for one in slices if one.window is not None}
     replaced = f", {len(old)} replaced" if old else ""
     print_line(
         f"{added} added{replaced}, {len(slices) - added} there already; "
         f"{named(bank)} has {total} templates."
+        + (f" Window {', '.join(sorted(seen))}." if seen else "")
     )
 
 

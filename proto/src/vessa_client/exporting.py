@@ -16,7 +16,7 @@ from PIL import Image
 
 from vessa_client import files
 from vessa_client._sync import VessaClient
-from vessa_client._types import AnyArray, BankListing, TemplateInfo
+from vessa_client._types import AnyArray, BankListing, TemplateInfo, Window
 
 CLASSES_FILE = "dataset.json"
 
@@ -32,12 +32,15 @@ def export(client: VessaClient, listing: BankListing, out: Path) -> Iterator[Tem
         raise files.FileError(f"{out}: is there already, expected a new folder")
     names = [definition.name for definition in listing.classes]
     taken: set[str] = set()
+    windows: dict[str, Window] = {}
     for info in listing.templates:
         content = client.get_template(info.template_id)
         name = re.sub(r'[/\\:*?"<>|]', "_", info.name).strip(". ") or info.template_id
         if name.casefold() in taken:
             name = f"{name} {info.template_id}"
         taken.add(name.casefold())
+        if info.window is not None:
+            windows[name] = info.window
         suffix, form = (".tif", "TIFF") if content.image.dtype == np.float32 else (".png", "PNG")
         _write(out / f"{name}{suffix}", content.image, form)
         _write(out / f"{name}{files.LABEL_SUFFIX}.png", content.numbered(names), "PNG")
@@ -45,6 +48,7 @@ def export(client: VessaClient, listing: BankListing, out: Path) -> Iterator[Tem
     described = {
         "labels": {"background": 0, **{name: i for i, name in enumerate(names, start=1)}},
         "descriptions": {c.name: c.description for c in listing.classes if c.description},
+        **({"windows": windows} if windows else {}),
     }
     files.write_text(out / CLASSES_FILE, json.dumps(described, indent=1) + "\n")
 

@@ -14,10 +14,16 @@ from typing import Literal
 from vessa_client import files
 from vessa_client._errors import AuthenticationError, UnavailableError, VessaError
 from vessa_client._sync import VessaClient
-from vessa_client._types import SegmentationRequest, SegmentationResult, VolumeRequest
+from vessa_client._types import (
+    SegmentationRequest,
+    SegmentationResult,
+    TemplateInfo,
+    VolumeRequest,
+)
 from vessa_client.annotated import LabelScheme
 from vessa_client.records import Records, Settings
 from vessa_client.results import Results
+from vessa_client.windows import AUTOMATIC, WindowChoice, described
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class LabelJob:
     folder: Path
     out: Path
     scheme: LabelScheme | None = None
-    window: int = 8
+    in_flight: int = 8
+    window: WindowChoice = AUTOMATIC
     axis: int | None = None
     frame: int | None = None
     alone: bool = False
@@ -41,6 +48,14 @@ class LabelJob:
         """That are asked for; all of the bank without any."""
         return self.scheme.names if self.scheme else ()
 
+    def read(self, path: Path, templates: Sequence[TemplateInfo]) -> files.ImageFile:
+        """An image, with its window among the templates of the bank.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        return self.window.of(files.read(path, axis=self.axis, channel=self.frame), templates)
+
     def results(self, client: VessaClient) -> Results:
         """What is there, and what label maps are made with now.
 
@@ -49,7 +64,13 @@ class LabelJob:
             FileError: what earlier calls kept is damaged.
         """
         info, scheme = client.info(), self.scheme
-        shown = {"axis": self.axis, "frame": self.frame, "alone": self.alone or None}
+        shown: dict[str, object] = {
+            "axis": self.axis,
+            "frame": self.frame,
+            "alone": self.alone or None,
+        }
+        if not self.window.automatic:
+            shown["window"] = described(self.window.given)
         settings = Settings(
             classes=tuple(zip(scheme.names, scheme.values, strict=True)) if scheme else (),
             options=tuple(f"{name}={value}" for name, value in shown.items() if value is not None),
@@ -58,7 +79,6 @@ class LabelJob:
             model=info.model_digest,
             policy=info.policy_version,
         )
-        templates = client.list_templates().templates
         return Results(
             folder=self.folder,
             out=self.out,
@@ -66,7 +86,7 @@ class LabelJob:
             settings=settings,
             overwrite=self.overwrite,
             records=Records.read(self.out),
-            template_names={t.template_id: t.name or t.template_id for t in templates},
+            templates=client.list_templates().templates,
         )
 
 
@@ -132,6 +152,7 @@ def segment_slices(
             image=image,
             class_names=request.class_names,
             text=request.text,
+            window=request.window,
             student_mask=request.student_masks.get(index),
             top_k=request.top_k,
             template_ids=request.template_ids,
@@ -171,9 +192,12 @@ def _label_volume(
     client: VessaClient, job: LabelJob, written: Results, path: Path, advance: Advance
 ) -> LabelOutcome:
     try:
-        image = files.read(path, axis=job.axis, channel=job.frame)
+        image = job.read(path, written.templates)
         request = VolumeRequest(
-            slices=tuple(image.slices()), class_names=job.class_names, priority="bulk"
+            slices=tuple(image.slices()),
+            class_names=job.class_names,
+            window=image.window,
+            priority="bulk",
         )
         results = segment_slices(client, request, alone=False, advance=partial(advance, image))
     except (UnavailableError, AuthenticationError):
@@ -205,7 +229,7 @@ def _label_streamed(
     def requests() -> Iterator[SegmentationRequest]:
         for number, path in enumerate(paths):
             try:
-                image = files.read(path, axis=job.axis, channel=job.frame)
+                image = job.read(path, written.templates)
             except files.FileError as error:
                 unreadable.append(LabelOutcome(path, "failed", str(error)))
                 continue
@@ -214,11 +238,12 @@ def _label_streamed(
                 yield SegmentationRequest(
                     image=pixels,
                     class_names=job.class_names,
+                    window=image.window,
                     priority="bulk",
                     request_id=f"{number}/{index}",
                 )
 
-    for item in client.segment_stream(requests(), window=job.window):
+    for item in client.segment_stream(requests(), window=job.in_flight):
         number, index = map(int, item.request_id.split("/"))
         image = open_images[number]
         image.answers[index] = item

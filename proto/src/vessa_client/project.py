@@ -5,6 +5,7 @@
     bank = "liver"
     server = "localhost:50051"
     classes = ["liver", "tumour: dark lesion in the liver"]
+    window = "soft"
 
 Flags and variables of the environment win.
 """
@@ -31,11 +32,13 @@ class Project:
         bank: its name.
         server: host:port of its gRPC.
         classes: as ``-c`` takes them.
+        window: as ``--window`` takes it.
     """
 
     bank: str = ""
     server: str = ""
     classes: tuple[str, ...] = ()
+    window: str = ""
 
     @property
     def text(self) -> str:
@@ -60,7 +63,7 @@ def read(file: Path) -> Project:
         found = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ProjectError(f"{file}: {error}") from error
-    texts = {"bank": found.pop("bank", ""), "server": found.pop("server", "")}
+    texts = {key: found.pop(key, "") for key in ("bank", "server", "window")}
     classes = found.pop("classes", [])
     if not isinstance(classes, list):
         classes = [None]
@@ -68,6 +71,7 @@ def read(file: Path) -> Project:
     wrong += ["classes"] * any(not isinstance(text, str) for text in classes)
     if wrong:
         raise ProjectError(
-            f"{file}: {wrong[0]}, expected bank and server (a text), and classes (a list of texts)"
+            f"{file}: {wrong[0]}, expected bank, server, window (texts), and classes (a list of "
+            "texts)"
         )
     return Project(**texts, classes=tuple(classes))

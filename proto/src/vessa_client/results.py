@@ -5,7 +5,7 @@ A label map that is stale is told, and one that was edited is never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vessa_client import files, index_page, pictures
-from vessa_client._types import SegmentationResult, UInt8Array
+from vessa_client._types import SegmentationResult, TemplateInfo, UInt8Array
 from vessa_client.annotated import LabelScheme
 from vessa_client.records import Record, Records, Settings, digest
 
@@ -32,7 +32,7 @@ class Results:
         settings: of now.
         overwrite: label anew what was made with others.
         records: of what is there.
-        template_names: by id.
+        templates: of the bank.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Results:
     settings: Settings
     overwrite: bool
     records: Records
-    template_names: Mapping[str, str]
+    templates: Sequence[TemplateInfo]
 
     def name(self, image: Path) -> str:
         """Of an image below the folder."""
@@ -107,10 +107,11 @@ class Results:
         uses: dict[str, list[float]] = {}
         for use in (use for result in results for use in result.templates):
             uses.setdefault(use.template_id, []).append(use.similarity)
+        names = {t.template_id: t.name for t in self.templates}
         most = sorted(uses.items(), key=lambda item: -len(item[1]))[:TEMPLATES_SHOWN]
         return tuple(
-            (self.template_names.get(name, name), round(float(np.mean(values)), 3))
-            for name, values in most
+            (names.get(template_id) or template_id, round(float(np.mean(values)), 3))
+            for template_id, values in most
         )
 
 
@@ -175,7 +176,7 @@ def _picture(image: files.ImageFile, results: Sequence[SegmentationResult]) -> U
     """Slices of an image, evenly spread over those with labels, with and without them."""
     shown = [k for k, r in enumerate(results) if r.labels.any()] or list(range(len(results)))
     chosen = [shown[position] for position in files.spread(len(shown), SLICES_SHOWN)]
-    titled = [(f"slice {k}" if image.depth > 1 else "", image.slice(k)) for k in chosen]
+    titled = [(f"slice {k}" if image.depth > 1 else "", image.seen(k)) for k in chosen]
     names = pictures.legend([found.class_name for found in results[0].classes])
     height = 160 if image.depth > 1 else 320
     return pictures.rows(

@@ -15,7 +15,7 @@ import numpy as np
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import _runs
 from vessa_client._errors import InvalidRequestError
-from vessa_client._types import AnyArray, UInt8Array
+from vessa_client._types import AnyArray, UInt8Array, Window
 
 # Largest array that is accepted, in elements; servers set lower limits for images.
 MAX_ELEMENTS: Final = 1 << 28
@@ -221,6 +221,22 @@ def image_digest(image: AnyArray | bytes) -> str:
 def volume_digest(digests: Iterable[str]) -> str:
     """Reference of a volume, from those of its slices: as the contract's ``VolumeRef`` says."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def check_window(window: Window | None) -> None:
+    """Check intensities that become black and white.
+
+    Raises:
+        InvalidRequestError: they are not finite, or not in order.
+    """
+    if window is None:
+        return
+    low, high = window
+    if not (low < high and math.isfinite(low) and math.isfinite(high - low)):
+        raise InvalidRequestError(
+            f"window: {low:g}..{high:g}, expected finite numbers, the lower one first",
+            field="window",
+        )
 
 
 def template_name(text: str) -> str:

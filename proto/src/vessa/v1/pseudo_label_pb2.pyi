@@ -99,6 +99,14 @@ class VolumeRef(_message.Message):
     sha256: str
     def __init__(self, sha256: _Optional[str] = ...) -> None: ...
 
+class Window(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
 class SegmentOptions(_message.Message):
     __slots__ = ("top_k", "template_ids", "return_probabilities", "explain", "policy_off", "priority")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -130,7 +138,7 @@ class Region(_message.Message):
     def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., quarter_turns: _Optional[int] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref", "region")
+    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref", "region", "window")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +149,7 @@ class SegmentRequest(_message.Message):
     BANK_FIELD_NUMBER: _ClassVar[int]
     VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     text: str
@@ -151,7 +160,8 @@ class SegmentRequest(_message.Message):
     bank: str
     volume_ref: VolumeRef
     region: Region
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
+    window: Window
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class SegmentVolumeRequest(_message.Message):
     __slots__ = ("header", "slice")
@@ -162,7 +172,7 @@ class SegmentVolumeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[VolumeHeader, _Mapping]] = ..., slice: _Optional[_Union[VolumeSlice, _Mapping]] = ...) -> None: ...
 
 class VolumeHeader(_message.Message):
-    __slots__ = ("request_id", "text", "class_names", "options", "bank", "num_slices", "ref")
+    __slots__ = ("request_id", "text", "class_names", "options", "bank", "num_slices", "ref", "window")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +180,7 @@ class VolumeHeader(_message.Message):
     BANK_FIELD_NUMBER: _ClassVar[int]
     NUM_SLICES_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     class_names: _containers.RepeatedScalarFieldContainer[str]
@@ -177,7 +188,8 @@ class VolumeHeader(_message.Message):
     bank: str
     num_slices: int
     ref: VolumeRef
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., bank: _Optional[str] = ..., num_slices: _Optional[int] = ..., ref: _Optional[_Union[VolumeRef, _Mapping]] = ...) -> None: ...
+    window: Window
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., bank: _Optional[str] = ..., num_slices: _Optional[int] = ..., ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class VolumeSlice(_message.Message):
     __slots__ = ("index", "image", "student_mask")
@@ -286,18 +298,20 @@ class SegmentResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., confidence: _Optional[_Union[Tensor, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassResult, _Mapping]]] = ..., templates: _Optional[_Iterable[_Union[UsedTemplate, _Mapping]]] = ..., stage_times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ..., model_digest: _Optional[str] = ..., bank_version: _Optional[str] = ..., cache: _Optional[_Union[CacheReport, _Mapping]] = ..., image_ref: _Optional[_Union[ImageRef, _Mapping]] = ..., probabilities: _Optional[_Union[Tensor, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., slice_index: _Optional[int] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class Template(_message.Message):
-    __slots__ = ("template_id", "name", "height", "width", "class_names")
+    __slots__ = ("template_id", "name", "height", "width", "class_names", "window")
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     name: str
     height: int
     width: int
     class_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, template_id: _Optional[str] = ..., name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    window: Window
+    def __init__(self, template_id: _Optional[str] = ..., name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., class_names: _Optional[_Iterable[str]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class ClassDefinition(_message.Message):
     __slots__ = ("name", "description")
@@ -308,18 +322,20 @@ class ClassDefinition(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class AddTemplateRequest(_message.Message):
-    __slots__ = ("image", "label_map", "classes", "name", "bank")
+    __slots__ = ("image", "label_map", "classes", "name", "bank", "window")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     image: Image
     label_map: LabelMap
     classes: _containers.RepeatedCompositeFieldContainer[ClassDefinition]
     name: str
     bank: str
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., name: _Optional[str] = ..., bank: _Optional[str] = ...) -> None: ...
+    window: Window
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., label_map: _Optional[_Union[LabelMap, _Mapping]] = ..., classes: _Optional[_Iterable[_Union[ClassDefinition, _Mapping]]] = ..., name: _Optional[str] = ..., bank: _Optional[str] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class AddTemplateResponse(_message.Message):
     __slots__ = ("template", "bank_version", "created")

@@ -17,6 +17,8 @@ from vessa_client.convert._requests import (
     request_from_message,
     request_to_message,
     student_from_message,
+    window_from_message,
+    window_to_message,
 )
 from vessa_client.convert._results import (
     result_from_message,
@@ -48,4 +50,6 @@ __all__ = [
     "volume_header_from_message",
     "volume_header_to_message",
     "volume_slice_to_message",
+    "window_from_message",
+    "window_to_message",
 ]

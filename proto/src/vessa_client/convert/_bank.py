@@ -12,6 +12,7 @@ from vessa_client._types import (
     TemplateContent,
     TemplateInfo,
 )
+from vessa_client.convert._requests import window_from_message, window_to_message
 
 
 def template_to_message(template: TemplateInfo) -> pb.Template:
@@ -22,6 +23,7 @@ def template_to_message(template: TemplateInfo) -> pb.Template:
         height=template.height,
         width=template.width,
         class_names=template.class_names,
+        window=window_to_message(template.window),
     )
 
 
@@ -33,6 +35,7 @@ def template_from_message(message: pb.Template) -> TemplateInfo:
         height=message.height,
         width=message.width,
         class_names=tuple(message.class_names),
+        window=window_from_message(message),
     )
 
 

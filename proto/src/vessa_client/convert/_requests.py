@@ -20,6 +20,7 @@ from vessa_client._types import (
     SegmentationRequest,
     VolumeReference,
     VolumeRequest,
+    Window,
 )
 
 _PRIORITIES: Final[dict[Priority, pb.Priority]] = {
@@ -80,6 +81,7 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
         class_names=request.class_names,
         options=options_to_message(request),
         bank=request.bank,
+        window=window_to_message(request.window),
     )
     if request.student_mask is not None:
         mask = student_to_message(request.student_mask, request.class_names)
@@ -89,6 +91,32 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
     if request.region is not None:
         message.region.CopyFrom(region_to_message(request.region))
     return message
+
+
+def window_to_message(window: Window | None) -> pb.Window | None:
+    """Window to message.
+
+    Raises:
+        InvalidRequestError: it is no pair of numbers.
+    """
+    if window is None:
+        return None
+    try:
+        low, high = window
+        return pb.Window(low=low, high=high)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"window: {window!r}, expected a pair of numbers", field="window"
+        ) from error
+
+
+def window_from_message(
+    message: pb.SegmentRequest | pb.VolumeHeader | pb.Template | pb.AddTemplateRequest,
+) -> Window | None:
+    """The window of a message, where it has one."""
+    if not message.HasField("window"):
+        return None
+    return message.window.low, message.window.high
 
 
 def region_to_message(region: Region) -> pb.Region:
@@ -149,6 +177,7 @@ def request_from_message(
         volume=tuple(image_from_message(slice_) for slice_ in message.volume),
         volume_ref=None if reference is None else VolumeReference(reference),
         region=region_from_message(message),
+        window=window_from_message(message),
         bank=message.bank,
         request_id=message.request_id,
         **options_from_message(message.options),

@@ -9,6 +9,8 @@ from vessa_client.convert._requests import (
     options_from_message,
     options_to_message,
     student_to_message,
+    window_from_message,
+    window_to_message,
 )
 
 
@@ -24,6 +26,7 @@ def volume_header_to_message(
         bank=request.bank,
         num_slices=len(request.slices),
         ref=None if reference is None else pb.VolumeRef(sha256=reference.sha256),
+        window=window_to_message(request.window),
     )
 
 
@@ -40,6 +43,7 @@ def volume_header_from_message(
         class_names=tuple(message.class_names),
         text=message.text,
         bank=message.bank,
+        window=window_from_message(message),
         request_id=message.request_id,
         **options_from_message(message.options),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from vessa_client._types import AnyArray
+from vessa_client._types import AnyArray, Window
 from vessa_client.files._errors import FileError
 from vessa_client.files._names import stem
 
@@ -32,6 +32,7 @@ class ImageFile:
         nifti: an image of that orientation and geometry, without its values.
         stored: the volume as it is in the file.
         frame: which volume of several in the file.
+        window: intensities that are seen; None for percentiles of each slice.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class ImageFile:
     nifti: nib.Nifti1Image | None
     stored: nib.Nifti1Image | None = None
     frame: int | None = None
+    window: Window | None = None
 
     @property
     def stem(self) -> str:
@@ -56,6 +58,11 @@ class ImageFile:
         if self.axis is None:
             return np.ascontiguousarray(self.pixels)
         return np.ascontiguousarray(self.pixels.take(index, axis=self.axis))
+
+    def seen(self, index: int) -> AnyArray:
+        """One slice within the window, for pictures."""
+        pixels = self.slice(index)
+        return pixels if self.window is None else np.clip(pixels, *self.window)
 
     def slices(self) -> Iterator[AnyArray]:
         """All slices in order."""

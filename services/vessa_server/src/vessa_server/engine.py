@@ -22,6 +22,8 @@ from vessa_client import (
     TemplateInfo,
     files,
 )
+from vessa_client._types import Window
+from vessa_client.wire import check_window
 from vessa_server.bank import Banks, TemplateBank
 from vessa_server.cache import FeatureCache
 from vessa_server.cases import students
@@ -93,6 +95,7 @@ class VessaEngine:
         Raises:
             VessaError: it is wrong, or over a limit.
         """
+        check_window(request.window)
         clock = StageClock()
         with clock.stage("decode_image"):
             image = self._held(request, volume) or self.images.resolve(request.image)
@@ -108,11 +111,11 @@ class VessaEngine:
         if request.region is not None:
             canvas = Canvas.of(request.region, height, width, self.info.canvas)
         return Case(
-            scan=Scan(image.sha256, image.pixels),
+            scan=Scan(image.sha256, image.pixels, request.window),
             plan=plan,
             memory=self.memory,
             canvas_size=self.info.canvas,
-            volume=tuple(Scan(slice_.sha256, slice_.pixels) for slice_ in volume),
+            volume=tuple(Scan(s.sha256, s.pixels, request.window) for s in volume),
             canvas=canvas,
             student=request.student_mask,
             explain=request.explain,
@@ -179,6 +182,7 @@ class VessaEngine:
         *,
         name: str = "",
         bank: str = "",
+        window: Window | None = None,
     ) -> tuple[TemplateInfo, bool]:
         """Add an annotated image to a bank, which is made where there is none of that name.
 
@@ -190,7 +194,9 @@ class VessaEngine:
                 f"classes: {len(classes)}, expected at most {self.settings.max_classes}",
                 field="classes",
             )
-        return self.banks.get(bank, create=True).add(stored.pixels, labels, classes, name=name)
+        return self.banks.get(bank, create=True).add(
+            stored.pixels, labels, classes, name=name, window=window
+        )
 
     def encode_templates(self, bank: str, templates: Sequence[TemplateInfo]) -> Steps:
         """Encode templates, whole and close, before a request needs them."""

@@ -175,6 +175,7 @@ class Assistant:
         return [
             SegmentationRequest(
                 image=item.image,
+                window=item.window,
                 volume=item.volume if region is None else (),
                 region=region,
                 class_names=self.classes,

@@ -88,6 +88,7 @@ def fill(config: TrainConfig, chosen: Sequence[Slice], advance: Callable[[], obj
             assert item.labels is not None
             name = wire.template_name(item.key)
             add = partial(client.add_template, item.image, item.labels, definitions, name=name)
+            add = partial(add, window=item.window)
             try:
                 _, created = connection.reached(assistant, classes, add)
             except AssistantError as error:

@@ -37,6 +37,11 @@ class Slice:
     _limits: dict[frame.Roi | None, frame.Window] = field(default_factory=dict, repr=False)
     _reduced: dict[tuple[int, frame.Roi | None], Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def window(self) -> frame.Window | None:
+        """What VESSA sees of ``image``; None for percentiles."""
+        return frame.BYTES if self.windowed else None
+
     def limits(self, roi: frame.Roi | None = None) -> frame.Window:
         """What is black and white. Percentiles are slow to find, and needed at every draw."""
         if roi not in self._limits:

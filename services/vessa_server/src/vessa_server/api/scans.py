@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from vessa_client import SegmentationResult, VessaError, VolumeRequest
 from vessa_client.files import ImageFile
+from vessa_client.windows import AUTOMATIC
 from vessa_server.api import volumes
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
@@ -27,11 +28,14 @@ class OpenedScan:
 def open_scan(
     service: Service, share: Share, file: ImageFile, request: VolumeRequest
 ) -> OpenedScan:
-    """Take in all slices of a scan.
+    """Take in all slices of a scan; CT has a window, whether or not the request says one.
 
     Raises:
         VessaError: the request is wrong, or the scan is too large.
     """
+    if request.window is None:
+        templates = service.engine.banks.get(request.bank).snapshot().templates
+        request = replace(request, window=AUTOMATIC.of(file, templates).window)
     incoming = IncomingVolume(request, file.depth, None, service, share)
     for index in range(file.depth):
         incoming.add(index, partial(file.slice, index))

@@ -32,7 +32,7 @@ from vessa_client import (
     TemplateInfo,
     UnavailableError,
 )
-from vessa_client._types import ImageInput
+from vessa_client._types import ImageInput, Window
 from vessa_server.api.lanes import Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
@@ -228,6 +228,7 @@ class Service:
         classes: Sequence[ClassDefinition],
         name: str,
         bank: str = "",
+        window: Window | None = None,
     ) -> tuple[TemplateInfo, bool]:
         """Add a template, and encode it when nobody else needs the device.
 
@@ -236,7 +237,9 @@ class Service:
 
         def add() -> tuple[TemplateInfo, bool]:
             check_template(self.engine.images.resolve(image).pixels)
-            return self.engine.add_template(image, labels, classes, name=name, bank=bank)
+            return self.engine.add_template(
+                image, labels, classes, name=name, bank=bank, window=window
+            )
 
         info, created = await self.work(add)
         if created:

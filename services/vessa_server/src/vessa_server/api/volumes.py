@@ -20,6 +20,7 @@ from vessa_client import (
     VolumeRequest,
 )
 from vessa_client._types import ImageInput
+from vessa_client.wire import check_window
 from vessa_server.api import errors
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
@@ -56,6 +57,7 @@ class IncomingVolume:
     digest: str = ""
 
     def __post_init__(self) -> None:
+        check_window(self.request.window)
         self._store = self.service.engine.images
         self._came: set[int] = set()
         if self.reference is not None:
@@ -81,6 +83,7 @@ class IncomingVolume:
             image=image,
             class_names=wanted.class_names,
             text=wanted.text,
+            window=wanted.window,
             student_mask=mask,
             top_k=wanted.top_k,
             template_ids=wanted.template_ids,

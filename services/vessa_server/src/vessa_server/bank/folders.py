@@ -39,7 +39,7 @@ from vessa_server.bank.files import (
     sync_folder,
     write_file,
 )
-from vessa_server.bank.index import TEMPLATES_FOLDER, Index, as_template
+from vessa_server.bank.index import TEMPLATES_FOLDER, Index, as_json, as_template
 from vessa_server.bank.template import Template
 
 RECORD_FILE, RECORD_FORMAT = "template.json", 1
@@ -89,7 +89,7 @@ class Record:
         content = {
             "format": RECORD_FORMAT,
             "added": self.added,
-            "template": dataclasses.asdict(self.info),
+            "template": as_json(self.info),
             "classes": [dataclasses.asdict(c) for c in self.classes],
         }
         return json.dumps(content, indent=2).encode()

@@ -90,7 +90,7 @@ def write_index(folder: Path, index: Index) -> None:
     """
     body = {
         "classes": [dataclasses.asdict(c) for c in index.classes],
-        "templates": [dataclasses.asdict(t) for t in index.templates],
+        "templates": [as_json(t) for t in index.templates],
     }
     content = {
         "format": FORMAT_VERSION,
@@ -139,13 +139,27 @@ def way_out(folder: Path) -> str:
     )
 
 
+def as_json(template: TemplateInfo) -> dict[str, Any]:
+    """A template as a JSON object; older versions read those without a window."""
+    content = dataclasses.asdict(template)
+    if template.window is None:
+        del content["window"]
+    return content
+
+
 def as_template(content: dict[str, Any]) -> TemplateInfo:
     """A template from its JSON object.
 
     Raises:
         ValueError, KeyError, TypeError: it is none.
     """
-    template = TemplateInfo(**{**content, "class_names": tuple(content["class_names"])})
+    window = content.get("window")
+    if window is not None:
+        low, high = map(float, window)
+        window = low, high
+    template = TemplateInfo(
+        **{**content, "class_names": tuple(content["class_names"]), "window": window}
+    )
     if not is_template_id(template.template_id):
         raise ValueError(f"template_id {template.template_id!r}, expected {_ID.pattern}")
     return template

@@ -85,7 +85,8 @@ def _record_of(path: Path, remains: Index, names: list[str]) -> Record:
     ]
     for record in known:
         size = (record.info.height, record.info.width)
-        fits = template_id(content, record.info.class_names) == record.info.template_id
+        found = template_id(content, record.info.class_names, record.info.window)
+        fits = found == record.info.template_id
         if fits and record.info.template_id == path.name and size == (height, width):
             return record
     num_classes = int(labels.max())

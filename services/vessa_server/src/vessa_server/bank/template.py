@@ -17,7 +17,8 @@ from vessa_client import (
     TemplateInfo,
     UInt8Array,
 )
-from vessa_client.wire import MAX_NAME_LENGTH, image_digest
+from vessa_client._types import Window
+from vessa_client.wire import MAX_NAME_LENGTH, check_window, image_digest
 from vessa_server.bank.files import to_storable
 from vessa_server.bank.index import ID_DIGITS
 
@@ -46,12 +47,14 @@ class TemplateEntry:
         classes: names and descriptions; those without a labelled pixel are left out of the
             template; their descriptions are kept until a template shows them.
         name: free name, for people.
+        window: intensities that become black and white; without it, its own percentiles.
     """
 
     image: AnyArray
     labels: AnyArray
     classes: Iterable[ClassDefinition]
     name: str = ""
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def prepare(entry: TemplateEntry) -> PreparedTemplate:
     definitions = tuple(entry.classes)
     _check_classes(definitions)
     check_text("name", entry.name, MAX_NAME_LENGTH)
+    check_window(entry.window)
     image = to_storable(entry.image)
     labels = _check_labels(image, entry.labels, len(definitions))
     present = [i for i in range(1, len(definitions) + 1) if bool((labels == i).any())]
@@ -85,11 +89,12 @@ def prepare(entry: TemplateEntry) -> PreparedTemplate:
         labels = values[labels]
     class_names = tuple(definitions[i - 1].name for i in present)
     info = TemplateInfo(
-        template_id=template_id(content_of(image, labels), class_names),
+        template_id=template_id(content_of(image, labels), class_names, entry.window),
         name=entry.name,
         height=labels.shape[0],
         width=labels.shape[1],
         class_names=class_names,
+        window=entry.window,
     )
     return PreparedTemplate(Template(info, image, labels), definitions)
 
@@ -99,9 +104,10 @@ def content_of(image: AnyArray, labels: AnyArray) -> str:
     return "\0".join((image_digest(image), image_digest(labels)))
 
 
-def template_id(content: str, class_names: tuple[str, ...]) -> str:
+def template_id(content: str, class_names: tuple[str, ...], window: Window | None = None) -> str:
     """Id of a template: what it shows, and nothing else, decides it."""
-    text = "\0".join((content, *class_names))
+    seen = [] if window is None else [f"{window[0]!r} {window[1]!r}"]
+    text = "\0".join((*seen, content, *class_names))
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
 

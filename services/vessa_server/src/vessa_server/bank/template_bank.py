@@ -31,6 +31,7 @@ from vessa_client import (
     NotFoundError,
     TemplateInfo,
 )
+from vessa_client._types import Window
 from vessa_server.bank import folders
 from vessa_server.bank.errors import BankError, BankFullError, as_bank_errors
 from vessa_server.bank.folders import TemplateFolders, encode_files
@@ -165,6 +166,7 @@ class TemplateBank:
         classes: Iterable[ClassDefinition],
         *,
         name: str = "",
+        window: Window | None = None,
     ) -> tuple[TemplateInfo, bool]:
         """Add a template; adding the same content again changes nothing.
 
@@ -179,7 +181,7 @@ class TemplateBank:
             BankFullError: the disk is full.
             BankError: the bank cannot be changed.
         """
-        entry = TemplateEntry(image=image, labels=labels, classes=classes, name=name)
+        entry = TemplateEntry(image=image, labels=labels, classes=classes, name=name, window=window)
         return self._add([prepare(entry)])[0]
 
     def add_many(self, entries: Iterable[TemplateEntry]) -> tuple[tuple[TemplateInfo, bool], ...]:

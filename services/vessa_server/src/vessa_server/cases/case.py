@@ -122,12 +122,12 @@ class Case:
     @property
     def key(self) -> Hashable:
         """All that its own answer depends on."""
-        return self.scan.sha256, self.volume_key, self.canvas
+        return self.scan.key, self.volume_key, self.canvas
 
     @property
     def volume_key(self) -> Hashable:
         """The same, without the image."""
-        return tuple(scan.sha256 for scan in self.volume), self.plan.key
+        return tuple(scan.key for scan in self.volume), self.plan.key
 
     @property
     def whole(self) -> Canvas:

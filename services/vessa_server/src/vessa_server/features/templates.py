@@ -238,7 +238,7 @@ class TemplateFeatureStore:
 
     def _unit(self, template: Template, crop: Crop | None) -> Floats:
         """The template on its canvas in [0, 1], (1 or 3, H, W)."""
-        unit = intensity.unit_range(template.image)
+        unit = intensity.unit_range(template.image, template.info.window)
         placed: Floats = self._placement(template, crop).place(unit).numpy()
         return placed
 

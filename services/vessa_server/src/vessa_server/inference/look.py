@@ -52,12 +52,12 @@ class Look:
     @property
     def image_key(self) -> Hashable:
         """All that the image's features depend on."""
-        return "image", self.scan.sha256, self.canvas, self.reads
+        return "image", self.scan.key, self.canvas, self.reads
 
     @property
     def condition_key(self) -> Hashable:
         """All that steps 1 to 4 depend on."""
-        return "conditioned", self.scan.sha256, self.canvas, self.plan.condition_key
+        return "conditioned", self.scan.key, self.canvas, self.plan.condition_key
 
 
 @dataclass(frozen=True)

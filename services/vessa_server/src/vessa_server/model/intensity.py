@@ -17,19 +17,24 @@ FLOAT32_LIMITS = (2.0**-100, 2.0**100)
 COUNTED_AT_ONCE = 2**17
 
 
-def unit_range(image: npt.NDArray[np.generic]) -> Tensor:
-    """Scale an image to [0, 1] by robust percentiles.
+def unit_range(image: npt.NDArray[np.generic], window: tuple[float, float] | None = None) -> Tensor:
+    """Scale an image to [0, 1] by a window, or by robust percentiles.
 
-    The unit does not matter: multiplied by any factor, or shifted, an image gives the same up to
-    rounding. A constant image gives zeros.
+    By percentiles the unit does not matter: multiplied by any factor, or shifted, an image gives
+    the same up to rounding. A constant image gives zeros.
 
     Args:
         image: (H, W) or (H, W, 3), any real dtype, finite.
+        window: intensities that become 0 and 1, the first below the second.
 
     Returns:
         (1, H, W) or (3, H, W), float32.
     """
     planes: npt.NDArray[Any] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    if window is not None:
+        low, high = window
+        seen = np.clip(planes.astype(np.float64, order="C"), low, high)
+        return torch.from_numpy(((seen - low) / (high - low)).astype(np.float32))
     if not _fits_float32(planes):
         planes = _near_one(planes)
     low, high = _limits(planes)

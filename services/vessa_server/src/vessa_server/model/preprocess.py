@@ -187,9 +187,11 @@ def focus(mask: npt.NDArray[np.bool_]) -> Crop | None:
     return Crop(top, left, tall, wide)
 
 
-def to_unit_range(image: npt.NDArray[np.generic]) -> Tensor:
+def to_unit_range(
+    image: npt.NDArray[np.generic], window: tuple[float, float] | None = None
+) -> Tensor:
     """:func:`.intensity.unit_range` with three channels; those of grey images share memory."""
-    return intensity.unit_range(image).expand(3, -1, -1)
+    return intensity.unit_range(image, window).expand(3, -1, -1)
 
 
 def normalise(unit_B3HW: Tensor, config: VessaConfig) -> Tensor:

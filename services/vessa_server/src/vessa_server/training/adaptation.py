@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vessa_client import AnyArray, UInt8Array
+from vessa_client import UInt8Array
 from vessa_server.bank import Template, TemplateBank
 from vessa_server.model import checkpoint
 from vessa_server.model.config import VessaConfig
@@ -71,7 +71,7 @@ def bank_pack(bank: TemplateBank, side: int) -> Pack:
     order = [text.name for text in texts]
     slices = [
         PackedSlice(
-            image=_bytes(template.image), labels=_labels(template, order), subject=info.template_id
+            image=_bytes(template), labels=_labels(template, order), subject=info.template_id
         )
         for info in listing.templates
         for template in [bank.load(info)]
@@ -80,10 +80,11 @@ def bank_pack(bank: TemplateBank, side: int) -> Pack:
     return pack.build([(source, slices)], side)
 
 
-def _bytes(image: AnyArray) -> UInt8Array:
-    if image.dtype == np.uint8:
+def _bytes(template: Template) -> UInt8Array:
+    image, window = template.image, template.info.window
+    if image.dtype == np.uint8 and window is None:
         return np.asarray(image, dtype=np.uint8)
-    scaled = (255 * to_unit_range(image)).round().to(torch.uint8).numpy()
+    scaled = (255 * to_unit_range(image, window)).round().to(torch.uint8).numpy()
     return np.ascontiguousarray(scaled[0] if image.ndim == 2 else scaled.transpose(1, 2, 0))
 
 

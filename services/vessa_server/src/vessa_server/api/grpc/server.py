@@ -155,7 +155,12 @@ class PseudoLabelServicer(pb_grpc.PseudoLabelServiceServicer):
                 lambda: _template(request, self.service)
             )
             info, created = await self.service.add_template(
-                image, labels, classes, request.name, request.bank
+                image,
+                labels,
+                classes,
+                request.name,
+                request.bank,
+                convert.window_from_message(request),
             )
             listing = await self.service.listing(request.bank)
             return pb.AddTemplateResponse(

@@ -19,6 +19,7 @@ from vessa_client import (
 )
 from vessa_client.annotated import LabelScheme
 from vessa_client.files import ImageFile
+from vessa_client.windows import AUTOMATIC
 from vessa_server.api.monailabel import scans, uploads
 from vessa_server.api.monailabel.context import MODEL, LabelApp
 from vessa_server.api.monailabel.datastore import FINAL
@@ -61,7 +62,8 @@ async def put(
             if tag != FINAL:
                 app.store.put_label(name, tag, received, params)
                 return name, []
-            entries = _entries(app, source, annotation, params)
+            templates = app.service.engine.banks.get(bank).snapshot().templates
+            entries = _entries(app, source, annotation, params, templates)
             return name, _replace(app, name, received, bank, entries, params)
 
     name, created = await app.change(change)
@@ -109,7 +111,11 @@ def _delete(app: LabelApp, record: dict[str, Any], keep: Sequence[str]) -> None:
 
 
 def _entries(
-    app: LabelApp, source: ImageFile, annotation: ImageFile, params: dict[str, Any]
+    app: LabelApp,
+    source: ImageFile,
+    annotation: ImageFile,
+    params: dict[str, Any],
+    templates: Sequence[TemplateInfo],
 ) -> list[TemplateEntry]:
     """The annotated slices as templates; none where nothing is labelled."""
     values = [int(value) for value in np.unique(annotation.pixels) if value]
@@ -117,6 +123,7 @@ def _entries(
         return []
     scheme = _scheme(params, values)
     engine = app.service.engine
+    source = AUTOMATIC.of(source, templates)
     if len(values) > engine.settings.max_classes:
         raise InvalidRequestError(
             f"label: {len(values)} labels, expected at most {engine.settings.max_classes}",
@@ -128,7 +135,11 @@ def _entries(
         check_template(stored.pixels)
         entries.append(
             TemplateEntry(
-                image=stored.pixels, labels=cut.labels, classes=scheme.classes, name=cut.name
+                image=stored.pixels,
+                labels=cut.labels,
+                classes=scheme.classes,
+                name=cut.name,
+                window=cut.window,
             )
         )
     return entries

@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from vessa_client import InvalidRequestError
+from vessa_client._types import Window
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 _FLAGS = {"": False, **dict.fromkeys(("0", "false", "off", "no"), False)}
@@ -19,6 +20,9 @@ _FLAGS |= dict.fromkeys(("1", "true", "on", "yes"), True)
 
 # A file's content, in OpenAPI.
 FILE = {"type": "string", "format": "binary"}
+
+
+WINDOW = {"type": "string", "description": "Intensities that are seen: LOW,HIGH."}
 
 
 def described(properties: Mapping[str, Any], required: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +84,23 @@ class Form:
                 f"{name}: {text[:20]!r}, expected an integer from 0", field=name
             )
         return int(text)
+
+    def window(self) -> Window | None:
+        """Intensities that become black and white: LOW,HIGH.
+
+        Raises:
+            InvalidRequestError: it is something else.
+        """
+        text = self.text("window").strip()
+        if not text:
+            return None
+        try:
+            low, high = map(float, text.split(","))
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"window: {text[:40]!r}, expected LOW,HIGH such as -160,240", field="window"
+            ) from error
+        return low, high
 
     def flag(self, name: str) -> bool:
         """Whether a box is ticked.

@@ -37,7 +37,16 @@ MASK_LIMITS = images.ImageLimits(max_bytes=1 << 26, max_side=1 << 12)
 # Values of a JSON body: many small ones take far more memory than their text.
 MAX_JSON_VALUES = 100_000
 FORM_FILES = ("image", "student_mask", "volume")
-FORM_TEXTS = ("class_names", "text", "top_k", "template_ids", "policy_off", "bank", "explain")
+FORM_TEXTS = (
+    "class_names",
+    "text",
+    "top_k",
+    "template_ids",
+    "policy_off",
+    "bank",
+    "explain",
+    "window",
+)
 SEVERAL = ("class_names", "template_ids", "policy_off")
 
 
@@ -61,6 +70,9 @@ class PseudoLabelJson(BaseModel):
     )
     bank: str = Field("", description="Name of the bank; empty means the server's default.")
     explain: bool = False
+    window: tuple[float, float] | None = Field(
+        None, description="Intensities that become black and white."
+    )
 
 
 _BODY = forms.described(
@@ -79,6 +91,7 @@ _BODY = forms.described(
         "policy_off": {"type": "string", "description": "Comma-separated."},
         "bank": {"type": "string"},
         "explain": {"type": "boolean"},
+        "window": forms.WINDOW,
     },
     ["image"],
 )
@@ -178,6 +191,7 @@ def _from_form(form: Form, files: dict[str, list[bytes]]) -> SegmentationRequest
         policy_off=form.names("policy_off"),
         bank=form.text("bank"),
         explain=form.flag("explain"),
+        window=form.window(),
     )
 
 
@@ -213,6 +227,7 @@ def _from_json(data: bytes) -> SegmentationRequest:
         policy_off=tuple(body.policy_off),
         bank=body.bank,
         explain=body.explain,
+        window=body.window,
     )
 
 

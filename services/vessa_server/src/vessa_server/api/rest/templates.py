@@ -13,7 +13,7 @@ from vessa_server.api.rest.segment import label_pixels
 from vessa_server.api.service import Service
 
 FORM_FILES = ("image", "labels")
-FORM_TEXTS = ("class_names", "descriptions", "name", "bank")
+FORM_TEXTS = ("class_names", "descriptions", "name", "bank", "window")
 FORM_SCHEMA: dict[str, Any] = {
     "requestBody": forms.described(
         {
@@ -32,6 +32,7 @@ FORM_SCHEMA: dict[str, Any] = {
                 "type": "string",
                 "description": "Name of the bank, made where there is none.",
             },
+            "window": forms.WINDOW,
         },
         ["image", "labels", "class_names"],
     ),
@@ -64,7 +65,7 @@ def templates_router(service: Service) -> APIRouter:
             image, labels = [await _read(form, name) for name in FORM_FILES]
         label_map = await service.work(lambda: label_pixels(labels, "labels"))
         info, created = await service.add_template(
-            image, label_map, _classes(form), form.text("name"), form.text("bank")
+            image, label_map, _classes(form), form.text("name"), form.text("bank"), form.window()
         )
         return {**vars(info), "created": created}
 

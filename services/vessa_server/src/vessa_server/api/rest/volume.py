@@ -44,6 +44,7 @@ FORM_TEXTS = (
     "policy_off",
     "bank",
     "explain",
+    "window",
     "axis",
 )
 FORM_SCHEMA: dict[str, Any] = {
@@ -60,6 +61,7 @@ FORM_SCHEMA: dict[str, Any] = {
             "policy_off": {"type": "string", "description": "Comma-separated."},
             "bank": {"type": "string"},
             "explain": {"type": "boolean"},
+            "window": forms.WINDOW,
             "axis": {
                 "type": "integer",
                 "description": "Slicing axis: 0 from left to right, 1 from back to "
@@ -158,6 +160,7 @@ def _open(service: Service, form: Form, share: Share) -> OpenedScan:
         policy_off=form.names("policy_off"),
         bank=form.text("bank"),
         explain=form.flag("explain"),
+        window=form.window(),
     )
     file = uploads.read_volume(form, service.settings.max_queue_bytes, axis)
     return open_scan(service, share, file, request)
