@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import nrrd
+import nrrd  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import SimpleITK
@@ -136,7 +136,11 @@ def test_volumes_stay_where_they_are_for_nnunet(tmp_path: Path) -> None:
     assert facts["channel_names"] == {"0": "CT"}
     assert [f.name for f in (out / "imagesTs").iterdir()] == ["b_ü_x_1_0000.nii.gz"]
     expected = np.select([labels == 7, labels == 1], [1, 2])
-    for name, voxels in (("a_scan", values(1)), ("b_scan", values(2)), ("c", values(4) / 8)):
+    for name, voxels in (
+        ("a_scan", values(1)),
+        ("b_scan", values(2)),
+        ("c", values(4).astype(float) / 8),
+    ):
         image = nib.load(out / "imagesTr" / f"{name}_0000.nii.gz")
         assert np.array_equal(image.get_fdata(), voxels)
         assert np.allclose(image.affine, AFFINE, atol=1e-5)
@@ -261,6 +265,8 @@ def test_wrong_options_say_how_to_mend_them(tmp_path: Path) -> None:
     scan(source / "a.nii.gz", 1, labels_of())
     words = ("nnunet", source, "-c", "one", "-c", "two", *CT, "-o")
     assert "such as heart/Dataset501_Heart" in vessa(*words, "heart").stderr
+    missing = vessa("nnunet", tmp_path / "no", "-c", "one", *CT, "-o", out).stderr
+    assert "no: no such file or folder" in missing
     assert "--class: missing" in vessa("nnunet", source, *CT, "-o", out).stderr
     ignored = vessa("nnunet", source, "-c", "ignore", "-c", "two", *CT, "-o", out).stderr
     assert "--class: 'ignore' means something else to nnU-Net" in ignored

@@ -122,6 +122,8 @@ def find(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path, Path
     Raises:
         FileError: no image has one.
     """
+    if not image.exists():
+        raise files.FileError(f"{image}: no such file or folder")
     if files.is_image(image) or not image.is_dir():
         found = labels or files.find_label(image, suffix)
         if found is not None and found.is_dir():
@@ -218,6 +220,8 @@ def _scheme(
     for kind, found in (("value", values), ("name", [c.name for c in classes])):
         if len(set(found)) < len(found):
             raise files.FileError(f"--class: a {kind} is there twice")
+    if not all(c.name for c in classes):
+        raise files.FileError("--class: one has no name; give NAME, or VALUE=NAME")
     return LabelScheme(classes, values, chosen=chosen)
 
 

@@ -184,7 +184,7 @@ def _names(images: Sequence[Path], folder: Path) -> list[str]:
     for image in images:
         place = files.place_below(image, folder) if folder.is_dir() else Path()
         parts = (*place.parts, files.own_stem(image))
-        plain = re.sub(r"[^\w-]+", "_", "_".join(parts)).strip("_") or "case"
+        plain = re.sub(r"[^\w-]+", "_", "_".join(parts)).strip("_-") or "case"
         name, number = plain, 1
         while taken[name.casefold()]:
             number += 1
