@@ -80,7 +80,7 @@ def structures(labels_HW: UInt8Array) -> Iterator[dict[str, Any]]:
             "segmentation": run_lengths(mask_HW),
             "area": int(mask_HW.sum()),
             "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
-            "iscrowd": 1,  # as the format has run lengths
+            "iscrowd": 0,  # else evaluation and trainers pass over it
         }
 
 
