@@ -270,6 +270,19 @@ def test_a_folder_is_labelled_with_volumes_whole_and_pictures_in_flight(
         assert len(list(csv.DictReader(stream))) == 8
 
 
+def test_what_was_labelled_goes_out_with_its_classes(target: str, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    volume = write_volume(folder / "deep" / "v.nii.gz", 0)
+    assert vessa(target, "label", folder, "-o", out, "-c", "3=disc").exit_code == 0
+    raw = tmp_path / "Dataset001_Disc"
+    words = ("export", "nnunet", folder, out, "--channel", "MRI", "--least-iou", 0.5, "-o", raw)
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 0, result.output
+    assert json.loads((raw / "dataset.json").read_text())["labels"] == {"background": 0, "disc": 1}
+    labels = read_volume(raw / "labelsTr" / "deep_v.nii.gz")
+    assert np.array_equal(labels, expected_labels(volume))
+
+
 def test_volumes_alone_share_the_stream_and_are_written_whole(
     servicer: Notes, target: str, tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
             words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
             if not words or words[0] not in applications or len(words) < 2 or "|" in line:
                 continue
-            command = words[1:3] if words[1] == "templates" else words[1:2]
+            command = words[1:3] if words[1] in ("templates", "export") else words[1:2]
             shown = CliRunner().invoke(
                 applications[words[0]], [*command, "--help"], env={"COLUMNS": "200"}
             )

@@ -38,6 +38,7 @@ def test_labels_are_named_in_order_or_by_value() -> None:
         (["3=a", "b"], "some have a value"),
         (["3=a", "3=b"], "a value is there twice"),
         (["a", "a: another"], "a name is there twice"),
+        (["a", ": dark"], "one has no name"),
         (["0=a"], r"expected 1\.\.255"),
         (["256=a"], r"expected 1\.\.255"),
     ],

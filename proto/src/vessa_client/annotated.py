@@ -107,7 +107,12 @@ def read_scheme(path: Path) -> LabelScheme:
 
 
 def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path, Path]]:
-    """Images and their label files; images of a folder without one are left out.
+    """As :func:`find`, without the images that have no label file."""
+    return [(path, found) for path, found in find(image, labels, suffix) if found is not None]
+
+
+def find(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path, Path | None]]:
+    """Images, each with its label file or None.
 
     Args:
         image: an image, or a folder of images.
@@ -115,8 +120,10 @@ def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path
         suffix: what names of label files have after the image's.
 
     Raises:
-        FileError: there are none.
+        FileError: no image has one.
     """
+    if not image.exists():
+        raise files.FileError(f"{image}: no such file or folder")
     if files.is_image(image) or not image.is_dir():
         found = labels or files.find_label(image, suffix)
         if found is not None and found.is_dir():
@@ -131,13 +138,12 @@ def find_pairs(image: Path, labels: Path | None, suffix: str) -> list[tuple[Path
     pairs = [
         (path, files.find_label(path, suffix, labels)) for path in files.find_images(image, suffix)
     ]
-    annotated = [(path, found) for path, found in pairs if found is not None]
-    if not annotated:
+    if not any(found for _, found in pairs):
         where = labels or image
         raise files.FileError(
             f"{where}: no label file (NAME{suffix}) of any of {len(pairs)} images"
         )
-    return annotated
+    return pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +170,15 @@ def read_pair(
     return source, annotation
 
 
+def numbers(annotation: files.ImageFile, scheme: LabelScheme) -> list[UInt8Array]:
+    """Labels 1, 2, ... of each slice of a label file.
+
+    Raises:
+        FileError: there is a value without a class.
+    """
+    return [scheme.to_numbers(plane, str(annotation.path)) for plane in annotation.slices()]
+
+
 def cut(
     source: files.ImageFile, annotation: files.ImageFile, scheme: LabelScheme, most: int
 ) -> list[AnnotatedSlice]:
@@ -178,11 +193,12 @@ def cut(
     Raises:
         FileError: labels show nothing, or have an unnamed value.
     """
-    name_of_file = str(annotation.path)
-    planes = [scheme.to_numbers(plane, name_of_file) for plane in annotation.slices()]
+    planes = numbers(annotation, scheme)
     annotated = [index for index, plane in enumerate(planes) if plane.any()]
     if not annotated:
-        raise files.FileError(f"{name_of_file}: no pixel is labelled {' or '.join(scheme.names)}")
+        raise files.FileError(
+            f"{annotation.path}: no pixel is labelled {' or '.join(scheme.names)}"
+        )
     picks = np.linspace(0, len(annotated) - 1, min(most, len(annotated))).round().astype(int)
     found = []
     for index in (annotated[position] for position in picks):
@@ -199,6 +215,8 @@ def _scheme(
     for kind, found in (("value", values), ("name", [c.name for c in classes])):
         if len(set(found)) < len(found):
             raise files.FileError(f"--class: a {kind} is there twice")
+    if not all(c.name for c in classes):
+        raise files.FileError("--class: one has no name; give NAME, or VALUE=NAME")
     return LabelScheme(classes, values, chosen=chosen)
 
 

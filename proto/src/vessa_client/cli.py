@@ -15,6 +15,7 @@ from rich.table import Table
 from vessa_client._options import DEFAULT_TARGET
 from vessa_client.cli_bank import bank
 from vessa_client.cli_check import check
+from vessa_client.cli_export import export
 from vessa_client.cli_options import (
     Alone,
     AsJson,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 app = command_line("vessa-client", "Segment medical images with a VESSA server.", project_defaults)
 app.add_typer(templates, name="templates")
 app.add_typer(bank, name="bank")
+app.add_typer(export, name="export")
 app.command()(check)
 
 
@@ -146,13 +148,14 @@ def label(
     a DICOM segmentation besides), NAME_confidence, index.html with a picture of each image, the
     least sure first, and summary.csv. labelled.json keeps what each was made with.
     """
-    from vessa_client import annotated, files, windows
+    from vessa_client import annotated, windows
     from vessa_client.labelling import LabelJob, label_folder
+    from vessa_client.results import inputs
 
     scheme = annotated.parse(classes) if classes else None
     seen = windows.parse(window)
     job = LabelJob(folder, out, scheme, in_flight, seen, axis, frame, alone, overwrite)
-    images = files.find_inputs(folder, out, out / "previews", endings=("_pseudo", "_confidence"))
+    images = inputs(folder, out)
     with connect(server, token, bank) as client, progress_bar() as progress:
         task = progress.add_task("Labelling", total=len(images), note="")
         done = skipped = failed = 0

@@ -47,6 +47,26 @@ Classes = Annotated[
         "Default: all.",
     ),
 ]
+LabelFiles = Annotated[
+    Path | None,
+    typer.Argument(help="Label file, or a folder of them. Default: NAME_gt beside the image."),
+]
+LabelClasses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        "-c",
+        help='Label 1, 2, ..., in order: "name" or "name: description"; or by its value: "3=name", '
+        "then other values are background.",
+    ),
+]
+LabelNames = Annotated[
+    Path | None,
+    typer.Option(help="File that names labels: ITK-SNAP's descriptions, or dataset.json."),
+]
+LabelsSuffix = Annotated[
+    str, typer.Option(help="What the names of label files have after the image's.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Axis = Annotated[
     int | None,

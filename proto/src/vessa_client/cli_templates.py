@@ -17,6 +17,10 @@ from vessa_client.cli_options import (
     Axis,
     Bank,
     Frame,
+    LabelClasses,
+    LabelFiles,
+    LabelNames,
+    LabelsSuffix,
     Server,
     Token,
     WindowText,
@@ -39,26 +43,10 @@ def templates_add(
     image: Annotated[
         Path, typer.Argument(help="Image, volume, DICOM series, or a folder of annotated ones.")
     ],
-    labels: Annotated[
-        Path | None,
-        typer.Argument(help="Label file, or a folder of them. Default: NAME_gt beside the image."),
-    ] = None,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class",
-            "-c",
-            help='Label 1, 2, ..., in order: "name" or "name: description"; or by its value: '
-            '"3=name", then other values are background.',
-        ),
-    ] = None,
-    label_names: Annotated[
-        Path | None,
-        typer.Option(help="File that names labels: ITK-SNAP's descriptions, or dataset.json."),
-    ] = None,
-    labels_suffix: Annotated[
-        str, typer.Option(help="What the names of label files have after the image's.")
-    ] = "_gt",
+    labels: LabelFiles = None,
+    classes: LabelClasses = None,
+    label_names: LabelNames = None,
+    labels_suffix: LabelsSuffix = "_gt",
     max_slices: Annotated[
         int, typer.Option(min=1, help="Most slices of a volume, evenly spaced.")
     ] = 32,

@@ -19,6 +19,27 @@ from vessa_client.records import Record, Records, Settings, digest
 
 # Of a volume, in its picture; and templates that are named there.
 SLICES_SHOWN, TEMPLATES_SHOWN = 8, 3
+PSEUDO, CONFIDENCE = "_pseudo", "_confidence"
+PREVIEWS = "previews"
+
+
+def inputs(folder: Path, out: Path) -> list[Path]:
+    """Images of a folder that is labelled into ``out``; no results are among them.
+
+    Raises:
+        FileError: the folder is missing, or there are no images.
+    """
+    return files.find_inputs(folder, out, out / PREVIEWS, endings=(PSEUDO, CONFIDENCE))
+
+
+def name_below(image: Path, folder: Path) -> str:
+    """Of an image of a labelled folder, as records have it."""
+    return image.name if image == folder else image.relative_to(folder).as_posix()
+
+
+def label_map(image: Path, folder: Path, out: Path) -> Path:
+    """Where the label map of an image of a labelled folder is."""
+    return files.output_path(out / files.place_below(image, folder), image, PSEUDO)
 
 
 @dataclass
@@ -43,10 +64,6 @@ class Results:
     records: Records
     templates: Sequence[TemplateInfo]
 
-    def name(self, image: Path) -> str:
-        """Of an image below the folder."""
-        return image.name if image == self.folder else image.relative_to(self.folder).as_posix()
-
     def place(self, image: Path) -> Path:
         """Folder of an image's results: the same place below ``out`` as below ``folder``."""
         return self.out / files.place_below(image, self.folder)
@@ -57,8 +74,8 @@ class Results:
         Raises:
             FileError: it has other classes, and is not to be overwritten.
         """
-        target = files.output_path(self.place(path), path, "_pseudo")
-        state, how = self.records.state(self.name(path), target, self.settings)
+        target = label_map(path, self.folder, self.out)
+        state, how = self.records.state(name_below(path, self.folder), target, self.settings)
         if state == "edited":
             return "kept", "edited since; remove one to have it labelled anew"
         if state == "missing" or (self.overwrite and state != "made"):
@@ -72,10 +89,10 @@ class Results:
     def write(self, image: files.ImageFile, results: Sequence[SegmentationResult]) -> str:
         """Write what was found in an image; returns what could not be written, in words."""
         place, message = self.place(image.path), ""
-        picture = self.out / "previews" / files.place_below(image.path, self.folder)
+        picture = self.out / PREVIEWS / files.place_below(image.path, self.folder)
         picture /= f"{files.own_stem(image.path)}.png"
         files.write_picture(picture, _picture(image, results))
-        confidence = files.output_path(place, image.path, "_confidence")
+        confidence = files.output_path(place, image.path, CONFIDENCE)
         files.write_labels(confidence, [r.confidence for r in results], image)
         try:
             write_labels(place, image, results, self.scheme)
@@ -86,13 +103,13 @@ class Results:
             settings=replace(
                 self.settings, bank_version=first.bank_version, model=first.model_digest
             ),
-            digest=digest(files.output_path(place, image.path, "_pseudo")),
+            digest=digest(label_map(image.path, self.folder, self.out)),
             structures=_structures(results, self.scheme),
             templates=self._templates(results),
             slices=image.depth,
             picture=picture.relative_to(self.out).as_posix(),
         )
-        self.records = self.records.with_entry(self.name(image.path), record)
+        self.records = self.records.with_entry(name_below(image.path, self.folder), record)
         return message
 
     def finish(self) -> None:
@@ -136,10 +153,10 @@ def write_labels(
         FileError: no segmentation object can refer to the series; the label map is written.
     """
     labels = [result.labels for result in results]
-    written = [files.output_path(folder, image.path, "_pseudo")]
+    written = [files.output_path(folder, image.path, PSEUDO)]
     try:
         if files.is_dicom(image.path):
-            seg = folder / f"{files.own_stem(image.path)}_pseudo.dcm"
+            seg = folder / f"{files.own_stem(image.path)}{PSEUDO}.dcm"
             names = [found.class_name for found in results[0].classes]
             model = f"VESSA {results[0].model_digest[:12]}"
             files.write_segmentation(seg, labels, image, names, model=model)

@@ -23,10 +23,12 @@ from vessa_client.files._names import (
     place_below,
     stem,
 )
-from vessa_client.files._reading import acquired_axis, read
+from vessa_client.files._reading import acquired_axis, modality, read
 from vessa_client.files._volumes import from_nifti, to_nifti
 from vessa_client.files._writing import (
+    new_folder,
     write_bytes,
+    write_image,
     write_labels,
     write_picture,
     write_segmentation,
@@ -50,6 +52,8 @@ __all__ = [
     "is_dicom",
     "is_image",
     "is_volume",
+    "modality",
+    "new_folder",
     "output_path",
     "own_stem",
     "place_below",
@@ -61,6 +65,7 @@ __all__ = [
     "stem",
     "to_nifti",
     "write_bytes",
+    "write_image",
     "write_labels",
     "write_picture",
     "write_segmentation",

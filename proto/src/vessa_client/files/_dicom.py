@@ -103,7 +103,7 @@ def series(path: Path, frame: int | None = None) -> list[Frame]:
     Raises:
         FileError: as :func:`load`.
     """
-    frames = [plane for name, dataset in _datasets(path) for plane in _frames(name, dataset)]
+    frames = [plane for name, dataset in datasets(path) for plane in _frames(name, dataset)]
     if not frames:
         raise FileError(f"{path}: no DICOM images in it")
     _check_one_series(path, frames)
@@ -121,7 +121,8 @@ def series(path: Path, frame: int | None = None) -> list[Frame]:
     return frames
 
 
-def _datasets(path: Path) -> Iterator[tuple[str, Dataset]]:
+def datasets(path: Path) -> Iterator[tuple[str, Dataset]]:
+    """Those of a series' images, one after the other, with the names of their files."""
     import pydicom
 
     for name, content in _contents(path):

@@ -65,6 +65,19 @@ def read(
     return ImageFile(path, integers(path, pixels) if labels else pixels, None, None)
 
 
+def modality(path: Path) -> str | None:
+    """What a DICOM series says of how it was acquired, such as CT; None of other files.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if not _dicom.recognises(path):
+        return None
+    with reading(path):
+        first = next(_dicom.datasets(path), None)
+    return str(first[1].get("Modality") or "") or None if first else None
+
+
 def acquired_axis(path: Path) -> int | None:
     """Slicing axis that :func:`read` takes for a volume, by its header; None of a picture.
 

@@ -79,6 +79,18 @@ def to_nifti(labels: list[UInt8Array], like: ImageFile) -> nib.Nifti1Image:
     return nib.Nifti1Image(volume.reshape(like.stored.shape), like.stored.affine, header)
 
 
+def as_stored(image: ImageFile) -> nib.Nifti1Image:
+    """A volume as it is stored, its values in its unit, of four bytes at most."""
+    assert image.stored is not None
+    values = np.asanyarray(image.stored.dataobj)
+    if values.dtype.itemsize > 4:
+        values = values.astype(np.float32)
+    header = image.stored.header.copy()
+    header.set_data_dtype(values.dtype)
+    header.set_slope_inter(1, 0)
+    return nib.Nifti1Image(values, image.stored.affine, header)
+
+
 def _colours(pixels: AnyArray) -> AnyArray:
     """Colours of a dtype of several bytes as a last axis of three."""
     if pixels.dtype.names is None:

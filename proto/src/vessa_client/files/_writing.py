@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -12,8 +13,11 @@ from PIL import Image
 
 from vessa_client._types import AnyArray, UInt8Array
 from vessa_client.files import _dicom_seg, _nrrd
+from vessa_client.files._errors import FileError
 from vessa_client.files._image import ImageFile
-from vessa_client.files._volumes import to_nifti
+from vessa_client.files._volumes import as_stored, to_nifti
+
+FORMS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 
 
 def write_labels(
@@ -68,10 +72,49 @@ def write_volume(
     _atomically(path, lambda file: nib.save(image, file))
 
 
-def write_picture(path: Path, pixels: UInt8Array) -> None:
-    """Write a PNG."""
+def write_image(path: Path, image: ImageFile) -> None:
+    """Write an image as it lies in its file: NIfTI of a volume, PNG or TIFF of a picture.
+
+    Values of more than four bytes become float32.
+    """
+    if image.stored is None:
+        write_picture(path, image.pixels)
+        return
+    volume = as_stored(image)
+    _atomically(path, lambda file: nib.save(volume, file))
+
+
+def write_picture(path: Path, pixels: AnyArray) -> None:
+    """Write a PNG or a TIFF, as the name ends; floating point goes into a TIFF alone.
+
+    Raises:
+        FileError: the name ends otherwise.
+    """
+    form = FORMS.get(path.suffix.lower())
+    if form is None:
+        raise FileError(f"{path}: expected a name that ends in {', '.join(FORMS)}")
     picture = Image.fromarray(pixels)
-    _atomically(path, lambda file: picture.save(file, format="PNG"))
+    _atomically(path, lambda file: picture.save(file, format=form))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, whose content is at ``path`` when it is left without an error.
+
+    Raises:
+        FileError: it is there already, and not empty.
+    """
+    path = path.absolute()
+    there = path.exists()  # and maybe a mounted volume, or the working folder: it stays
+    if there and (not path.is_dir() or any(path.iterdir())):
+        raise FileError(f"{path}: is there already, expected a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path if there else path.parent, prefix=".") as scratch:
+        partial = Path(scratch) / path.name
+        partial.mkdir()
+        yield partial
+        for whole in sorted(partial.iterdir()) if there else [partial]:
+            os.replace(whole, path / whole.name if there else path)
 
 
 def write_text(path: Path, text: str) -> None:

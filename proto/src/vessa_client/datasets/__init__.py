@@ -1,0 +1,1 @@
+"""Annotated images and pseudo-labels as data sets of other programs: nnU-Net, MONAI, COCO."""
