@@ -90,7 +90,9 @@ def test_a_template_keeps_its_window_and_is_another_one_in_another(tmp_path: Pat
     assert new
     assert not bank.add(image, labels, CLASSES, window=SOFT)[1]
     assert [t.window for t in TemplateBank(tmp_path).snapshot().templates] == [None, SOFT]
-    assert TemplateBank(tmp_path).load(seen).info.window == SOFT
+    loaded = TemplateBank(tmp_path).load(seen)
+    assert loaded.info.window == SOFT
+    assert (loaded.image.max(), loaded.seen.max()) == (image.max(), min(image.max(), SOFT[1]))
     # What older versions made, and read.
     parts = (wire.image_digest(image), wire.image_digest(labels), *(c.name for c in CLASSES))
     assert plain.template_id == hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

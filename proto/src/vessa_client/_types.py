@@ -211,6 +211,11 @@ class TemplateContent:
     image: AnyArray
     labels: UInt8Array
 
+    @property
+    def seen(self) -> AnyArray:
+        """The image within its window, for pictures."""
+        return self.image if self.info.window is None else np.clip(self.image, *self.info.window)
+
     def numbered(self, class_names: Sequence[str]) -> UInt8Array:
         """The labels by other numbers: i is the i-th of ``class_names``; other classes are 0."""
         numbers = {name: number for number, name in enumerate(class_names, start=1)}

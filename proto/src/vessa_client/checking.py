@@ -219,7 +219,7 @@ def _hold_out(
     slices = [
         Slice(
             name=content.info.name,
-            image=content.image,
+            image=content.seen,
             truth_HW=truth,
             labels_HW=found,
             dice=_mean_dice(truth, found),

@@ -80,7 +80,7 @@ def templates_router(service: Service) -> APIRouter:
         found = service.engine.banks.get(bank)
         order = [c.name for c in found.snapshot().classes]
         template = found.find(template_id)
-        picture = render.png(pictures.overlay(template.image, template.numbered(order)))
+        picture = render.png(pictures.overlay(template.seen, template.numbered(order)))
         return Response(picture, media_type="image/png")
 
     return router
