@@ -352,6 +352,27 @@ def test_stale_label_maps_are_told_and_edited_ones_kept(
     assert "3 of those there already: made by nobody knows what" in said
 
 
+def test_results_of_other_calls_are_no_images(target: str, tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "a.png", 0)
+    inside = vessa(target, "label", tmp_path / "in", "-o", tmp_path / "in" / "one")
+    assert "1 labelled" in inside.stdout, inside.output
+    again = vessa(target, "label", tmp_path / "in", "-o", tmp_path / "other")
+    assert "1 labelled, 0 there already" in again.stdout, again.output
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_asked(
+    servicer: Notes, target: str, tmp_path: Path
+) -> None:
+    image = write_picture(tmp_path / "in" / "a.png", 0)
+    (tmp_path / "file").touch()
+    for words in (("label", tmp_path / "in"), ("segment", tmp_path / "in" / "a.png")):
+        result = vessa(target, *words, "-o", tmp_path / "file" / "out")
+        assert result.exit_code == 1
+        assert "is a file, expected a folder" in " ".join(result.stderr.split())
+    assert not servicer.requests
+    assert image.any()
+
+
 def test_the_page_shows_every_image_the_least_sure_first(
     servicer: Notes, target: str, tmp_path: Path
 ) -> None:

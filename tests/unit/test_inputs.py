@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vessa_client import files
+from vessa_client.files import FileError
 
 ENDINGS = ("_pseudo", "_confidence")
 
@@ -119,3 +121,20 @@ def test_whatever_is_wrong_with_a_picture_is_one_kind_of_error(tmp_path: Path) -
         file.write_bytes(content[:position] + b"\x00\xff\x00\xff" + content[position + 4 :])
         with suppress(files.FileError):  # and nothing else
             files.read(file)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="takes a user who may become another one")
+def test_whoever_may_not_write_is_told_who_he_is_and_what_to_do(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    os.setresuid(1000, 1000, 0)
+    try:
+        for ask in (files.check_writable, lambda path: files.write_text(path / "a.txt", "")):
+            with pytest.raises(FileError, match=r"out: user 1000 may not write .*VESSA_USER"):
+                ask(mine / "out")
+    finally:
+        os.setresuid(0, 0, 0)
+    files.check_writable(mine / "out" / "deep")
+    assert not (mine / "out").exists()

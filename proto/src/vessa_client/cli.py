@@ -85,6 +85,7 @@ def segment(
 
     scheme = annotated.parse(classes) if classes else None
     choice = windows.parse(window)
+    files.check_writable(out)
     source = files.read(image, axis=axis, channel=frame)
     students = _student_masks(student_mask, source, scheme)
     with connect(server, token, bank) as client:
@@ -148,12 +149,13 @@ def label(
     a DICOM segmentation besides), NAME_confidence, index.html with a picture of each image, the
     least sure first, and summary.csv. labelled.json keeps what each was made with.
     """
-    from vessa_client import annotated, windows
+    from vessa_client import annotated, files, windows
     from vessa_client.labelling import LabelJob, label_folder
     from vessa_client.results import inputs
 
     scheme = annotated.parse(classes) if classes else None
     seen = windows.parse(window)
+    files.check_writable(out)
     job = LabelJob(folder, out, scheme, in_flight, seen, axis, frame, alone, overwrite)
     images = inputs(folder, out)
     with connect(server, token, bank) as client, progress_bar() as progress:

@@ -72,6 +72,8 @@ def templates_add(
     origin = context.get_parameter_source("classes")
     if label_names and origin is not None and origin.name == "DEFAULT_MAP":
         classes = None  # the project's; a file of names says more
+    if not image.exists():
+        raise files.FileError(f"{image}: no such file or folder")
     if bool(classes) == bool(label_names):
         raise files.FileError(
             "--class: missing; name the labels: -c NAME for 1, -c NAME for 2, or --label-names FILE"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vessa_client import files, index_page, pictures
+from vessa_client import files, index_page, pictures, records
 from vessa_client._types import SegmentationResult, TemplateInfo, UInt8Array
 from vessa_client.annotated import LabelScheme
 from vessa_client.records import Record, Records, Settings, digest
@@ -24,12 +24,14 @@ PREVIEWS = "previews"
 
 
 def inputs(folder: Path, out: Path) -> list[Path]:
-    """Images of a folder that is labelled into ``out``; no results are among them.
+    """Images of a folder that is labelled into ``out``; no results, of any call, are among them.
 
     Raises:
         FileError: the folder is missing, or there are no images.
     """
-    return files.find_inputs(folder, out, out / PREVIEWS, endings=(PSEUDO, CONFIDENCE))
+    outs = {out, *(file.parent for file in folder.rglob(records.FILE))}
+    places = [place for other in sorted(outs) for place in (other, other / PREVIEWS)]
+    return files.find_inputs(folder, *places, endings=(PSEUDO, CONFIDENCE))
 
 
 def name_below(image: Path, folder: Path) -> str:

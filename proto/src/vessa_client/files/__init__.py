@@ -26,6 +26,7 @@ from vessa_client.files._names import (
 from vessa_client.files._reading import acquired_axis, modality, read
 from vessa_client.files._volumes import from_nifti, to_nifti
 from vessa_client.files._writing import (
+    check_writable,
     new_folder,
     write_bytes,
     write_image,
@@ -44,6 +45,7 @@ __all__ = [
     "FileError",
     "ImageFile",
     "acquired_axis",
+    "check_writable",
     "find_images",
     "find_inputs",
     "find_label",

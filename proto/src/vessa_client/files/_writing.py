@@ -117,6 +117,28 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.replace(whole, path / whole.name if there else path)
 
 
+def check_writable(folder: Path) -> None:
+    """Whether files can be written into a folder, which may be made: before the work is done.
+
+    Raises:
+        FileError: this user has no right to, or it is a file.
+    """
+    there = next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
+    if not there.is_dir():
+        raise FileError(f"{folder}: {there} is a file, expected a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _no_right(folder)
+
+
+def _no_right(path: Path) -> FileError:
+    return FileError(
+        f"{path}: user {os.getuid()} may not write there; give another place or the right to, in "
+        "containers another VESSA_USER"
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     _atomically(path, lambda file: file.write_text(text, newline=""))
@@ -129,6 +151,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def _atomically(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write a temporary file of the same suffix, sync it, and rename it."""
+    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         partial = Path(scratch) / path.name

@@ -142,6 +142,7 @@ def train(
     from ssl_trainer.config import load
     from ssl_trainer.training.progress import run_with_progress
     from ssl_trainer.training.trainer import Trainer
+    from vessa_client import files
     from vessa_common import memory, processes
 
     memory.keep_freed()
@@ -150,6 +151,7 @@ def train(
         if value is not None:
             changes.append(f"{key}={json.dumps(value)}")
     settings = load(config, changes)
+    files.check_writable(out)
     _compute_with(threads, settings.assistant.server)
     with processes.joined() as group, _interruptible(out, group):
         if fill_bank:

@@ -96,7 +96,10 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
-        raise _fail(f"{'.'.join(map(str, first['loc']))}: {reason}") from None
+        name = ".".join(map(str, first["loc"]))
+        named = name if flags.get(name) is not None else f"VESSA_{name.upper()}"
+        given = "" if name == "token" else f"={str(first['input'])[:80]!r}"
+        raise _fail(f"{named}{given}: {reason}") from None
     configure_logs(settings.log_format)
     log.info("server.starting", weights=str(settings.weights_folder()), device=settings.device)
 
