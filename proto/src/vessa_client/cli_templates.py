@@ -87,7 +87,8 @@ def templates_add(
         for pair in pairs:  # all are read before any is added
             slices += annotated.slices(*pair, scheme, max_slices, axis=axis, frame=frame)
             progress.advance(task)
-        old = [o for one in slices for o in outdated(client, held, one, scheme.classes)]
+        find, wanted = client.get_template, scheme.classes
+        old = [o for one in slices for o in outdated(find, held, one, wanted)]
         if old and not replace:
             more = f", and of {len(old) - 1} more" if len(old) > 1 else ""
             raise InvalidRequestError(

@@ -33,6 +33,8 @@ from vessa_client import (
     UnavailableError,
 )
 from vessa_client._types import ImageInput
+from vessa_server.api import corrections
+from vessa_server.api.corrections import Outdated
 from vessa_server.api.lanes import Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
@@ -228,15 +230,29 @@ class Service:
         classes: Sequence[ClassDefinition],
         name: str,
         bank: str = "",
+        *,
+        outdated: Outdated = "keep",
     ) -> tuple[TemplateInfo, bool]:
         """Add a template, and encode it when nobody else needs the device.
 
-        See :meth:`TemplateBank.add`.
+        ``outdated`` says what becomes of templates with other labels of the same pixels. See
+        :meth:`TemplateBank.add`.
+
+        Raises:
+            InvalidRequestError: there are such templates, and they are to be refused.
         """
 
         def add() -> tuple[TemplateInfo, bool]:
-            check_template(self.engine.images.resolve(image).pixels)
-            return self.engine.add_template(image, labels, classes, name=name, bank=bank)
+            pixels = self.engine.images.resolve(image).pixels
+            check_template(pixels)
+            if outdated == "keep":
+                return self.engine.add_template(image, labels, classes, name=name, bank=bank)
+            old = corrections.outdated(self.engine.banks, bank, pixels, labels, classes, name)
+            if old and outdated == "refuse":
+                raise corrections.refusal(old)
+            added = self.engine.add_template(image, labels, classes, name=name, bank=bank)
+            corrections.remove(self.engine.banks, bank, old)
+            return added
 
         info, created = await self.work(add)
         if created:

@@ -26,7 +26,8 @@ FORM_SCHEMA: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "Pixels as the server sees them; of a volume the axes lead to the "
-            "right, to the front and up, and `slice axis` is the one along which it is sliced.",
+            "right, to the front and up, `slice axis` is the one along which it is sliced, and "
+            "`stored sizes`, `axes`, `signs` and `affine` say how the file has it.",
             "content": {NRRD: {"schema": forms.FILE}},
         }
     },
