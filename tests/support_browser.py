@@ -95,6 +95,7 @@ class Page:
         self._browser = browser
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self._dialogs: queue.Queue[str] = queue.Queue()
         self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session: str = attached["sessionId"]
@@ -176,6 +177,12 @@ class Page:
         text = "document.body.innerText"
         assert self.value(looks), f"never: {condition}; the page says: {self.value(text)}"
 
+    def dialog(self, *, accept: bool) -> str:
+        """Answer a question of the browser itself; returns its kind, such as ``beforeunload``."""
+        kind = self._dialogs.get(timeout=SECONDS)
+        self.call("Page.handleJavaScriptDialog", accept=accept)
+        return kind
+
     def text(self, selector: str) -> str:
         return str(self.value(f"document.querySelector({selector!r}).innerText"))
 
@@ -200,13 +207,32 @@ class Page:
             document.dispatchEvent(new DragEvent('drop', {{dataTransfer: data, cancelable: true}}));
         }})()""")
 
-    def key(self, key: str, kinds: Sequence[str] = ("keyDown", "keyUp")) -> None:
+    def key(
+        self, key: str, kinds: Sequence[str] = ("keyDown", "keyUp"), modifiers: int = 0
+    ) -> None:
+        """Press a key; of ``modifiers`` 2 is Ctrl and 8 Shift."""
         for kind in kinds:
-            text = {"text": key} if kind == "keyDown" and len(key) == 1 else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, **text)
+            is_text = kind == "keyDown" and len(key) == 1 and not modifiers
+            text = {"text": key} if is_text else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, **text)
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    def drag(self, *places: tuple[float, float], **more: Any) -> None:
+        """Draw a line with the left button."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1)]
+        pressed = {"button": "left", "clickCount": 1, **more}
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.mouse(kind, x, y, buttons=1, **pressed)
+        self.mouse("mouseReleased", *places[-1], **pressed)
+
+    def swipe(self, *places: tuple[float, float]) -> None:
+        """Draw a line with a finger."""
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """A screenshot, of what is in view or of all."""
@@ -215,7 +241,9 @@ class Page:
 
     def _note(self, event: Json) -> None:
         method, params = event["method"], event["params"]
-        if method == "Network.requestWillBeSent":
+        if method == "Page.javascriptDialogOpening":
+            self._dialogs.put(params["type"])
+        elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(str(params["exceptionDetails"]))

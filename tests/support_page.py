@@ -43,6 +43,23 @@ def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
     opened.close()
 
 
+def seen_at(
+    page: Page, size: tuple[float, float], row: float, column: float
+) -> tuple[float, float]:
+    """Where on the page a place of an image of ``size`` mm is, that is fitted into the canvas."""
+    left, top, width, height = page.value("""(() => {
+        const canvas = document.querySelector('#canvas');
+        canvas.scrollIntoView({block: 'center'});
+        const r = canvas.getBoundingClientRect();
+        return [r.left, r.top, r.width, r.height];
+    })()""")
+    scale = min(height / size[0], width / size[1])
+    return (
+        left + (width - size[1] * scale) / 2 + column * scale,
+        top + (height - size[0] * scale) / 2 + row * scale,
+    )
+
+
 def segment(page: Page, files: dict[str, bytes]) -> None:
     page.drop(files)
     page.until(OPENED)

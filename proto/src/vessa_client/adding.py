@@ -5,12 +5,11 @@ Axes: H W space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vessa_client._sync import VessaClient
 from vessa_client._types import ClassDefinition, TemplateContent, TemplateInfo
 from vessa_client.annotated import AnnotatedSlice
 from vessa_client.windows import described
@@ -25,7 +24,7 @@ class Outdated:
 
 
 def outdated(
-    client: VessaClient,
+    find: Callable[[str], TemplateContent],
     templates: Sequence[TemplateInfo],
     slice_: AnnotatedSlice,
     classes: Sequence[ClassDefinition],
@@ -35,7 +34,7 @@ def outdated(
     Labels of other structures of the same image may be added in files of their own.
 
     Args:
-        client: that the bank's pixels are read with; only those of the slice's name are.
+        find: reads a template by its id; asked only for those of the slice's name.
         templates: of the bank.
         slice_: that is added.
         classes: of its labels 1, 2, ...
@@ -44,7 +43,7 @@ def outdated(
     for info in templates:
         if info.name != slice_.name:
             continue
-        held = client.get_template(info.template_id)
+        held = find(info.template_id)
         if not np.array_equal(held.image, slice_.image):
             continue
         differs = _differing(held, slice_, [c.name for c in classes])

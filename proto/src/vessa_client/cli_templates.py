@@ -95,7 +95,8 @@ def templates_add(
                 source = dataclasses.replace(source, window=known[source.stem])
             slices += annotated.cut(source, annotation, scheme, max_slices)
             progress.advance(task)
-        old = [o for one in slices for o in outdated(client, held, one, scheme.classes)]
+        find, wanted = client.get_template, scheme.classes
+        old = [o for one in slices for o in outdated(find, held, one, wanted)]
         if old and not replace:
             more = f", and of {len(old) - 1} more" if len(old) > 1 else ""
             raise InvalidRequestError(

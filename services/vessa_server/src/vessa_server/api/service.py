@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TypeVar
 
+import numpy as np
+
 from vessa_client import (
     AnyArray,
     AuthenticationError,
@@ -33,6 +35,9 @@ from vessa_client import (
     UnavailableError,
 )
 from vessa_client._types import ImageInput, Window
+from vessa_client.annotated import AnnotatedSlice
+from vessa_server.api import corrections
+from vessa_server.api.corrections import Outdated
 from vessa_server.api.lanes import Lanes
 from vessa_server.api.metrics import Metrics
 from vessa_server.api.room import RETRY_SECONDS, Room
@@ -229,17 +234,35 @@ class Service:
         name: str,
         bank: str = "",
         window: Window | None = None,
+        *,
+        outdated: Outdated = "keep",
     ) -> tuple[TemplateInfo, bool]:
         """Add a template, and encode it when nobody else needs the device.
 
-        See :meth:`TemplateBank.add`.
+        ``outdated`` says what becomes of templates with other labels of the same pixels. See
+        :meth:`TemplateBank.add`.
+
+        Raises:
+            InvalidRequestError: there are such templates, and they are to be refused.
         """
 
-        def add() -> tuple[TemplateInfo, bool]:
-            check_template(self.engine.images.resolve(image).pixels)
+        def put() -> tuple[TemplateInfo, bool]:
             return self.engine.add_template(
                 image, labels, classes, name=name, bank=bank, window=window
             )
+
+        def add() -> tuple[TemplateInfo, bool]:
+            pixels = self.engine.images.resolve(image).pixels
+            check_template(pixels)
+            if outdated == "keep":
+                return put()
+            new = AnnotatedSlice(pixels, labels.astype(np.uint8), name, window)
+            old = corrections.outdated(self.engine.banks, bank, new, classes)
+            if old and outdated == "refuse":
+                raise corrections.refusal(old)
+            added = put()
+            corrections.remove(self.engine.banks, bank, old)
+            return added
 
         info, created = await self.work(add)
         if created:

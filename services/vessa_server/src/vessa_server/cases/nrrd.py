@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import nibabel as nib
 import numpy as np
 
 from vessa_client import AnyArray, InvalidRequestError, OverloadedError
@@ -111,7 +112,8 @@ def encode(file: ImageFile) -> bytes:
     """An image as a raw NRRD: first axis fastest, colours before it.
 
     A volume has its axes to the right, to the front and up, and says in ``slice axis`` along
-    which it is sliced; a picture has columns and rows.
+    which it is sliced, in ``stored ...`` how it lies in its file, and in ``window`` which
+    intensities are seen; a picture has columns and rows.
     """
     pixels = file.pixels
     if not pixels.flags.contiguous or pixels.dtype.byteorder == ">":
@@ -136,6 +138,9 @@ def encode(file: ImageFile) -> bytes:
     if file.axis is not None and file.nifti is not None:
         lines += _place(file.nifti.affine, colours=colours)
         lines.append(f"slice axis:={file.axis}")
+        lines += _stored(file)
+    if file.window is not None:
+        lines.append(f"window:={file.window[0]!r} {file.window[1]!r}")
     return "\n".join([*lines, "", ""]).encode() + values.tobytes(order="F")
 
 
@@ -150,6 +155,25 @@ def _place(affine: AnyArray, *, colours: bool) -> list[str]:
         "space: right-anterior-superior",
         f"space directions: {' '.join(['none'] * colours + columns)}",
         f"space origin: {_vector(affine[:3, 3])}",
+    ]
+
+
+def _stored(file: ImageFile) -> list[str]:
+    """How the file has the volume: for who writes labels in its place.
+
+    Its k-th axis is ``axes[k]`` of those to the right, to the front and up; where ``signs[k]`` is
+    -1 it leads the other way.
+    """
+    if file.stored is None:
+        return []
+    order = nib.orientations.io_orientation(file.stored.affine)
+    if np.isnan(order).any():  # the file does not say how it lies, and was left so
+        order = np.array([[0, 1], [1, 1], [2, 1]])
+    return [
+        f"stored sizes:={' '.join(map(str, file.stored.shape))}",
+        f"stored axes:={' '.join(str(int(axis)) for axis in order[:, 0])}",
+        f"stored signs:={' '.join(str(int(sign)) for sign in order[:, 1])}",
+        f"stored affine:={' '.join(repr(float(v)) for v in file.stored.affine[:3].ravel())}",
     ]
 
 

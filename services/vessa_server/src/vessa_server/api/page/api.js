@@ -74,6 +74,7 @@ async function refusal(response) {
 async function ask(path, { method = 'GET', body, accept = 'application/json', signal }, read) {
   /** @type {Record<string, string>} */
   const headers = { Accept: accept };
+  if (typeof body === 'string') headers['Content-Type'] = 'application/json';
   if (token) headers.Authorization = `Bearer ${token}`;
   const ending = new AbortController();
   underWay.add(ending);

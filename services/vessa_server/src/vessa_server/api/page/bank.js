@@ -1,8 +1,9 @@
 /** The second view: what is in the banks, what is added, what goes. */
 
 import { getJson } from './api.js';
-import { byId, el, fill, inputOf, selectOf } from './dom.js';
+import { byId, el, fill, selectOf } from './dom.js';
 import { clearErrors, guarded } from './errors.js';
+import { confirmed } from './question.js';
 import { swatch } from './results.js';
 import { bankOptions, bankQuery, templateFigure } from './templates.js';
 
@@ -87,7 +88,7 @@ export class BankView {
   async #remove(template) {
     const bank = this.#bank;
     const question = `Remove the template ${template.name || template.template_id} from the ${bank || 'default'} bank? It cannot be brought back.`;
-    if (!await confirmed(question)) return;
+    if (!await confirmed(question, 'Remove', 'Keep')) return;
     clearErrors();
     await guarded(async () => {
       await getJson(`templates/${encodeURIComponent(template.template_id)}${bankQuery(bank)}`, { method: 'DELETE' });
@@ -107,23 +108,4 @@ export class BankView {
     await this.load();
     byId('bank-text').textContent += added.created ? ': added' : ': it is there already';
   }
-}
-
-/** Ask before what cannot be undone.
- * @param {string} question @returns {Promise<boolean>} */
-function confirmed(question) {
-  const dialog = /** @type {HTMLDialogElement} */ (byId('question'));
-  byId('question-text').textContent = question;
-  dialog.showModal();
-  inputOf('no').focus();
-  return new Promise((resolve) => {
-    // Not by the event `close`, which comes later, when the next question may be asked.
-    const answer = (/** @type {boolean} */ yes) => {
-      dialog.close();
-      resolve(yes);
-    };
-    byId('yes').onclick = () => answer(true);
-    byId('no').onclick = () => answer(false);
-    dialog.oncancel = () => resolve(false);
-  });
 }

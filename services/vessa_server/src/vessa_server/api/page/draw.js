@@ -11,6 +11,13 @@ const SCALE = [[187, 55, 84], [227, 89, 51], [249, 140, 10], [249, 201, 50], [25
 // What is surer than this fades.
 const FADES = 1 / 3;
 
+/** Colours of labels, over and over, as all pictures of VESSA have them.
+ * @type {Colour[]} */
+const COLOURS = [[230, 60, 60], [60, 200, 90], [70, 110, 240], [240, 200, 50], [200, 80, 220], [60, 210, 220], [250, 140, 40], [160, 160, 160]];
+
+/** @param {number} label from 1 */
+export const hexColour = (label) => `#${COLOURS[(label - 1) % COLOURS.length].map((v) => v.toString(16).padStart(2, '0')).join('')}`;
+
 /** @param {string} hex such as #e63c3c @returns {Colour} */
 export function rgb(hex) {
   const value = Number.parseInt(hex.slice(1), 16);
@@ -58,10 +65,11 @@ export function imagePixels(scan, plane, slice, window) {
 /** @param {Scan} scan @param {Plane} plane @param {number} slice @param {(Colour | null)[]} colours by label; null is not shown */
 export function labelPixels(scan, plane, slice, colours) {
   const image = new ImageData(plane.width, plane.height);
-  each(plane, slice, (pixel, voxel) => {
-    const colour = colours[scan.labels[voxel]];
-    if (colour) image.data.set([...colour, 255], pixel * 4);
-  });
+  const out = new Uint32Array(image.data.buffer);
+  const table = new Uint32Array(256);
+  const bytes = new Uint8Array(table.buffer);
+  colours.forEach((colour, label) => { if (colour) bytes.set([...colour, 255], label * 4); });
+  each(plane, slice, (pixel, voxel) => { out[pixel] = table[scan.labels[voxel]]; });
   return image;
 }
 

@@ -6,7 +6,7 @@ import { byId, inputOf } from './dom.js';
 import { clearErrors, guarded, showError } from './errors.js';
 import { SegmentView } from './segment.js';
 
-const segment = new SegmentView();
+const segment = new SegmentView(load);
 const bank = new BankView(load);
 
 /** What the server is, and which banks it has. */
@@ -44,6 +44,7 @@ inputOf('token').addEventListener('change', () => {
   clearErrors();
   start();
 });
+window.addEventListener('beforeunload', (event) => { if (segment.isUnsaved) event.preventDefault(); });
 watch((error) => {
   clearErrors();
   if (error) {

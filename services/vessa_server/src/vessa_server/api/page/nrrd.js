@@ -12,6 +12,16 @@ const END = [10, 10];
  * @property {[number, number, number]} size
  * @property {[number, number, number]} spacing
  * @property {number | null} axis along which the volume is sliced; null for a picture
+ * @property {Stored | null} stored how the file has a volume
+ * @property {[number, number] | null} window in which VESSA sees it; null for percentiles of each slice
+ */
+/**
+ * How a file has a volume: its k-th axis is `axes[k]` here, or leads the other way where `signs[k]` is -1.
+ * @typedef {object} Stored
+ * @property {number[]} sizes
+ * @property {number[]} axes
+ * @property {number[]} signs
+ * @property {number[]} affine three rows of four, from indices to mm
  */
 
 /** @param {ArrayBuffer} buffer @returns {Voxels} */
@@ -31,11 +41,14 @@ export function parseNrrd(buffer) {
   const vectors = header['space directions']?.match(/\([^)]*\)/g) ?? [];
   const lengths = vectors.map((text) => Math.hypot(...text.slice(1, -1).split(',').map(Number)) || 1);
   const axis = header['slice axis'];
+  const [stored, axes, signs, affine] = ['sizes', 'axes', 'signs', 'affine'].map((name) => header[`stored ${name}`]?.split(' ').map(Number));
   return {
     values: new Type(buffer.slice(end + 2)),
     channels,
     size: [x, y, z],
     spacing: [lengths[0] ?? 1, lengths[1] ?? 1, lengths[2] ?? 1],
     axis: axis === undefined ? null : Number(axis),
+    stored: stored ? { sizes: stored, axes, signs, affine } : null,
+    window: header.window ? /** @type {[number, number]} */ (header.window.split(' ').map(Number)) : null,
   };
 }

@@ -1,5 +1,7 @@
 /** PNG of labels and confidence, with one byte a pixel: browsers would turn labels into colours. */
 
+import { checksum } from './zip.js';
+
 /** @typedef {{width: number, height: number, pixels: Uint8Array}} Picture */
 
 /** @param {string} base64 @returns {Uint8Array<ArrayBuffer>} */
@@ -27,6 +29,35 @@ export async function decodePng(bytes) {
   const pixels = new Uint8Array(width * height);
   for (let row = 0; row < height; row++) unfilter(lines, pixels, row, width);
   return { width, height, pixels };
+}
+
+/** A part of a PNG: length, kind, content, checksum.
+ * @param {string} kind @param {Uint8Array} content */
+function chunk(kind, content) {
+  const bytes = new Uint8Array(content.length + 12);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, content.length);
+  bytes.set([...kind].map((letter) => letter.charCodeAt(0)), 4);
+  bytes.set(content, 8);
+  view.setUint32(content.length + 8, checksum(bytes.subarray(4, content.length + 8)));
+  return bytes;
+}
+
+/** @param {Picture} picture of one byte a pixel, or of three where there is no palette
+ * @param {[number, number, number][]} [palette] colours of the values @returns {Promise<Blob>} */
+export async function encodePng({ width, height, pixels }, palette) {
+  const row = pixels.length / height;
+  const lines = new Uint8Array(pixels.length + height);
+  for (let y = 0; y < height; y++) lines.set(pixels.subarray(y * row, (y + 1) * row), y * (row + 1) + 1);
+  const packed = new Blob([lines]).stream().pipeThrough(new CompressionStream('deflate'));
+  const header = new Uint8Array(13);
+  new DataView(header.buffer).setUint32(0, width);
+  new DataView(header.buffer).setUint32(4, height);
+  header.set([8, palette ? 3 : 2], 8);
+  const colours = palette ? [chunk('PLTE', Uint8Array.from(palette.flat()))] : [];
+  const content = new Uint8Array(await new Response(packed).arrayBuffer());
+  const signature = Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10);
+  return new Blob([signature, chunk('IHDR', header), ...colours, chunk('IDAT', content), chunk('IEND', new Uint8Array())], { type: 'image/png' });
 }
 
 /** One row, from the filter that it names.

@@ -21,18 +21,20 @@ const ROBUST = [0.005, 0.995];
 
 export class Scan {
   /** @param {Voxels} voxels */
-  constructor({ values, channels, size, spacing, axis }) {
+  constructor({ values, channels, size, spacing, axis, stored, window }) {
     this.values = values;
     this.channels = channels;
     this.size = size;
     this.spacing = spacing;
     this.axis = axis;
+    this.stored = stored;
+    this.seen = window;
     this.isVolume = axis !== null;
     const count = size[0] * size[1] * size[2];
     this.labels = new Uint8Array(count);
     this.confidence = new Uint8Array(count);
     const sorted = channels > 1 ? null : this.#sorted();
-    this.window = sorted ? robustWindow(sorted) : { level: 127.5, width: 255 };
+    this.window = window ? { level: (window[0] + window[1]) / 2, width: window[1] - window[0] } : sorted ? robustWindow(sorted) : { level: 127.5, width: 255 };
     this.range = sorted ? { low: sorted[0], high: Math.max(sorted[sorted.length - 1], sorted[0] + 1e-9) } : { low: 0, high: 255 };
   }
 
@@ -62,16 +64,50 @@ export class Scan {
   /** Take in the answer for a slice, which the server sees with its two other axes as rows and columns.
    * @param {number} slice @param {{labels_png: string, confidence_png: string}} answer */
   async take(slice, answer) {
+    this.#put(this.labels, slice, (await decodePng(bytesOf(answer.labels_png))).pixels);
+    await this.takeConfidence(slice, answer);
+  }
+
+  /** @param {number} slice @param {{confidence_png: string} | undefined} answer */
+  async takeConfidence(slice, answer) {
+    const { height, width } = this.sliced(slice);
+    const pixels = answer ? (await decodePng(bytesOf(answer.confidence_png))).pixels : new Uint8Array(height * width);
+    this.#put(this.confidence, slice, pixels);
+  }
+
+  /** How the server sees a slice: the voxel at (row, column) is at `start + row * down + column * across`.
+   * @param {number} slice */
+  sliced(slice) {
     const strides = [1, this.size[0], this.size[0] * this.size[1]];
     const [down, across] = this.isVolume ? [0, 1, 2].filter((axis) => axis !== this.slicing) : [1, 0];
-    const start = slice * strides[this.slicing];
-    for (const [target, base64] of /** @type {const} */ ([[this.labels, answer.labels_png], [this.confidence, answer.confidence_png]])) {
-      const { width, height, pixels } = await decodePng(bytesOf(base64));
-      for (let row = 0; row < height; row++) {
-        for (let column = 0; column < width; column++) {
-          target[start + row * strides[down] + column * strides[across]] = pixels[row * width + column];
-        }
+    return {
+      height: this.size[down], width: this.size[across], start: slice * strides[this.slicing], down: strides[down], across: strides[across],
+    };
+  }
+
+  /** A slice as the server sees it, row by row.
+   * @template {import('./nrrd.js').Values} V
+   * @param {V} source values of all voxels @param {number} slice @param {number} channels of each
+   * @returns {V} */
+  cut(source, slice, channels = 1) {
+    const { height, width, start, down, across } = this.sliced(slice);
+    const Type = /** @type {new (length: number) => V} */ (source.constructor);
+    const out = new Type(height * width * channels);
+    let at = 0;
+    for (let row = 0; row < height; row++) {
+      for (let column = 0; column < width; column++) {
+        const voxel = start + row * down + column * across;
+        for (let channel = 0; channel < channels; channel++) out[at++] = source[voxel * channels + channel];
       }
+    }
+    return out;
+  }
+
+  /** @param {Uint8Array} target @param {number} slice @param {Uint8Array} pixels row by row */
+  #put(target, slice, pixels) {
+    const { height, width, start, down, across } = this.sliced(slice);
+    for (let row = 0; row < height; row++) {
+      for (let column = 0; column < width; column++) target[start + row * down + column * across] = pixels[row * width + column];
     }
   }
 

@@ -1,35 +1,53 @@
-/** The first view: an image in, its labels over it. */
+/** The first view: an image in, its labels over it, corrected, and out. */
 
-import { eachLine, getBlob, getBuffer, getJson } from './api.js';
+import { Accepted, acceptSlices } from './accept.js';
+import { askAgain, labelPng, merge } from './again.js';
+import { eachLine, getBuffer, getJson } from './api.js';
+import { connectControls } from './controls.js';
+import { rgb } from './draw.js';
 import { byId, el, fill, inputOf, save, selectOf } from './dom.js';
+import { LabelEdit } from './edit.js';
 import { clearErrors, guarded, showError } from './errors.js';
 import { asOne, filesDropped, stem } from './files.js';
+import { labelNifti } from './nifti.js';
 import { parseNrrd } from './nrrd.js';
-import { bytesOf } from './png.js';
+import { confirmed } from './question.js';
 import { Results, swatch } from './results.js';
 import { Scan } from './scan.js';
 import { bankOptions, bankQuery } from './templates.js';
+import { Tools } from './tools.js';
 import { Viewer } from './viewer.js';
-import { connectControls } from './controls.js';
 
 /** @typedef {import('./results.js').Answer} Answer */
-
-const NIFTI = 'application/x-nifti';
+/** @typedef {import('./results.js').Listing} Listing */
 
 export class SegmentView {
   /** @type {File | null} */ #file = null;
   /** @type {AbortController | null} */ #asking = null;
-  /** Of the last answer: what was sent.
-   * @type {FormData | null} */ #form = null;
+  /** Of the bank that is asked.
+   * @type {Listing} */ #listing = { classes: [], templates: [] };
+  #accepted = new Accepted();
 
-  constructor() {
+  /** @param {() => Promise<void>} changed called when a bank has changed */
+  constructor(changed) {
+    this.changed = changed;
     this.viewer = new Viewer(/** @type {HTMLCanvasElement} */ (byId('canvas')));
     this.results = new Results(this.viewer);
+    this.tools = new Tools(this.viewer, this.results);
     connectControls(this.viewer);
     this.viewer.addEventListener('imagepointer', (event) => this.#readout(/** @type {CustomEvent} */ (event).detail));
+    this.viewer.addEventListener('change', () => this.#showState());
+    this.tools.addEventListener('edited', (event) => guarded(() => this.#edited(/** @type {CustomEvent} */ (event).detail)));
     byId('ask').addEventListener('submit', (event) => {
       event.preventDefault();
-      this.#work('Sending…', (signal) => this.#segment(signal));
+      guarded(async () => {
+        if (await this.#mayLose('Segment anew')) await this.#work('Sending…', (signal) => this.#segment(signal));
+      });
+    });
+    byId('again').addEventListener('click', () => this.#work('Asking again…', (signal) => this.#again(signal)));
+    byId('accept-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.#work('Adding…', (signal) => this.#accept(signal));
     });
     for (const id of ['file', 'folder']) {
       byId(`choose-${id}`).addEventListener('click', () => inputOf(id).click());
@@ -42,6 +60,7 @@ export class SegmentView {
     byId('cancel').addEventListener('click', () => this.#asking?.abort());
     byId('download').addEventListener('click', () => guarded(() => this.#download()));
     selectOf('bank-asked').addEventListener('change', () => guarded(() => this.#showClasses()));
+    selectOf('bank-asked').addEventListener('change', () => { inputOf('accept-bank').value = this.#bank; });
     document.addEventListener('dragover', (event) => event.preventDefault());
     document.addEventListener('drop', (event) => {
       event.preventDefault();
@@ -57,12 +76,34 @@ export class SegmentView {
     await this.#showClasses();
   }
 
+  get #bank() { return selectOf('bank-asked').value; }
+
+  /** Whether there are corrections that are in no file and no bank. */
+  get isUnsaved() { return !!this.results.edit?.unsaved.length; }
+
   async #showClasses() {
-    const listing = await getJson(`templates${bankQuery(selectOf('bank-asked').value)}`);
+    const listing = await getJson(`templates${bankQuery(this.#bank)}`);
+    this.#listing = listing;
     const boxes = listing.classes.map((/** @type {{name: string, colour: string}} */ c) => el('label', { className: 'tick' },
       el('input', { type: 'checkbox', name: 'class', value: c.name }), swatch(c.colour), c.name));
     byId('class-boxes').replaceChildren(...boxes);
-    if (!boxes.length) byId('class-boxes').textContent = 'The bank is empty: add templates first.';
+    if (!boxes.length) byId('class-boxes').textContent = 'The bank is empty: add templates, or open an image and paint the first.';
+    if (!this.results.answers.size || this.results.bank === this.#bank) this.results.useBank(this.#bank, listing);
+    this.#showPaints();
+  }
+
+  #showPaints() {
+    this.tools.showClasses(this.#listing.classes.map((c) => c.name));
+    this.#showState();
+  }
+
+  /** Ask before corrections are lost.
+   * @param {string} what is to be done @returns {Promise<boolean>} */
+  async #mayLose(what) {
+    const unsaved = this.results.edit?.unsaved ?? [];
+    if (!unsaved.length) return true;
+    const where = this.viewer.scan?.isVolume ? `Slice${unsaved.length > 1 ? 's' : ''} ${unsaved.map((slice) => slice + 1).join(', ')}` : 'The labels';
+    return confirmed(`${where}: edited, and in no file and no bank yet. ${what}, and lose that?`, what, 'Keep the edits');
   }
 
   /** Do what takes time, and say so; one thing at a time.
@@ -74,9 +115,13 @@ export class SegmentView {
     clearErrors();
     this.#say(text);
     byId('cancel').hidden = false;
+    this.tools.isBusy = true;
+    this.#showState();
     await guarded(() => work(asking.signal));
     if (this.#asking !== asking) return;
     this.#asking = null;
+    this.tools.isBusy = false;
+    this.#showState();
     byId('cancel').hidden = true;
     this.#say('');
   }
@@ -91,18 +136,21 @@ export class SegmentView {
   }
 
   /** @param {File[]} files */
-  #open(files) {
-    if (!files.length) return;
+  async #open(files) {
+    if (!files.length || !await this.#mayLose('Open another image')) return;
     this.#work('Reading…', async (signal) => {
       const file = await asOne(files);
       const body = new FormData();
       body.append('image', file);
+      body.append('bank', this.#bank);
       const scan = new Scan(parseNrrd(await getBuffer('image', { method: 'POST', body, accept: 'application/x-nrrd', signal })));
       this.#file = file;
-      this.results.begin('', { classes: [], templates: [] });
+      this.#begin(scan, this.#bank, this.#listing);
       this.viewer.show(scan);
       byId('empty').hidden = true;
-      for (const id of ['tools', 'windowing']) byId(id).hidden = false;
+      for (const id of ['tools', 'windowing', 'editing', 'accept']) byId(id).hidden = false;
+      inputOf('accept-name').value = stem(file.name);
+      byId('accept-text').textContent = '';
       byId('mask-field').hidden = scan.isVolume;
       byId('chosen').textContent = described(file.name, scan);
       byId('viewer').setAttribute('aria-label', `Image ${file.name}`);
@@ -111,11 +159,20 @@ export class SegmentView {
     });
   }
 
+  /** Begin with labels that nobody has touched.
+   * @param {Scan} scan @param {string} bank @param {Listing} listing */
+  #begin(scan, bank, listing) {
+    const edit = new LabelEdit(scan);
+    this.results.begin(bank, listing, edit);
+    this.#accepted.begin(scan, edit);
+    this.#showPaints();
+  }
+
   /** @param {Scan} scan */
   #formOf(scan) {
     const form = new FormData();
     form.append('image', /** @type {File} */ (this.#file));
-    form.append('bank', selectOf('bank-asked').value);
+    form.append('bank', this.#bank);
     for (const box of byId('class-boxes').querySelectorAll('input')) if (box.checked) form.append('class_names', box.value);
     form.append('text', inputOf('text').value);
     form.append('explain', String(inputOf('explain').checked));
@@ -129,11 +186,10 @@ export class SegmentView {
     const { scan } = this.viewer;
     if (!scan) return;
     const body = this.#formOf(scan);
-    const bank = selectOf('bank-asked').value;
+    const bank = this.#bank;
     const listing = await getJson(`templates${bankQuery(bank)}`, { signal });
     scan.clear();
-    this.results.begin(bank, listing);
-    this.#form = body;
+    this.#begin(scan, bank, listing);
     if (this.viewer.axis !== scan.slicing) this.viewer.axis = scan.slicing;
     const started = performance.now();
     const call = { method: 'POST', body, signal };
@@ -152,28 +208,97 @@ export class SegmentView {
       await this.#take(scan, 0, await getJson('pseudolabel', call));
     }
     this.results.seconds = (performance.now() - started) / 1000;
+    this.#showPaints();
     this.viewer.refresh();
   }
 
   /** @param {Scan} scan @param {number} slice @param {Answer} answer */
   async #take(scan, slice, answer) {
     await scan.take(slice, answer);
-    if (scan === this.viewer.scan) this.results.add(slice, answer);
+    if (scan === this.viewer.scan) this.results.add(slice, { ...answer, bank: this.results.bank });
+  }
+
+  /** Classes of the labels that the bank has, too. */
+  get #asked() {
+    return this.results.names.filter((name) => this.#listing.classes.some((c) => c.name === name));
+  }
+
+  /** Ask for the slice in view again, with its labels as prompt.
+   * @param {AbortSignal} signal */
+  async #again(signal) {
+    const { viewer: { scan, slice }, results, results: { names, edit } } = this;
+    if (!scan || !edit) return;
+    const [asked, bank, before] = [this.#asked, this.#bank, results.answers.get(slice)];
+    const painted = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
+    const question = { scan, slice, names, asked, bank, before, text: inputOf('text').value, file: scan.isVolume ? null : this.#file };
+    const answer = { ...await askAgain(question, signal), bank };
+    if (scan !== this.viewer.scan) return;
+    edit.begin(slice);
+    await scan.take(slice, answer);
+    merge(scan, slice, names, asked, painted);
+    edit.end({ before, after: answer });
+    results.add(slice, answer);
+    this.viewer.refresh();
+  }
+
+  /** After a step, or after one was undone or done again.
+   * @param {{slice: number, note: {answer: Answer | undefined} | null}} step */
+  async #edited({ slice, note }) {
+    const { scan } = this.viewer;
+    this.#showState();
+    if (!note || !scan) return;
+    if (note.answer) this.results.add(slice, note.answer);
+    else this.results.answers.delete(slice);
+    await scan.takeConfidence(slice, note.answer);
+    this.viewer.refresh();
+  }
+
+  /** @param {AbortSignal} signal */
+  async #accept(signal) {
+    const { viewer: { scan }, results: { names, edit } } = this;
+    if (!scan || !edit) return;
+    byId('accept-text').textContent = '';
+    const { slices } = this.#accepted;
+    try {
+      const what = { scan, slices, names, file: scan.isVolume ? null : this.#file };
+      byId('accept-text').textContent = await acceptSlices(what, (slice) => edit.keep([slice]), signal);
+    } finally {
+      await this.changed();
+    }
+  }
+
+  /** What can be done with the labels, and why not. */
+  #showState() {
+    const { viewer: { scan, axis, slice }, results: { names, edit } } = this;
+    const isSlice = axis === scan?.slicing;
+    const why = !this.#listing.classes.length ? 'Ask again works once the bank has a template: accept this one as the first.'
+      : !names.length ? 'Ask again works once there are labels: segment, or paint.'
+        : !this.#asked.length ? 'Ask again works once the bank has one of these classes: accept this slice as the first.'
+          : !isSlice ? 'Ask again works in the plane of the slices as acquired.' : '';
+    byId('again').toggleAttribute('disabled', !!why || this.#asking !== null);
+    byId('again-why').textContent = why;
+    const edited = edit?.edited.map((index) => index + 1) ?? [];
+    const saved = this.isUnsaved ? 'not in a file or a bank yet' : 'in a file or a bank';
+    const where = scan?.isVolume ? `slice${edited.length > 1 ? 's' : ''} ${edited.join(', ')}` : 'labels';
+    byId('edited-text').textContent = edited.length ? `Edited: ${where}; ${saved}.` : '';
+    this.#accepted.show(isSlice ? slice : -1);
+    if (this.#asking) byId('accept-go').toggleAttribute('disabled', true);
+    byId('download').toggleAttribute('disabled', this.#asking !== null);
   }
 
   async #download() {
-    const { scan } = this.viewer;
-    if (!scan || !this.#form) return;
+    const { viewer: { scan }, results } = this;
+    if (!scan) return;
     const name = `${stem(this.#file?.name ?? '')}_labels`;
-    if (!scan.isVolume) {
-      const answer = this.results.answers.get(0);
-      if (answer) save(new Blob([bytesOf(answer.labels_png)], { type: 'image/png' }), `${name}.png`);
-      return;
+    if (scan.isVolume) {
+      const packed = labelNifti(scan).stream().pipeThrough(new CompressionStream('gzip'));
+      save(await new Response(packed).blob(), `${name}.nii.gz`);
+    } else {
+      const colours = results.names.map((label) => rgb(results.colourOf(label)));
+      save(await labelPng(scan, 0, /** @type {Uint8Array} */ (scan.cut(scan.labels, 0)), [[0, 0, 0], ...colours]), `${name}.png`);
     }
-    // The server keeps its answers: nothing is computed again, and the geometry is the file's own.
-    const labels = await getBlob('pseudolabel/volume', { method: 'POST', body: this.#form, accept: NIFTI });
-    const packed = labels.stream().pipeThrough(new CompressionStream('gzip'));
-    save(await new Response(packed).blob(), `${name}.nii.gz`);
+    results.edit?.keep(results.edit.unsaved);
+    this.#showState();
   }
 
   /** What is under the pointer.
@@ -187,7 +312,7 @@ export class SegmentView {
     }
     const values = scan.values.slice(voxel * scan.channels, (voxel + 1) * scan.channels);
     const parts = [`${Math.floor(column)}, ${Math.floor(row)}: ${[...values].map((v) => Number(v.toPrecision(5))).join(' ')}`];
-    if (this.results.answers.size) {
+    if (this.results.names.length) {
       parts.push(this.results.nameOf(scan.labels[voxel]) || 'background', `confidence ${(scan.confidence[voxel] / 255).toFixed(2)}`);
     }
     byId('readout').textContent = parts.join(' · ');

@@ -2,7 +2,7 @@
  * One slice at a time on a canvas: window, zoom, labels over it.
  *
  * Events: `change` when what is shown has changed, and `imagepointer` for every pointer event, with
- * its place in the image: what a tool that draws on the image needs.
+ * its place in the image: a tool that draws on the image takes it by preventing the default.
  */
 
 import { confidencePixels, contours, imagePixels, labelPixels } from './draw.js';
@@ -50,6 +50,8 @@ export class Viewer extends EventTarget {
   #pan = { x: 0, y: 0 };
   #wheel = 0;
   #isDrawn = true;
+  /** The slice without labels, and of what it was made.
+   * @type {{key: string, scan: Scan, pixels: OffscreenCanvas} | null} */ #image = null;
 
   /** @param {HTMLCanvasElement} canvas */
   constructor(canvas) {
@@ -151,7 +153,7 @@ export class Viewer extends EventTarget {
   }
 
   /** Pixels of the page for a column and a row, and where the image begins. */
-  #placed() {
+  get placed() {
     const plane = this.plane;
     const { clientWidth: width, clientHeight: height } = this.canvas;
     if (!plane) return { x: 0, y: 0, column: 1, row: 1 };
@@ -173,12 +175,21 @@ export class Viewer extends EventTarget {
     canvas.height = Math.round(canvas.clientHeight * ratio);
     canvas.classList.toggle('zoomed', this.#zoom > 1);
     if (!scan || !plane || !canvas.width) return;
-    const { x, y, column, row } = this.#placed();
+    const { x, y, column, row } = this.placed;
     context.setTransform(column * ratio, 0, 0, row * ratio, x * ratio, y * ratio);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = 'high';
-    context.drawImage(canvasOf(imagePixels(scan, plane, this.#slice, this.#window)), 0, 0);
+    context.drawImage(this.#imageOf(scan, plane), 0, 0);
     if (!this.#isOriginal && this.#colours.length) this.#drawAnswer(ratio);
+  }
+
+  /** @param {Scan} scan @param {import('./scan.js').Plane} plane */
+  #imageOf(scan, plane) {
+    const key = [this.#axis, this.#slice, this.#window.level, this.#window.width].join();
+    if (this.#image?.key !== key || this.#image.scan !== scan) {
+      this.#image = { key, scan, pixels: canvasOf(imagePixels(scan, plane, this.#slice, this.#window)) };
+    }
+    return this.#image.pixels;
   }
 
   /** @param {number} ratio pixels of the screen for one of the page */
@@ -211,7 +222,7 @@ export class Viewer extends EventTarget {
 
   #listen() {
     const { canvas } = this;
-    for (const kind of /** @type {const} */ (['pointerdown', 'pointermove', 'pointerup', 'pointerleave'])) {
+    for (const kind of /** @type {const} */ (['pointerdown', 'pointermove', 'pointerup', 'pointercancel', 'pointerleave'])) {
       canvas.addEventListener(kind, (event) => this.#point(event));
     }
     canvas.addEventListener('contextmenu', (event) => event.preventDefault());
@@ -222,8 +233,8 @@ export class Viewer extends EventTarget {
   #point(event) {
     if (!this.scan) return;
     if (event.type === 'pointerdown') this.canvas.setPointerCapture(event.pointerId);
-    this.dispatchEvent(new CustomEvent('imagepointer', { detail: this.#located(event), cancelable: true }));
-    if (event.type !== 'pointermove') return;
+    const isFree = this.dispatchEvent(new CustomEvent('imagepointer', { detail: this.#located(event), cancelable: true }));
+    if (event.type !== 'pointermove' || !isFree) return;
     if (event.buttons & 2) this.#drag(event.movementX, event.movementY);
     else if (event.buttons & 5) this.move(event.movementX, event.movementY);
   }
@@ -239,7 +250,7 @@ export class Viewer extends EventTarget {
 
   /** @param {PointerEvent} event @returns {ImagePointer} */
   #located(event) {
-    const { x, y, column, row } = this.#placed();
+    const { x, y, column, row } = this.placed;
     const plane = /** @type {import('./scan.js').Plane} */ (this.plane);
     const place = { column: (event.offsetX - x) / column, row: (event.offsetY - y) / row };
     const [across, down, through] = plane.steps;

@@ -9,8 +9,9 @@ const MOST_FILES = 65_535;
 const MOST_BYTES = 2 ** 32 - 1;
 const UTF8 = 0x0800;
 
-/** @param {Uint8Array} bytes */
-function checksum(bytes) {
+/** CRC-32.
+ * @param {Uint8Array} bytes */
+export function checksum(bytes) {
   let value = 0xffffffff;
   for (let i = 0; i < bytes.length; i++) value = TABLE[(value ^ bytes[i]) & 255] ^ (value >>> 8);
   return ~value >>> 0;

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from vessa_client.windows import AUTOMATIC
 from vessa_server.api.rest import forms, uploads
 from vessa_server.api.room import Share
 from vessa_server.api.service import Service
@@ -19,14 +20,17 @@ FORM_SCHEMA: dict[str, Any] = {
             "image": {
                 **forms.FILE,
                 "description": f"PNG, JPEG, TIFF, {uploads.VOLUME_FORMATS}.",
-            }
+            },
+            "bank": {"type": "string", "description": "In whose window CT is seen."},
         },
         ["image"],
     ),
     "responses": {
         "200": {
             "description": "Pixels as the server sees them; of a volume the axes lead to the "
-            "right, to the front and up, and `slice axis` is the one along which it is sliced.",
+            "right, to the front and up, `slice axis` is the one along which it is sliced, and "
+            "`stored sizes`, `axes`, `signs` and `affine` say how the file has it; `window` is "
+            "that in which CT is seen.",
             "content": {NRRD: {"schema": forms.FILE}},
         }
     },
@@ -42,13 +46,14 @@ def image_router(service: Service) -> APIRouter:
         """Pixels of an image file, to look at."""
         forms.content_type(request, forms.MULTIPART)
         async with forms.read_form(request) as form:
-            form.check(("image",), (), ())
+            form.check(("image",), ("bank",), ())
             with Share(service.volumes) as share:
 
                 def work() -> bytes:
                     file = uploads.read_image(form, service)
                     share.take(file.pixels.nbytes)
-                    return nrrd.encode(file)
+                    templates = service.engine.banks.get(form.text("bank")).snapshot().templates
+                    return nrrd.encode(AUTOMATIC.of(file, templates))
 
                 return Response(await service.work(work), media_type=NRRD)
 

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from vessa_client import (
     AnyArray,
     ImageReference,
     InvalidRequestError,
     OverloadedError,
+    Region,
     SegmentationRequest,
     SegmentationResult,
     pictures,
@@ -50,6 +51,28 @@ FORM_TEXTS = (
 SEVERAL = ("class_names", "template_ids", "policy_off")
 
 
+# Inline: a reference would have no place in the description of the whole interface.
+REGION_SCHEMA = {
+    "type": "object",
+    "required": ["top", "left", "height", "width"],
+    "properties": {
+        name: {"type": "integer"} for name in ("top", "left", "height", "width", "quarter_turns")
+    },
+}
+
+
+class RegionJson(BaseModel):
+    """A part of the image, in pixels, and how many quarters it is turned counter-clockwise."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top: int
+    left: int
+    height: int
+    width: int
+    quarter_turns: int = 0
+
+
 class PseudoLabelJson(BaseModel):
     """JSON body of ``POST /pseudolabel``; files are base64."""
 
@@ -63,6 +86,9 @@ class PseudoLabelJson(BaseModel):
     class_names: list[str] = Field(default_factory=list, description="Empty means all.")
     text: str = ""
     student_mask: str | None = Field(None, description="Label map as PNG or NIfTI, base64.")
+    region: Annotated[RegionJson, WithJsonSchema(REGION_SCHEMA)] | None = Field(
+        None, description="Where to look, as an answer has it; by default the server finds that."
+    )
     top_k: int = Field(0, ge=0, le=1000)
     template_ids: list[str] = Field(default_factory=list)
     policy_off: list[str] = Field(
@@ -221,6 +247,7 @@ def _from_json(data: bytes) -> SegmentationRequest:
         class_names=tuple(body.class_names),
         text=body.text,
         student_mask=mask,
+        region=None if body.region is None else Region(**body.region.model_dump()),
         volume=tuple(_base64(text, "volume") for text in body.volume),
         top_k=body.top_k,
         template_ids=tuple(body.template_ids),

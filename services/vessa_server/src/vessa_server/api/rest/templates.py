@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from vessa_client import ClassDefinition, InvalidRequestError, pictures
+from vessa_server.api.corrections import OUTDATED, Outdated
 from vessa_server.api.rest import forms, render
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.rest.segment import label_pixels
 from vessa_server.api.service import Service
 
 FORM_FILES = ("image", "labels")
-FORM_TEXTS = ("class_names", "descriptions", "name", "bank", "window")
+FORM_TEXTS = ("class_names", "descriptions", "name", "bank", "window", "outdated")
 FORM_SCHEMA: dict[str, Any] = {
     "requestBody": forms.described(
         {
@@ -33,6 +34,12 @@ FORM_SCHEMA: dict[str, Any] = {
                 "description": "Name of the bank, made where there is none.",
             },
             "window": forms.WINDOW,
+            "outdated": {
+                "type": "string",
+                "enum": list(OUTDATED),
+                "description": "What becomes of templates of this name that show the same pixels "
+                "with other labels: by default they are kept beside the new one.",
+            },
         },
         ["image", "labels", "class_names"],
     ),
@@ -65,7 +72,13 @@ def templates_router(service: Service) -> APIRouter:
             image, labels = [await _read(form, name) for name in FORM_FILES]
         label_map = await service.work(lambda: label_pixels(labels, "labels"))
         info, created = await service.add_template(
-            image, label_map, _classes(form), form.text("name"), form.text("bank"), form.window()
+            image,
+            label_map,
+            _classes(form),
+            form.text("name"),
+            form.text("bank"),
+            form.window(),
+            outdated=_outdated(form),
         )
         return {**vars(info), "created": created}
 
@@ -90,6 +103,16 @@ async def _read(form: Form, name: str) -> bytes:
     if name not in form.files:
         raise InvalidRequestError(f"{name}: missing, expected a file", field=name)
     return await form.files[name][0].read()
+
+
+def _outdated(form: Form) -> Outdated:
+    given = form.text("outdated") or "keep"
+    for known in OUTDATED:
+        if given == known:
+            return known
+    raise InvalidRequestError(
+        f"outdated: {given[:20]!r}, expected one of {', '.join(OUTDATED)}", field="outdated"
+    )
 
 
 def _classes(form: Form) -> list[ClassDefinition]:
