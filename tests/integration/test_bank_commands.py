@@ -165,7 +165,7 @@ def test_corrected_labels_are_told_and_replace_the_old_ones(
     nib.save(nib.Nifti1Image(truth, AFFINE), label_file)
     refused = vessa(server, *command, *classes)
     assert refused.exit_code == 1
-    assert "scan slice 1: the bank has other labels of it (disc by 1 pixels)" in refused.stderr
+    assert "scan slice 1: the bank has other labels of it (disc by 1 pixels); --replace" in refused.stderr
     with VessaClient(server.grpc) as client:
         assert len(client.list_templates(bank=bank).templates) == 3
         assert "1 added, 1 replaced, 2" in vessa(server, *command, *classes, "--replace").stdout
@@ -259,7 +259,13 @@ def test_a_project_names_bank_server_and_classes(
     assert bank in listed.stdout
     there = vessa(server, "bank", "use", bank, "--create")
     assert "is there already" in there.stderr
-    # Flags win over the project.
+    # Flags win over the project; so does a file of names over its classes.
+    names = tmp_path / "names.json"
+    names.write_text('{"labels": {"background": 0, "disc": 1, "bar": 2}}')
+    words = ["templates", "add", "../scan.nii.gz", "--label-names", str(names)]
+    result = CliRunner().invoke(app, words)
+    assert "0 added, 2 there already" in result.stdout, result.output
+    assert "--class: missing" in CliRunner().invoke(app, [*words, "-c", "disc"]).stderr
     result = CliRunner().invoke(app, ["templates", "list", "--bank", "nowhere"])
     assert "no bank 'nowhere'" in result.stderr
 

@@ -24,6 +24,7 @@ templates = typer.Typer(help="The template bank: annotated images.", no_args_is_
 @templates.command("add")
 @reported
 def templates_add(
+    context: typer.Context,
     image: Annotated[
         Path, typer.Argument(help="Image, volume, DICOM series, or a folder of annotated ones.")
     ],
@@ -68,6 +69,9 @@ def templates_add(
     from vessa_client import annotated, files
     from vessa_client.adding import outdated
 
+    source = context.get_parameter_source("classes")
+    if label_names and source is not None and source.name == "DEFAULT_MAP":
+        classes = None  # the project's; a file of names says more
     if bool(classes) == bool(label_names):
         raise files.FileError(
             "--class: missing; name the labels: -c NAME for 1, -c NAME for 2, or --label-names FILE"
@@ -85,9 +89,10 @@ def templates_add(
             progress.advance(task)
         old = [o for one in slices for o in outdated(client, held, one, scheme.classes)]
         if old and not replace:
+            more = f", and of {len(old) - 1} more" if len(old) > 1 else ""
             raise InvalidRequestError(
-                f"{old[0].info.name}: the bank has other labels of it ({old[0].differs}), and of "
-                f"{len(old) - 1} more; --replace takes the new ones"
+                f"{old[0].info.name}: the bank has other labels of it ({old[0].differs}){more}; "
+                "--replace takes the new ones"
             )
         added = 0
         task = progress.add_task("Adding", total=len(slices), note="")
