@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := proto services/vessa_common services/vessa_server services/ssl_trainer
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint format proto containers redis clean
+.PHONY: help install demo serve test lint format proto docs containers redis clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,18 @@ format: install ## Format the code
 proto: install ## Generate the code of the wire contract
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=proto/src --pyi_out=proto/src \
 		--grpc_python_out=proto/src proto/vessa/v1/pseudo_label.proto
+
+# In an environment of its own: it takes neither PyTorch nor the packages.
+DOCS_ENV := outputs/docs-env
+$(DOCS_ENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_ENV)
+	$(DOCS_ENV)/bin/pip install --quiet --upgrade pip
+	$(DOCS_ENV)/bin/pip install --quiet --group docs
+	touch $@
+
+docs: $(DOCS_ENV)/.installed ## Build the documentation as a site in outputs/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --quiet
+	@echo "Open outputs/site/index.html"
 
 COMPOSE ?= docker compose
 ENGINE ?= docker

@@ -1,4 +1,4 @@
-"""Code blocks of the documents run; commands and links in them exist."""
+"""Commands, links, settings, messages and tables of the documents are those of the code."""
 
 from __future__ import annotations
 
@@ -7,50 +7,27 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import serving_tables
 import ssl_tables
-from support import ROOT, RunningServer
+from support import ROOT
+from support_docs import applications, blocks, messages
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    """Code blocks of a language; fences are taken in pairs, whatever their language."""
-    pairs = re.findall(r"^```(\w*)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    return [text for named, text in pairs if named == language]
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/client.md"])
-def test_python_blocks_run(server: RunningServer, name: str) -> None:
-    found = blocks(ROOT / name, "python")
-    assert found
-    for block in found:
-        assert "localhost:50051" in block
-        exec(compile(block.replace("localhost:50051", server.grpc), name, "exec"), {})
-
-
-def _applications() -> dict[str, typer.Typer]:
-    from ssl_trainer.cli import app as trainer
-    from vessa_client.cli import app as client
-    from vessa_server.cli import app as server
-
-    return {"vessa": client, "vessa-server": server, "ssl-trainer": trainer}
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_commands_and_their_options_exist(document: Path) -> None:
-    applications = _applications()
-    for block in blocks(document, ""):
-        for line in block.replace("\\\n", " ").splitlines():
+    known = applications()
+    for block in blocks(document.read_text()):
+        for line in block.lines if not block.language else []:
             words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
-            if not words or words[0] not in applications or len(words) < 2 or "|" in line:
+            if not words or words[0] not in known or len(words) < 2 or "|" in line:
                 continue
-            command = words[1:3] if words[1] in ("templates", "export") else words[1:2]
+            command = words[1:3] if words[1] in ("templates", "bank", "export") else words[1:2]
             shown = CliRunner().invoke(
-                applications[words[0]], [*command, "--help"], env={"COLUMNS": "200"}
+                known[words[0]], [*command, "--help"], env={"COLUMNS": "200"}
             )
             assert shown.exit_code == 0, line
             for option in (w for w in words if w.startswith("-") and w != "-"):
@@ -76,6 +53,24 @@ def test_all_settings_are_documented() -> None:
     for name, field in ServerSettings.model_fields.items():
         assert f"| `VESSA_{name.upper()}` |" in text
         assert str(field.description) in text
+
+
+def test_the_site_shows_every_page_once() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    shown = re.findall(r"[\w/.-]+\.md", navigation)
+    assert len(shown) == len(set(shown))
+    pages = {path.name for path in DOCUMENTS[1:]}
+    assert {name for name in shown if "/" not in name} == pages | {"index.md"}
+
+
+def test_messages_of_the_troubleshooting_page_exist() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^### (`+) ?(.+?) ?\1$", text, re.MULTILINE)
+    assert len(quoted) == text.count("\n### ") > 20
+    said = messages(ROOT / "proto" / "src" / "vessa_client", ROOT / "services")
+    for _, message in quoted:
+        # What differs may be at the end of a quotation in one place and of a message in another.
+        assert any(message.strip("… ") in text for text in said), message
 
 
 def test_tables_are_those_of_the_results_files() -> None:

@@ -48,9 +48,9 @@ def test_generated_code_is_what_the_contract_generates(tmp_path: Path) -> None:
 
 
 def test_exported_names_are_those_of_the_docs() -> None:
-    text = (ROOT / "docs" / "client.md").read_text()
-    documented = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
-    assert documented == set(vessa_client.__all__)
+    text = (ROOT / "docs" / "api.md").read_text()
+    documented = re.findall(r"^::: vessa_client\.(\w+)$", text, re.MULTILINE)
+    assert sorted(documented) == sorted(vessa_client.__all__)
 
 
 def test_names_are_imported_when_they_are_used() -> None:
