@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support import CLASSES, RunningServer, engine_of, picture, running
+from support import CLASSES, RunningServer, engine_of, picture, running, without
 from support_browser import CHROMIUM, Browser, Page
 from support_files import nifti, png, read_png
 from support_page import (
@@ -46,6 +46,13 @@ def empty(tmp_path: Path) -> Iterator[tuple[RunningServer, VessaEngine]]:
     engine = engine_of(tmp_path / "empty", templates=0)
     with running(engine) as started:
         yield started, engine
+
+
+@pytest.fixture
+def correcting(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server that answers otherwise than it is told, however unsure it is."""
+    with running(engine_of(tmp_path / "correcting", settings=without("keep_unsure"))) as started:
+        yield started
 
 
 def opened(page: Page, files: dict[str, bytes]) -> None:
@@ -217,12 +224,17 @@ def test_a_finger_and_a_pens_eraser_paint_on_a_telephone(page: Page, tmp_path: P
 
 
 def test_a_corrected_slice_is_the_prompt_of_the_next_answer(
-    page: Page, server: RunningServer, tmp_path: Path
+    browser: Browser, correcting: RunningServer, tmp_path: Path
 ) -> None:
+    server, page = correcting, Page(browser)
+    page.go(f"{server.http}/")
+    page.until("document.querySelectorAll('#class-boxes input').length > 0")
     segment(page, {"scan.nii": VOLUME})
     first = labels_of(page, tmp_path)
+    page.value("document.querySelector('#viewer').focus()")
+    page.key("End")
     painted(page, "disc", size=16)
-    page.drag(at_voxel(page, 15, 30), at_voxel(page, 20, 30))
+    page.drag(at_voxel(page, 20, 28), at_voxel(page, 20, 32))
     mine = labels_of(page, tmp_path)
     assert cells(page, 2)[2] == "–"  # no IoU of what is painted
     page.click("#again")
@@ -233,16 +245,18 @@ def test_a_corrected_slice_is_the_prompt_of_the_next_answer(
         files={"image": VOLUME},
         headers={"Accept": "application/x-ndjson"},
     ).text.splitlines()
-    seen = next(line for line in map(json.loads, lines) if line["slice_index"] == 3)
+    seen = next(line for line in map(json.loads, lines) if line["slice_index"] == 6)
     body = {
         "image_ref": seen["image_ref"],
         "region": seen["region"],
-        "student_mask": base64.b64encode(png(mine[..., 3])).decode(),
+        "student_mask": base64.b64encode(png(mine[..., 6])).decode(),
     }
     answer = httpx.post(f"{server.http}/pseudolabel", json=body).raise_for_status().json()
     expected = first.copy()
-    expected[..., 3] = read_png(base64.b64decode(answer["labels_png"]))
-    assert (expected != first).any()
+    expected[..., 6] = read_png(base64.b64decode(answer["labels_png"]))
+    assert (expected[mine != first] != mine[mine != first]).any()
+    expected[mine != first] = mine[mine != first]  # what was painted stays
+    assert (expected != mine).any()
     assert np.array_equal(again, expected)
     assert cells(page, 2)[2] != "–"
     page.key("z", modifiers=CTRL)
@@ -252,6 +266,8 @@ def test_a_corrected_slice_is_the_prompt_of_the_next_answer(
     page.key("Z", modifiers=CTRL | SHIFT)
     page.key("Z", modifiers=CTRL | SHIFT)
     assert np.array_equal(labels_of(page, tmp_path), again)
+    assert page.complaints == []
+    page.close()
 
 
 # --- Templates
@@ -273,6 +289,7 @@ def test_the_first_template_of_an_empty_bank_is_painted(
     page.value("document.querySelector('#viewer').focus()")
     page.key("End")
     page.value("document.querySelector('#accept').open = true")
+    page.until("!document.querySelector('#accept-slice').hidden")
     page.click("#accept-slice")  # nothing is labelled there
     mine = labels_of(page, tmp_path)
     page.click("#accept-go")
@@ -287,7 +304,7 @@ def test_the_first_template_of_an_empty_bank_is_painted(
     page.click("#again")
     page.until(OPENED)
     assert page.value("document.querySelectorAll('#errors li').length") == 0
-    assert "nidus" in page.text("#matched")
+    page.until("document.querySelector('#matched').textContent.includes('nidus')")
     assert page.complaints == []
     page.close()
 
@@ -341,7 +358,7 @@ def test_unsaved_edits_are_asked_for_before_they_go(page: Page, tmp_path: Path) 
         assert "Slice 4: edited" in page.text("#question-text")
         page.click("#no")
         assert "slice 4; not in" in page.text("#edited-text")
-    page.value("setTimeout(() => location.reload())")  # which waits for the answer
+    page.value("void setTimeout(() => location.reload())")
     assert page.dialog(accept=False) == "beforeunload"
     labels_of(page, tmp_path)
     page.until("document.querySelector('#edited-text').textContent.includes('in a file or')")

@@ -62,14 +62,23 @@ export async function askAgain({ scan, slice, names, asked, bank, text, before, 
   return ask({ image: await base64(file ?? await sliceFile(scan, slice)) });
 }
 
-/** Labels of an answer in the numbers of the page; what was painted in a class that was not asked for stays.
- * @param {Scan} scan @param {number} slice @param {string[]} names @param {string[]} asked @param {Uint8Array} before */
-export function merge(scan, slice, names, asked, before) {
+/**
+ * Labels of an answer in the numbers of the page. What a person has painted stays, and so does a class that was not
+ * asked for: the answer is worth having for the rest.
+ * @param {Scan} scan
+ * @param {number} slice
+ * @param {string[]} names of the labels
+ * @param {string[]} asked names of the answer's
+ * @param {Uint8Array} before labels that were the prompt
+ * @param {Uint8Array} painted where a person has changed them
+ */
+export function merge(scan, slice, names, asked, before, painted) {
   const numbers = [0, ...asked.map((name) => names.indexOf(name) + 1)];
   const isAsked = [true, ...names.map((name) => asked.includes(name))];
   const { height, width, start, down, across } = scan.sliced(slice);
   for (let pixel = 0; pixel < height * width; pixel++) {
     const voxel = start + Math.floor(pixel / width) * down + (pixel % width) * across;
-    scan.labels[voxel] = isAsked[before[pixel]] ? numbers[scan.labels[voxel]] : before[pixel];
+    const isFree = isAsked[before[pixel]] && !painted[pixel];
+    scan.labels[voxel] = isFree ? numbers[scan.labels[voxel]] : before[pixel];
   }
 }

@@ -95,6 +95,18 @@ export class LabelEdit {
     return this.#state(slice) === 0 || !!this.#slices.get(slice)?.done.at(-1)?.note;
   }
 
+  /** Where a person has changed the labels of a slice, 1 or 0 row by row; what answers changed does not count.
+   * @param {number} slice */
+  painted(slice) {
+    const { height, width } = this.scan.sliced(slice);
+    const painted = new Uint8Array(height * width);
+    for (const { runs, note } of this.#slices.get(slice)?.done ?? []) {
+      if (note) continue;
+      for (let at = 0; at < runs.length; at += FIELDS) painted.fill(1, runs[at], runs[at] + runs[at + 1]);
+    }
+    return painted;
+  }
+
   /** Slices with steps, in order. */
   get edited() { return this.#where((slice) => this.#state(slice) !== 0); }
 

@@ -229,13 +229,13 @@ export class SegmentView {
     const { viewer: { scan, slice }, results, results: { names, edit } } = this;
     if (!scan || !edit) return;
     const [asked, bank, before] = [this.#asked, this.#bank, results.answers.get(slice)];
-    const painted = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
+    const prompt = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
     const question = { scan, slice, names, asked, bank, before, text: inputOf('text').value, file: scan.isVolume ? null : this.#file };
     const answer = { ...await askAgain(question, signal), bank };
     if (scan !== this.viewer.scan) return;
     edit.begin(slice);
     await scan.take(slice, answer);
-    merge(scan, slice, names, asked, painted);
+    merge(scan, slice, names, asked, prompt, edit.painted(slice));
     edit.end({ before, after: answer });
     results.add(slice, answer);
     this.viewer.refresh();
