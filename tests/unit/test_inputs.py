@@ -131,9 +131,8 @@ def test_whoever_may_not_write_is_told_who_he_is_and_what_to_do(tmp_path: Path) 
         folder.chmod(folder.stat().st_mode | 0o055)
     os.setresuid(1000, 1000, 0)
     try:
-        for ask in (files.check_writable, lambda path: files.write_text(path / "a.txt", "")):
-            with pytest.raises(FileError, match=r"out: user 1000 may not write .*VESSA_USER"):
-                ask(mine / "out")
+        with pytest.raises(FileError, match=r"out: user 1000 may not write .*VESSA_USER"):
+            files.check_writable(mine / "out")
     finally:
         os.setresuid(0, 0, 0)
     files.check_writable(mine / "out" / "deep")

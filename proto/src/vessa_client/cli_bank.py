@@ -59,6 +59,7 @@ def bank_use(
     if classes:
         annotated.parse(classes)
     windows.parse(window)
+    files.check_writable(Path())
     with connect(server, token) as client:
         known = client.info().banks
     if create and name in known:

@@ -151,7 +151,6 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def _atomically(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write a temporary file of the same suffix, sync it, and rename it."""
-    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         partial = Path(scratch) / path.name

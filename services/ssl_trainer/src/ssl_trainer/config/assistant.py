@@ -44,7 +44,7 @@ class AssistantConfig:
     server: str | None = None
     bank: str = ""
     root_certificates: Path | None = None
-    wait_seconds: float = 60.0
+    wait_seconds: float = 20.0
     required: bool = False
     weight: float = 1.0
     decay_end: float = 0.2
