@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -22,6 +22,7 @@ from vessa_client import (
     SegmentationResult,
     pictures,
 )
+from vessa_client._types import Window
 from vessa_server.api.rest import forms, render
 from vessa_server.api.rest.forms import Form, split_names
 from vessa_server.api.rest.guard import CLIENT_CLOSED
@@ -38,17 +39,32 @@ MASK_LIMITS = images.ImageLimits(max_bytes=1 << 26, max_side=1 << 12)
 # Values of a JSON body: many small ones take far more memory than their text.
 MAX_JSON_VALUES = 100_000
 FORM_FILES = ("image", "student_mask", "volume")
-FORM_TEXTS = (
-    "class_names",
-    "text",
-    "top_k",
-    "template_ids",
-    "policy_off",
-    "bank",
-    "explain",
-    "window",
-)
+# What is asked of an image or of a volume; those of a form that are texts.
+ASKED: dict[str, Any] = {
+    "class_names": {"type": "string", "description": "Comma-separated."},
+    "text": {"type": "string"},
+    "top_k": {"type": "integer"},
+    "template_ids": {"type": "string", "description": "Comma-separated."},
+    "policy_off": {"type": "string", "description": "Comma-separated."},
+    "bank": {"type": "string"},
+    "explain": {"type": "boolean"},
+    "window": forms.WINDOW,
+}
+FORM_TEXTS = tuple(ASKED)
 SEVERAL = ("class_names", "template_ids", "policy_off")
+
+
+class Asked(TypedDict):
+    """The fields of :data:`ASKED`, read."""
+
+    class_names: tuple[str, ...]
+    text: str
+    top_k: int
+    template_ids: tuple[str, ...]
+    policy_off: tuple[str, ...]
+    bank: str
+    explain: bool
+    window: Window | None
 
 
 # Inline: a reference would have no place in the description of the whole interface.
@@ -110,14 +126,7 @@ _BODY = forms.described(
             "items": forms.FILE,
             "description": "Slices of the image's volume.",
         },
-        "class_names": {"type": "string", "description": "Comma-separated."},
-        "text": {"type": "string"},
-        "top_k": {"type": "integer"},
-        "template_ids": {"type": "string", "description": "Comma-separated."},
-        "policy_off": {"type": "string", "description": "Comma-separated."},
-        "bank": {"type": "string"},
-        "explain": {"type": "boolean"},
-        "window": forms.WINDOW,
+        **ASKED,
     },
     ["image"],
 )
@@ -208,10 +217,21 @@ def _from_form(form: Form, files: dict[str, list[bytes]]) -> SegmentationRequest
     masks = files.get("student_mask", [])
     return SegmentationRequest(
         image=files["image"][0],
-        class_names=form.names("class_names"),
-        text=form.text("text"),
         student_mask=label_pixels(masks[0], "student_mask") if masks else None,
         volume=tuple(files.get("volume", [])),
+        **asked(form),
+    )
+
+
+def asked(form: Form) -> Asked:
+    """What a form asks of its image or volume.
+
+    Raises:
+        InvalidRequestError: a field is malformed.
+    """
+    return Asked(
+        class_names=form.names("class_names"),
+        text=form.text("text"),
         top_k=form.number("top_k") or 0,
         template_ids=form.names("template_ids"),
         policy_off=form.names("policy_off"),

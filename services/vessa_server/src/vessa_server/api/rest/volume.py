@@ -21,10 +21,12 @@ from vessa_server.api.rest.forms import Form
 from vessa_server.api.rest.guard import error_body
 from vessa_server.api.rest.negotiation import negotiated
 from vessa_server.api.rest.segment import (
+    ASKED,
     JSON,
     NIFTI,
     NIFTI_TOO,
     SEVERAL,
+    asked,
     caller_of,
     nifti_response,
     unless_disconnected,
@@ -36,17 +38,6 @@ from vessa_server.scheduler.scheduler import Priority
 
 VOLUME_PATH = "/pseudolabel/volume"
 LINES = "application/x-ndjson"
-FORM_TEXTS = (
-    "class_names",
-    "text",
-    "top_k",
-    "template_ids",
-    "policy_off",
-    "bank",
-    "explain",
-    "window",
-    "axis",
-)
 FORM_SCHEMA: dict[str, Any] = {
     "requestBody": forms.described(
         {
@@ -54,14 +45,7 @@ FORM_SCHEMA: dict[str, Any] = {
                 **forms.FILE,
                 "description": f"{uploads.VOLUME_FORMATS}.",
             },
-            "class_names": {"type": "string", "description": "Comma-separated."},
-            "text": {"type": "string"},
-            "top_k": {"type": "integer"},
-            "template_ids": {"type": "string", "description": "Comma-separated."},
-            "policy_off": {"type": "string", "description": "Comma-separated."},
-            "bank": {"type": "string"},
-            "explain": {"type": "boolean"},
-            "window": forms.WINDOW,
+            **ASKED,
             "axis": {
                 "type": "integer",
                 "description": "Slicing axis: 0 from left to right, 1 from back to "
@@ -101,7 +85,7 @@ def volume_router(service: Service) -> APIRouter:
         wanted = negotiated(request.headers.get("accept", ""), (NIFTI, NIFTI_TOO, JSON, LINES))
         forms.content_type(request, forms.MULTIPART)
         async with forms.read_form(request) as form:
-            form.check(("image",), FORM_TEXTS, SEVERAL)
+            form.check(("image",), (*ASKED, "axis"), SEVERAL)
             if wanted == LINES:
                 return await _Lines.opened(service, form, caller)
             answer = _segment(service, form, wanted, caller)
@@ -151,17 +135,7 @@ def _open(service: Service, form: Form, share: Share) -> OpenedScan:
     axis = form.number("axis")
     if axis is not None and axis > 2:
         raise InvalidRequestError(f"axis: {axis}, expected 0..2", field="axis")
-    request = VolumeRequest(
-        slices=(),
-        class_names=form.names("class_names"),
-        text=form.text("text"),
-        top_k=form.number("top_k") or 0,
-        template_ids=form.names("template_ids"),
-        policy_off=form.names("policy_off"),
-        bank=form.text("bank"),
-        explain=form.flag("explain"),
-        window=form.window(),
-    )
+    request = VolumeRequest(slices=(), **asked(form))
     file = uploads.read_volume(form, service.settings.max_queue_bytes, axis)
     return open_scan(service, share, file, request)
 
