@@ -129,14 +129,10 @@ def check_writable(folder: Path) -> None:
     if not there.is_dir():
         raise FileError(f"{folder}: {there} is a file, expected a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise _no_right(folder)
-
-
-def _no_right(path: Path) -> FileError:
-    return FileError(
-        f"{path}: user {os.getuid()} may not write there; give another place or the right to, in "
-        "containers another VESSA_USER"
-    )
+        raise FileError(
+            f"{folder}: user {os.getuid()} may not write there; give another place or the right "
+            "to, in containers another VESSA_USER"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from vessa_client import (
@@ -48,8 +48,8 @@ def refusal(old: Sequence[adding.Outdated]) -> InvalidRequestError:
     )
 
 
-def remove(banks: Banks, bank: str, old: Sequence[adding.Outdated]) -> None:
-    """Remove them from a bank."""
-    for gone in old:
+def remove(banks: Banks, bank: str, template_ids: Iterable[str]) -> None:
+    """Remove templates from a bank, those that are still there."""
+    for template_id in template_ids:
         with contextlib.suppress(NotFoundError):  # somebody else did
-            banks.get(bank).delete(gone.info.template_id)
+            banks.get(bank).delete(template_id)

@@ -246,22 +246,19 @@ class Service:
             InvalidRequestError: there are such templates, and they are to be refused.
         """
 
-        def put() -> tuple[TemplateInfo, bool]:
-            return self.engine.add_template(
-                image, labels, classes, name=name, bank=bank, window=window
-            )
-
         def add() -> tuple[TemplateInfo, bool]:
             pixels = self.engine.images.resolve(image).pixels
             check_template(pixels)
-            if outdated == "keep":
-                return put()
-            new = AnnotatedSlice(pixels, labels.astype(np.uint8), name, window)
-            old = corrections.outdated(self.engine.banks, bank, new, classes)
+            old = []
+            if outdated != "keep":
+                new = AnnotatedSlice(pixels, labels.astype(np.uint8), name, window)
+                old = corrections.outdated(self.engine.banks, bank, new, classes)
             if old and outdated == "refuse":
                 raise corrections.refusal(old)
-            added = put()
-            corrections.remove(self.engine.banks, bank, old)
+            added = self.engine.add_template(
+                image, labels, classes, name=name, bank=bank, window=window
+            )
+            corrections.remove(self.engine.banks, bank, [o.info.template_id for o in old])
             return added
 
         info, created = await self.work(add)

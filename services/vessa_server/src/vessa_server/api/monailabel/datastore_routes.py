@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
 
 from vessa_client import InvalidRequestError
 from vessa_server.api.monailabel import information, labels
 from vessa_server.api.monailabel.context import LabelApp, params_of, upload_of
 from vessa_server.api.monailabel.datastore import FINAL
+from vessa_server.api.monailabel.sending import sent, zipped
 from vessa_server.api.rest import forms
 
 Output = Annotated[str, Query(pattern="^(stats|all|train)$")]
@@ -38,7 +35,7 @@ def datastore_router(app: LabelApp) -> APIRouter:
     @router.get("/dataset")
     async def dataset() -> Response:
         """All scans with a final label, as a zip."""
-        return await app.service.work(lambda: _zipped("dataset", _dataset(app)))
+        return await app.service.work(lambda: zipped("dataset", _dataset(app)))
 
     _add_image_routes(router, app)
     _add_label_routes(router, app)
@@ -143,27 +140,6 @@ def _add_label_routes(router: APIRouter, app: LabelApp) -> None:
 
         await app.change(put)
         return {}
-
-
-def sent(path: Path) -> Response:
-    """A file as it is, or a folder as a zip of its files."""
-    if path.is_dir():
-        return _zipped(path.name, {file.name: file for file in path.iterdir() if file.is_file()})
-    return FileResponse(path, filename=path.name)
-
-
-def _zipped(name: str, inside: dict[str, Path]) -> Response:
-    """A zip of files by their names in it; they are packed already, or images of little zeal."""
-    made = tempfile.NamedTemporaryFile(suffix=".zip", delete=False)  # noqa: SIM115
-    path = Path(made.name)
-    try:
-        with made, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
-            for entry, file in inside.items():
-                archive.write(file, entry)
-    except BaseException:
-        path.unlink()
-        raise
-    return FileResponse(path, filename=f"{name}.zip", background=BackgroundTask(path.unlink))
 
 
 def _everything(app: LabelApp) -> dict[str, Any]:

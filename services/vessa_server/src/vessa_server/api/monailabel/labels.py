@@ -12,7 +12,6 @@ import numpy as np
 from vessa_client import (
     ClassDefinition,
     InvalidRequestError,
-    NotFoundError,
     TemplateInfo,
     annotated,
     files,
@@ -20,6 +19,7 @@ from vessa_client import (
 from vessa_client.annotated import LabelScheme
 from vessa_client.files import ImageFile
 from vessa_client.windows import AUTOMATIC
+from vessa_server.api import corrections
 from vessa_server.api.monailabel import scans, uploads
 from vessa_server.api.monailabel.context import MODEL, LabelApp
 from vessa_server.api.monailabel.datastore import FINAL
@@ -63,7 +63,8 @@ async def put(
                 app.store.put_label(name, tag, received, params)
                 return name, []
             templates = app.service.engine.banks.get(bank).snapshot().templates
-            entries = _entries(app, source, annotation, params, templates)
+            source = AUTOMATIC.of(source, templates)
+            entries = _entries(app, source, annotation, params)
             return name, _replace(app, name, received, bank, entries, params)
 
     name, created = await app.change(change)
@@ -104,10 +105,8 @@ def _replace(
 
 
 def _delete(app: LabelApp, record: dict[str, Any], keep: Sequence[str]) -> None:
-    for template_id in record.get("templates", ()):
-        if template_id not in keep:
-            with contextlib.suppress(NotFoundError):  # somebody else deleted it
-                app.service.engine.banks.get(record["bank"]).delete(template_id)
+    gone = [t for t in record.get("templates", ()) if t not in keep]
+    corrections.remove(app.service.engine.banks, record.get("bank", ""), gone)
 
 
 def _entries(
@@ -115,7 +114,6 @@ def _entries(
     source: ImageFile,
     annotation: ImageFile,
     params: dict[str, Any],
-    templates: Sequence[TemplateInfo],
 ) -> list[TemplateEntry]:
     """The annotated slices as templates; none where nothing is labelled."""
     values = [int(value) for value in np.unique(annotation.pixels) if value]
@@ -123,7 +121,6 @@ def _entries(
         return []
     scheme = _scheme(params, values)
     engine = app.service.engine
-    source = AUTOMATIC.of(source, templates)
     if len(values) > engine.settings.max_classes:
         raise InvalidRequestError(
             f"label: {len(values)} labels, expected at most {engine.settings.max_classes}",

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from vessa_client import InvalidRequestError, NotFoundError, OverloadedError
 from vessa_server.api.monailabel import scans, uploads
+from vessa_server.api.monailabel.sending import sent
 from vessa_server.api.monailabel.uploads import Upload
 from vessa_server.api.rest import forms
 from vessa_server.api.room import RETRY_SECONDS
@@ -63,7 +64,7 @@ class Sessions:
         self._known: dict[str, Session] = {}
         self._folder: Path | None = None
 
-    def create(self, sent: Sequence[Upload], expiry: int) -> tuple[str, Session]:
+    def create(self, given: Sequence[Upload], expiry: int) -> tuple[str, Session]:
         """Keep a scan: a file, a zip, or the files of a DICOM series.
 
         Raises:
@@ -77,7 +78,7 @@ class Sessions:
             path.mkdir()
         try:
             with uploads.writing(path):
-                image = uploads.receive(sent, path, "files", self.max_bytes)
+                image = uploads.receive(given, path, "files", self.max_bytes)
             scans.read(image, "files", self.max_bytes)
             size = sum(file.stat().st_size for file in path.rglob("*")) + OVERHEAD_BYTES
             seconds = min(expiry, MAX_SECONDS) if expiry > 0 else DEFAULT_SECONDS
@@ -163,16 +164,15 @@ def session_router(app: LabelApp) -> APIRouter:
     async def create(request: Request, expiry: int = 0) -> dict[str, Any]:
         """Keep a scan for ``expiry`` seconds after it was last asked for; zips are unpacked."""
         async with forms.read_form(request, uploads.MAX_FILES) as form:
-            sent = [Upload(file.filename or "", file.file) for file in form.files.get("files", ())]
-            if not sent:
+            given = [Upload(f.filename or "", f.file) for f in form.files.get("files", ())]
+            if not given:
                 raise InvalidRequestError("files: missing, expected a scan", field="files")
-            session_id, made = await app.service.work(lambda: sessions.create(sent, expiry))
+            session_id, made = await app.service.work(lambda: sessions.create(given, expiry))
         return {"session_id": session_id, "session_info": made.described()}
 
     @router.get("/{session_id}")
     async def get(session_id: str, update_ts: bool = False, image: bool = False) -> Any:
         """What is known of a session, or its scan."""
-        from vessa_server.api.monailabel.datastore_routes import sent
 
         def found() -> dict[str, Any] | Response:
             session = sessions.get(session_id, touch=update_ts)
