@@ -32,26 +32,39 @@ def expected_labels(image: UInt8Array) -> UInt8Array:
     return labels
 
 
+def result(
+    labels: UInt8Array, confidence: UInt8Array, classes: tuple[ClassResult, ...], **more: Any
+) -> SegmentationResult:
+    """A result of a slice; ``more`` are its other fields, which have little in them."""
+    fields: dict[str, Any] = {
+        "request_id": "",
+        "templates": (),
+        "stage_ms": {},
+        "model_digest": "d",
+        "bank_version": "b",
+        "image_features_cached": False,
+        "template_features_cached": False,
+        "image_sha256": "",
+    }
+    return SegmentationResult(
+        labels=labels, confidence=confidence, classes=classes, **(fields | more)
+    )
+
+
 def answer(
     image: UInt8Array, request_id: str, *, index: int = 0, volume: str = ""
 ) -> pb.SegmentResponse:
     """A whole answer for an image."""
-    result = SegmentationResult(
+    found = result(
+        expected_labels(image),
+        image,
+        (ClassResult(class_name="disc", predicted_iou=0.5),),
         request_id=request_id,
-        labels=expected_labels(image),
-        confidence=image,
-        classes=(ClassResult(class_name="disc", predicted_iou=0.5),),
-        templates=(),
-        stage_ms={},
-        model_digest="d",
-        bank_version="b",
-        image_features_cached=False,
-        template_features_cached=False,
         image_sha256=wire.image_digest(image),
         slice_index=index,
         volume_sha256=volume,
     )
-    return convert.result_to_message(result)
+    return convert.result_to_message(found)
 
 
 def refusal(request_id: str, *, index: int = 0, **error: Any) -> pb.SegmentResponse:

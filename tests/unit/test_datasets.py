@@ -18,8 +18,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from support_client import result
 from support_dicom import VOXELS_ZRC, write_series
-from vessa_client import AnyArray, ClassResult, SegmentationResult, UInt8Array, files
+from vessa_client import AnyArray, ClassResult, UInt8Array, files
 from vessa_client.annotated import parse
 from vessa_client.cli import app
 from vessa_client.datasets import coco
@@ -296,20 +297,11 @@ def labelled(folder: Path, out: Path, ious: dict[str, float], names: list[str]) 
     for name, iou in ious.items():
         image = files.read(folder / name)
         answers = [
-            SegmentationResult(
-                request_id="",
-                labels=labels_of(plane.shape),
-                confidence=np.zeros(plane.shape, np.uint8),
-                classes=tuple(ClassResult(class_name=n, predicted_iou=iou) for n in scheme.names),
-                templates=(),
-                stage_ms={},
-                model_digest="d",
-                bank_version="b",
-                image_features_cached=False,
-                template_features_cached=False,
-                image_sha256="",
+            result(
+                labels_of(plane.shape),
+                np.zeros(plane.shape, np.uint8),
+                tuple(ClassResult(class_name=n, predicted_iou=iou) for n in scheme.names),
                 slice_index=index,
-                volume_sha256="",
             )
             for index, plane in enumerate(image.slices())
         ]
