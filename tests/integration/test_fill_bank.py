@@ -14,10 +14,14 @@ from typer.testing import CliRunner, Result
 from ssl_trainer.assistant import own_bank
 from ssl_trainer.cli import app
 from ssl_trainer.config import ConfigError, TrainConfig, load, to_dict
+from ssl_trainer.data.cases import find, sliced
+from ssl_trainer.data.slices import read_slices
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, free_port, running
 from trainer_support import AFFINE, small_config, write_case, write_dataset
-from vessa_client import VessaClient
+from vessa_client import VessaClient, files
+from vessa_client.windows import AUTOMATIC
+from vessa_server.model.intensity import unit_range
 
 
 def written(config: TrainConfig, file: Path) -> Path:
@@ -129,6 +133,36 @@ def test_templates_are_the_slices_that_the_run_trains_on(tmp_path: Path) -> None
         assert item.labels is not None
         assert learned is not None
         assert np.array_equal(item.labels, learned)
+
+
+def test_the_bank_of_a_run_with_a_window_serves_scans_in_their_own_unit(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    config = small_config(write_dataset(tmp_path / "data"), server=server.grpc)
+    plain = own_bank.named(config, own_bank.templates(config)).assistant.bank
+    window = (-160.0, 240.0)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, window=window))
+    scan = files.read(config.data.root / "train" / "p0_frame01.nii.gz")
+    chosen = own_bank.templates(config)
+    for item in chosen:
+        assert np.array_equal(item.image, scan.slice(int(item.key.rpartition("/")[2])))
+    config = own_bank.named(config, chosen)
+    assert config.assistant.bank != plain
+    own_bank.fill(config, chosen, lambda: None)
+    with VessaClient(server.grpc) as client:
+        held = client.list_templates(bank=config.assistant.bank).templates
+    assert {t.window for t in held} == {window}
+    ct = files.ImageFile(Path("ct.nii"), np.arange(-1000, 1000).reshape(10, 10, 20), 2, None)
+    assert AUTOMATIC.of(ct, held).window == window
+    # What the run sends of its slices is of 8 bits, and looks the same.
+    split = find(config.data)
+    labelled = split.read_as(sliced(config.data, split)).labelled
+    sent = {s.key: s for s in read_slices(labelled, 2, labelled=True)}
+    for item in chosen:
+        own = sent[item.key]
+        assert own.image.dtype == np.uint8
+        shown = unit_range(own.image, own.window)
+        assert np.allclose(shown, unit_range(item.image, window), atol=0.5 / 255 + 1e-6)
 
 
 def test_errors_say_what_to_do(tmp_path: Path, server: RunningServer) -> None:

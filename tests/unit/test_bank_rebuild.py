@@ -107,6 +107,17 @@ def test_names_that_other_templates_record_are_tried(bank: TemplateBank) -> None
     assert rebuilt.classes == before.classes
 
 
+def test_windows_come_back_also_of_templates_without_a_record(bank: TemplateBank) -> None:
+    for seed, window in ((5, (-160.0, 240.0)), (6, (-160.0, 240.0)), (7, (0.1, 0.7))):
+        info, _ = bank.add(*picture(seed), CLASSES, window=window)
+        if seed == 6:
+            (bank.folder / "templates" / info.template_id / "template.json").unlink()
+    before = {t.template_id: t.window for t in bank.snapshot().templates}
+    (bank.folder / "index.json").unlink()
+    rebuilt = TemplateBank.rebuild(bank.folder)
+    assert {t.template_id: t.window for t in rebuilt.templates} == before
+
+
 def test_a_template_with_damaged_pixels_is_named_by_the_rebuild(bank: TemplateBank) -> None:
     info = bank.snapshot().templates[1]
     labels = bank.folder / "templates" / info.template_id / "labels.png"

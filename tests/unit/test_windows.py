@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydicom.uid import CTImageStorage, MRImageStorage, SecondaryCaptureImageStorage
 
 from support import CLASSES, picture
-from vessa_client import AnyArray, InvalidRequestError, TemplateInfo, wire
+from support_dicom import write_series
+from vessa_client import AnyArray, InvalidRequestError, TemplateInfo, files, wire
 from vessa_client._types import Window
 from vessa_client.files import FileError, ImageFile
 from vessa_client.windows import AUTOMATIC, PRESETS, parse
@@ -74,6 +76,32 @@ def test_ct_is_known_by_the_air_and_seen_as_the_bank_sees_it() -> None:
     assert AUTOMATIC.of(ct, [template((0.0, 80.0)), template((0.0, 90.0))]).window == SOFT
     picture = ImageFile(Path("x.tif"), np.full((9, 9), -1000, np.int16), None, None)
     assert AUTOMATIC.of(picture, []).window is None
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind", "intercept", "window"),
+    [
+        ("CT", CTImageStorage, -100, SOFT),  # no air in it
+        ("CT", CTImageStorage, -1024, SOFT),
+        ("CT", SecondaryCaptureImageStorage, -100, None),
+        ("MR", MRImageStorage, -2000, None),  # such as phases
+    ],
+)
+def test_dicom_says_itself_whether_it_is_ct(
+    modality: str, kind: str, intercept: int, window: Window | None, tmp_path: Path
+) -> None:
+    written = write_series(
+        tmp_path / "series",
+        Modality=modality,
+        SOPClassUID=kind,
+        RescaleIntercept=intercept,
+        RescaleSlope=1,
+    )
+    for path in (tmp_path / "series", written[0]):
+        assert AUTOMATIC.of(files.read(path), []).window == window
+    expected = None if kind == SecondaryCaptureImageStorage else modality
+    assert files.modality(tmp_path / "series") == expected
+    assert parse("lung").of(files.read(tmp_path / "series"), []).window == PRESETS["lung"]
 
 
 def test_a_picture_of_a_slice_shows_what_the_window_shows() -> None:

@@ -17,7 +17,9 @@ PRESETS: dict[str, Window] = {
     "bone": (-500.0, 1300.0),
     "brain": (0.0, 80.0),
 }
-# Nothing but CT has voxels as low, the air around the patient, and none above a scanner's range.
+CT = "CT"  # as DICOM calls it
+# Where a file does not say its modality: hardly anything but CT has voxels as low, the air around
+# the patient, and none is above a scanner's range.
 AIR, HIGHEST = -500, 32767
 
 
@@ -68,10 +70,12 @@ def parse(text: str) -> WindowChoice:
 
 
 def looks_like_ct(image: ImageFile) -> bool:
-    """Whether the values of a volume are Hounsfield units, with air in it."""
+    """Whether a volume is CT: DICOM says it, of other files their values, with air in it."""
     pixels = image.pixels
     if image.axis is None or pixels.ndim != 3 or pixels.dtype.kind not in "if":
         return False
+    if image.modality is not None:
+        return image.modality == CT
     return bool(pixels.min() <= AIR and pixels.max() <= HIGHEST)
 
 

@@ -32,6 +32,7 @@ MAX_ZIP_BYTES = 16 << 30
 NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsStored")
 # Objects with pixels that are no images.
 NO_IMAGES = ("RTDOSE", "SEG", "RTIMAGE", "RWV")
+CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # of screens and films, with all that begin so
 COLOUR = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 
@@ -91,6 +92,21 @@ def load(path: Path, frame: int | None) -> nib.Nifti1Image:
         rows, columns = frames[0].spacing
         return nib.Nifti1Image(planes, np.diag([1.0, rows, columns, 1.0]), dtype=planes.dtype)
     return nib.Nifti1Image(planes.transpose(2, 1, 0), _affine(frames), dtype=planes.dtype)
+
+
+def modality(path: Path) -> str | None:
+    """Of a series, by the header of its first image; None of captures of a screen."""
+    import pydicom
+
+    tags = ["Modality", "Rows", "SOPClassUID"]
+    for name, content in _contents(path):
+        forced = name.lower().endswith(_dicom_files.SUFFIXES)
+        header = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=tags, force=forced)
+        found = str(header.get("Modality") or "")
+        if "Rows" in header and found not in NO_IMAGES:
+            captured = str(header.get("SOPClassUID") or "").startswith(CAPTURES)
+            return None if captured else found or None
+    return None
 
 
 def series(path: Path, frame: int | None = None) -> list[Frame]:

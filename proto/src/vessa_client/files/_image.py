@@ -33,6 +33,7 @@ class ImageFile:
         stored: the volume as it is in the file.
         frame: which volume of several in the file.
         window: intensities that are seen; None for percentiles of each slice.
+        modality: that DICOM says, such as CT; None where nothing does.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ImageFile:
     stored: nib.Nifti1Image | None = None
     frame: int | None = None
     window: Window | None = None
+    modality: str | None = None
 
     @property
     def stem(self) -> str:

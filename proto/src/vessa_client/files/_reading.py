@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -56,7 +57,8 @@ def read(
         reader = _reader(path)
         if reader is not None:
             volume = reader.load(path, channel)
-            return from_nifti(path, volume, axis=axis, labels=labels, frame=channel)
+            image = from_nifti(path, volume, axis=axis, labels=labels, frame=channel)
+            return replace(image, modality=modality(path))
         if path.is_dir():
             raise FileError(f"{path}: a folder without DICOM files, expected a file")
         pixels = _pictures.load(path, labels=labels)
@@ -68,14 +70,15 @@ def read(
 def modality(path: Path) -> str | None:
     """What a DICOM series says of how it was acquired, such as CT; None of other files.
 
+    It is also None of captures of a screen, whose values have lost the unit of the modality.
+
     Raises:
         FileError: it cannot be read.
     """
     if not _dicom.recognises(path):
         return None
     with reading(path):
-        first = next(_dicom.datasets(path), None)
-    return str(first[1].get("Modality") or "") or None if first else None
+        return _dicom.modality(path)
 
 
 def acquired_axis(path: Path) -> int | None:

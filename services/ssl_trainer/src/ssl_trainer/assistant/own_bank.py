@@ -26,6 +26,9 @@ MOST_LETTERS = 40
 def templates(config: TrainConfig) -> list[Slice]:
     """Slices with structures, at most 32 of each annotated volume; some show each class.
 
+    As their files have them, not through ``data.window``: other programs use the bank, too, and
+    see scans in their own unit through the window of its templates.
+
     Raises:
         ConfigError: the data do not fit the configuration, or no slice shows a class.
         FileError: an image or label file cannot be used.
@@ -33,7 +36,8 @@ def templates(config: TrainConfig) -> list[Slice]:
     classes = config.data.classes
     split = find(config.data)
     labelled = split.read_as(sliced(config.data, split)).labelled
-    slices = read_slices(labelled, len(classes), labelled=True)
+    stored = tuple(replace(case, window=None) for case in labelled)
+    slices = read_slices(stored, len(classes), labelled=True)
     chosen: dict[str, Slice] = {}
     for _, group in itertools.groupby(slices, key=lambda item: item.key.rpartition("/")[0]):
         own = [item for item in group if item.labels is not None and item.labels.any()]
@@ -54,7 +58,8 @@ def templates(config: TrainConfig) -> list[Slice]:
 def named(config: TrainConfig, chosen: Sequence[Slice]) -> TrainConfig:
     """With the name of the bank: the one that is set, or one for the annotated slices.
 
-    That is made of the name of the data's folder, for people, and a digest of classes and slices.
+    That is made of the name of the data's folder, for people, and a digest of classes, slices and
+    window.
     So two projects never meet, and all runs of one share its bank.
     """
     if config.assistant.bank:
@@ -64,7 +69,8 @@ def named(config: TrainConfig, chosen: Sequence[Slice]) -> TrainConfig:
         for item in chosen
         if item.labels is not None
     ]
-    plain = json.dumps([config.data.classes, content])
+    seen = [] if config.data.window is None else [config.data.window]
+    plain = json.dumps([config.data.classes, content, *seen])
     letters = re.sub(r"[^a-z0-9]+", "-", config.data.root.name.lower()).strip("-")[:MOST_LETTERS]
     name = f"{letters or 'run'}-{hashlib.sha256(plain.encode()).hexdigest()[:DIGITS]}"
     return replace(config, assistant=replace(config.assistant, bank=name))
@@ -88,7 +94,7 @@ def fill(config: TrainConfig, chosen: Sequence[Slice], advance: Callable[[], obj
             assert item.labels is not None
             name = wire.template_name(item.key)
             add = partial(client.add_template, item.image, item.labels, definitions, name=name)
-            add = partial(add, window=item.window)
+            add = partial(add, window=config.data.window)
             try:
                 _, created = connection.reached(assistant, classes, add)
             except AssistantError as error:

@@ -1,17 +1,19 @@
 """Rebuild the index of a bank from the folders of its templates.
 
-Nothing is invented. A template's id is a digest of its pixels and class names, so that names
-from elsewhere (other templates, what is left of the index, the user) are known to be right.
+Nothing is invented. A template's id is a digest of its pixels, class names and window, so that
+names from elsewhere (other templates, what is left of the index, the user), and windows of other
+templates, are known to be right.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice, permutations
+from itertools import islice, permutations, product
 from pathlib import Path
 
 from vessa_client import TemplateInfo
+from vessa_client._types import Window
 from vessa_server.bank.errors import BankError
 from vessa_server.bank.files import read_image
 from vessa_server.bank.folders import Record, TemplateFolders, added_time
@@ -45,10 +47,12 @@ def rebuild_index(folder: Path, class_names: Sequence[str]) -> Index:
     names = list(class_names)
     names += [name for record in recorded for name in record.info.class_names]
     names += [definition.name for definition in remains.classes]
+    windows = [None, *(t.window for t in (*remains.templates, *(r.info for r in recorded)))]
+    known = list(dict.fromkeys(names)), list(dict.fromkeys(windows))
     records, problems = [], []
     for path in paths:
         try:
-            records.append(_record_of(path, remains, list(dict.fromkeys(names))))
+            records.append(_record_of(path, remains, *known))
         except (OSError, ValueError) as error:
             problems.append(f"{path.name} ({error})")
     if problems:
@@ -72,8 +76,10 @@ def _read_record(path: Path) -> Record | None:
         return None
 
 
-def _record_of(path: Path, remains: Index, names: list[str]) -> Record:
-    """The record whose class names fit the pixels and the id of a template's folder."""
+def _record_of(
+    path: Path, remains: Index, names: list[str], windows: list[Window | None]
+) -> Record:
+    """The record whose class names and window fit pixels and id of a template's folder."""
     image, labels = read_image(path, "image"), read_image(path, "labels")
     height, width = labels.shape[:2]
     content = content_of(image, labels)
@@ -90,10 +96,15 @@ def _record_of(path: Path, remains: Index, names: list[str]) -> Record:
         if fits and record.info.template_id == path.name and size == (height, width):
             return record
     num_classes = int(labels.max())
-    for order in _orders(names, num_classes):
-        if template_id(content, order) == path.name:
+    for order, window in product(_orders(names, num_classes), windows):
+        if template_id(content, order, window) == path.name:
             info = TemplateInfo(
-                template_id=path.name, name="", height=height, width=width, class_names=order
+                template_id=path.name,
+                name="",
+                height=height,
+                width=width,
+                class_names=order,
+                window=window,
             )
             return Record.of(info, (), added_time(path))
     raise ValueError(f"no names that are known fit its pixels, {num_classes} classes")
