@@ -92,9 +92,14 @@ def fill(config: TrainConfig, chosen: Sequence[Slice], advance: Callable[[], obj
     with connection.connect(assistant, assistant.timeout_seconds) as client:
         for item in chosen:
             assert item.labels is not None
-            name = wire.template_name(item.key)
-            add = partial(client.add_template, item.image, item.labels, definitions, name=name)
-            add = partial(add, window=config.data.window)
+            add = partial(
+                client.add_template,
+                item.image,
+                item.labels,
+                definitions,
+                name=wire.template_name(item.key),
+                window=config.data.window,
+            )
             try:
                 _, created = connection.reached(assistant, classes, add)
             except AssistantError as error:
