@@ -123,6 +123,19 @@ def test_whatever_is_wrong_with_a_picture_is_one_kind_of_error(tmp_path: Path) -
             files.read(file)
 
 
+def test_of_a_tiff_with_pages_one_is_chosen(tmp_path: Path) -> None:
+    film, pages = tmp_path / "film.tif", [np.full((4, 5), value, np.uint16) for value in (7, 8, 9)]
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(film, save_all=True, append_images=others)
+
+    with pytest.raises(FileError, match=r"film\.tif: 3 pages, choose one with --frame 0\.\.2"):
+        files.read(film)
+    with pytest.raises(FileError, match=r"film\.tif: 3 pages, expected more than 3"):
+        files.read(film, channel=3)
+    for index, page in enumerate(pages):
+        assert np.array_equal(files.read(film, channel=index).pixels, page)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="takes a user who may become another one")
 def test_whoever_may_not_write_is_told_who_he_is_and_what_to_do(tmp_path: Path) -> None:
     mine = tmp_path / "mine"

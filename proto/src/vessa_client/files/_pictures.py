@@ -8,12 +8,30 @@ import numpy as np
 from PIL import Image
 
 from vessa_client._types import AnyArray
+from vessa_client.files._errors import FileError
 
 
-def load(path: Path, *, labels: bool) -> AnyArray:
-    """(H, W) or (H, W, 3); ``labels``: values of a palette, not its colours."""
+def load(path: Path, page: int | None, *, labels: bool) -> AnyArray:
+    """(H, W) or (H, W, 3); ``labels``: values of a palette, not its colours.
+
+    Raises:
+        FileError: it is a TIFF of several pages, and none of them is chosen.
+    """
     with Image.open(path) as picture:
+        if picture.format == "TIFF":
+            picture.seek(_chosen(path, getattr(picture, "n_frames", 1), page))
         return np.asarray(_plain(picture, labels=labels))
+
+
+def _chosen(path: Path, count: int, page: int | None) -> int:
+    """``page`` of a TIFF of so many."""
+    if count == 1:
+        return 0
+    if page is None:
+        raise FileError(f"{path}: {count} pages, choose one with --frame 0..{count - 1}")
+    if page >= count:
+        raise FileError(f"{path}: {count} pages, expected more than {page}")
+    return page
 
 
 def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:

@@ -45,8 +45,8 @@ def read(
             was acquired.
         labels: keep the values of a palette picture instead of its colours, and return
             integers.
-        channel: which volume of those along a fourth axis, if there is one; without, such a file
-            is refused.
+        channel: which volume of those along a fourth axis, or page of a TIFF, if there are
+            several; without, such a file is refused.
 
     Raises:
         FileError: missing, damaged, or of another kind.
@@ -61,7 +61,7 @@ def read(
             return replace(image, modality=modality(path))
         if path.is_dir():
             raise FileError(f"{path}: a folder without DICOM files, expected a file")
-        pixels = _pictures.load(path, labels=labels)
+        pixels = _pictures.load(path, channel, labels=labels)
     if labels and pixels.ndim == 3:
         raise FileError(f"{path}: a colour picture, expected labels 0, 1, 2, ... in one channel")
     return ImageFile(path, integers(path, pixels) if labels else pixels, None, None)
