@@ -17,8 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
+from support_client import result
 from support_dicom import SHIPPED, VOXELS_ZRC, write_series
-from vessa_client import files
+from vessa_client import ClassResult, files
+from vessa_client.results import write_labels
 
 
 def itk(path: Path) -> SimpleITK.Image:
@@ -224,3 +226,14 @@ def test_folders_of_series_and_films_are_found(tmp_path: Path) -> None:
     found = [str(path.relative_to(tmp_path)) for path in files.find_images(tmp_path)]
     assert found == ["p1", "p2/t1", "us/a.dcm", "us/b.dcm"]
     assert files.find_images(tmp_path / "p1") == [tmp_path / "p1"]
+
+
+def test_labels_of_a_film_that_no_segmentation_refers_to_are_written(tmp_path: Path) -> None:
+    film = files.read(SHIPPED / "examples_ybr_color.dcm")
+    labels = np.eye(film.slice(0).shape[0], film.slice(0).shape[1], dtype=np.uint8)
+    heart = ClassResult(class_name="heart", predicted_iou=0.9)
+    found = [result(labels, labels, (heart,)) for _ in range(film.depth)]
+    written, warning = write_labels(tmp_path, film, found, None)
+    assert "examples_ybr_color.dcm: no DICOM segmentation can refer to it" in warning
+    assert [path.name for path in written] == ["examples_ybr_color_pseudo.nii.gz"]
+    assert np.array_equal(files.read(written[0]).slice(7), labels)

@@ -100,7 +100,7 @@ def segment(
             priority="interactive",
         )
         results = segment_slices(client, request, alone=alone or source.axis is None)
-    written = write_labels(out, source, results, scheme)
+    written, warning = write_labels(out, source, results, scheme)
     middle = max(range(len(results)), key=lambda i: int((results[i].labels > 0).sum()))
     picture = out / f"{files.own_stem(image)}_pseudo_overlay.png"
     files.write_picture(picture, pictures.overlay(source.seen(middle), results[middle].labels))
@@ -117,6 +117,8 @@ def segment(
     for target in reversed(written):
         print_line(f"Labels  {target}")
     print_line(f"Picture {picture}")
+    if warning:
+        print_warning(warning)
 
 
 @app.command()

@@ -90,16 +90,13 @@ class Results:
 
     def write(self, image: files.ImageFile, results: Sequence[SegmentationResult]) -> str:
         """Write what was found in an image; returns what could not be written, in words."""
-        place, message = self.place(image.path), ""
+        place = self.place(image.path)
         picture = self.out / PREVIEWS / files.place_below(image.path, self.folder)
         picture /= f"{files.own_stem(image.path)}.png"
         files.write_picture(picture, _picture(image, results))
         confidence = files.output_path(place, image.path, CONFIDENCE)
         files.write_labels(confidence, [r.confidence for r in results], image)
-        try:
-            write_labels(place, image, results, self.scheme)
-        except files.FileError as error:
-            message = str(error)
+        _, message = write_labels(place, image, results, self.scheme)
         first = results[0]
         record = Record(
             settings=replace(
@@ -139,7 +136,7 @@ def write_labels(
     image: files.ImageFile,
     results: Sequence[SegmentationResult],
     scheme: LabelScheme | None,
-) -> list[Path]:
+) -> tuple[list[Path], str]:
     """Write the labels of an image, ``NAME_pseudo``, of DICOM as a segmentation object, too.
 
     Args:
@@ -149,24 +146,23 @@ def write_labels(
         scheme: values of the label map, where they are others than 1, 2, ...
 
     Returns:
-        what was written; the label map last, since its presence says that the image is done.
-
-    Raises:
-        FileError: no segmentation object can refer to the series; the label map is written.
+        what was written, the label map last, since its presence says that the image is done; and
+        why there is no segmentation object, in words.
     """
-    labels = [result.labels for result in results]
-    written = [files.output_path(folder, image.path, PSEUDO)]
-    try:
-        if files.is_dicom(image.path):
-            seg = folder / f"{files.own_stem(image.path)}{PSEUDO}.dcm"
-            names = [found.class_name for found in results[0].classes]
-            model = f"VESSA {results[0].model_digest[:12]}"
+    labels, written, message = [result.labels for result in results], [], ""
+    if files.is_dicom(image.path):
+        seg = folder / f"{files.own_stem(image.path)}{PSEUDO}.dcm"
+        names = [found.class_name for found in results[0].classes]
+        model = f"VESSA {results[0].model_digest[:12]}"
+        try:
             files.write_segmentation(seg, labels, image, names, model=model)
-            written.insert(0, seg)
-    finally:
-        values = [scheme.to_values(found) for found in labels] if scheme else labels
-        files.write_labels(written[-1], values, image)
-    return written
+            written.append(seg)
+        except files.FileError as error:
+            message = str(error)
+    target = files.output_path(folder, image.path, PSEUDO)
+    values = [scheme.to_values(found) for found in labels] if scheme else labels
+    files.write_labels(target, values, image)
+    return [*written, target], message
 
 
 def _structures(

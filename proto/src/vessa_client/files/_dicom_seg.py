@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -80,22 +81,24 @@ def save(
         for number, name in enumerate(classes, start=1)
     ]
     try:
-        made = Segmentation(
-            source_images=list(sources.values()),
-            pixel_array=np.ascontiguousarray(planes),
-            segmentation_type="BINARY",
-            segment_descriptions=described,
-            series_instance_uid=UID(),
-            series_number=900,
-            sop_instance_uid=UID(),
-            instance_number=1,
-            manufacturer="VESSA",
-            manufacturer_model_name=model,
-            software_versions=version,
-            device_serial_number="0",
-            content_label="PSEUDO_LABELS",
-            series_description="VESSA pseudo-labels (research)",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names of patients, which stay as they are
+            made = Segmentation(
+                source_images=list(sources.values()),
+                pixel_array=np.ascontiguousarray(planes),
+                segmentation_type="BINARY",
+                segment_descriptions=described,
+                series_instance_uid=UID(),
+                series_number=900,
+                sop_instance_uid=UID(),
+                instance_number=1,
+                manufacturer="VESSA",
+                manufacturer_model_name=model,
+                software_versions=version,
+                device_serial_number="0",
+                content_label="PSEUDO_LABELS",
+                series_description="VESSA pseudo-labels (research)",
+            )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{like.path}: no DICOM segmentation can refer to it ({error})") from error
     made.save_as(path)
