@@ -313,9 +313,11 @@ def test_redis_away_is_a_miss_and_redis_back_is_used(
     cache.put(KEY, TENSORS)
     assert cache.get(KEY) is None
     assert cache.counts["error"] == 3
+    assert cache.backend == "redis, which is away"
     cache = RedisCache(f"redis://127.0.0.1:{port}/0")
     with redis_server(tmp_path, port):
         assert cache.reachable()
+        assert cache.backend == "redis"
         cache.put(KEY, TENSORS)
         assert cache.get(KEY) is not None
     assert cache.get(KEY) is None

@@ -18,12 +18,14 @@ TIMEOUT_SECONDS = 2.0
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
 EXPIRE_SECONDS = 30 * 24 * 3600
+# As people are told of it.
+HERE, AWAY = "redis", "redis, which is away"
 
 
 class RedisCache(FeatureCache):
     """Values in Redis. When Redis is away everything is a miss: slower, never wrong."""
 
-    backend = "redis"
+    backend = HERE
 
     def __init__(self, url: str) -> None:
         """Connect lazily.
@@ -76,12 +78,13 @@ class RedisCache(FeatureCache):
             self._failed(action, error)
             return None
         with self._lock:
-            self._pause = PAUSE_SECONDS
+            self._pause, self.backend = PAUSE_SECONDS, HERE
         return value
 
     def _failed(self, action: str, error: redis.RedisError) -> None:
         now = time.monotonic()
         with self._lock:
+            self.backend = AWAY
             if now >= self._paused_until:  # what was under way together fails once
                 self._paused_until = now + self._pause
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
