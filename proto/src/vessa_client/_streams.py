@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vessa.v1 import pseudo_label_pb2 as pb
@@ -204,7 +204,7 @@ class VolumeSession:
             return self._parts(None, range(len(self._request.slices)))
         wanted = sorted(self._unanswered)
         everything = len(wanted) == len(self._request.slices)
-        short = everything and not self._request.student_masks
+        short = everything and not any(_by_slice(self._request).values())
         return self._parts(VolumeReference(self._digest), [] if short else wanted)
 
     def settle(self, response: pb.SegmentResponse) -> SegmentationResult | VessaError | None:
@@ -284,7 +284,16 @@ def _check_indices(request: VolumeRequest) -> None:
     count = len(request.slices)
     if count == 0:
         raise InvalidRequestError("slices: none, expected at least one", field="slices")
-    for field, indices in (("indices", request.indices), ("student_masks", request.student_masks)):
+    for field, indices in {"indices": request.indices, **_by_slice(request)}.items():
         for index in indices:
             if not 0 <= index < count:
                 raise InvalidRequestError(f"{field}: {index}, expected 0..{count - 1}", field=field)
+
+
+def _by_slice(request: VolumeRequest) -> dict[str, Mapping[int, object]]:
+    """What is known of some slices alone."""
+    return {
+        "student_masks": request.student_masks,
+        "points": request.points,
+        "boxes": request.boxes,
+    }

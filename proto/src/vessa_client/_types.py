@@ -53,6 +53,29 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """Which class a pixel of an image is; background where ``class_name`` is empty."""
+
+    row: int
+    column: int
+    class_name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A part of an image, in pixels, outside of which a class is nowhere.
+
+    Several boxes of one class hold it together.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    class_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentationRequest:
     """One image to segment.
 
@@ -67,6 +90,8 @@ class SegmentationRequest:
             All slices of a volume should name the same ones: then they are looked at once.
         volume_ref: the volume, sent before, that it is a slice of; instead of ``volume``.
         region: where to look; without it the server finds that itself.
+        points: what is known of pixels, which the answer follows; at most 256.
+        boxes: where classes are; at most 256.
         window: intensities that are seen, of image and ``volume``; without it each slice is scaled
             by its own percentiles.
         top_k: templates for each class; 0 for the server's default.
@@ -86,6 +111,8 @@ class SegmentationRequest:
     volume: tuple[ImageInput, ...] = ()
     volume_ref: VolumeReference | None = None
     region: Region | None = None
+    points: tuple[Point, ...] = ()
+    boxes: tuple[Box, ...] = ()
     window: Window | None = None
     top_k: int = 0
     template_ids: tuple[str, ...] = ()
@@ -104,6 +131,8 @@ class VolumeRequest:
     Attributes:
         slices: all slices of the volume, of one size, in order.
         student_masks: by index of a slice, as in :class:`SegmentationRequest`.
+        points: by index of a slice.
+        boxes: by index of a slice.
         indices: slices to answer; empty for all.
 
     The other attributes are those of :class:`SegmentationRequest`.
@@ -113,6 +142,8 @@ class VolumeRequest:
     class_names: tuple[str, ...] = ()
     text: str = ""
     student_masks: Mapping[int, AnyArray] = field(default_factory=dict)
+    points: Mapping[int, tuple[Point, ...]] = field(default_factory=dict)
+    boxes: Mapping[int, tuple[Box, ...]] = field(default_factory=dict)
     indices: tuple[int, ...] = ()
     window: Window | None = None
     top_k: int = 0

@@ -65,6 +65,20 @@ def segment(
     student_mask: Annotated[
         Path | None, typer.Option(help="Label file of a student, given as prompt.")
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CLASS:X,Y of a picture, CLASS:I,J,K of a volume, from 0: what a pixel is, which "
+            "the answer follows; `background` is a class, too. May be repeated."
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CLASS:LEFT,TOP,WIDTH,HEIGHT of a picture: the class is nowhere outside of it. "
+            "May be repeated."
+        ),
+    ] = None,
     text: Annotated[str, typer.Option(help="Added to the prompt of every class.")] = "",
     explain: Annotated[bool, typer.Option(help="Print what the language model says.")] = False,
     window: WindowText = "auto",
@@ -79,7 +93,7 @@ def segment(
 
     Of DICOM it writes NIfTI and a DICOM segmentation, which names its source images.
     """
-    from vessa_client import VolumeRequest, annotated, files, pictures, windows
+    from vessa_client import VolumeRequest, annotated, files, marks, pictures, windows
     from vessa_client.labelling import segment_slices
     from vessa_client.results import write_labels
 
@@ -95,6 +109,8 @@ def segment(
             class_names=scheme.names if scheme else (),
             text=text,
             student_masks=students,
+            points=marks.points(point or (), source),
+            boxes=marks.boxes(box or (), source),
             explain=explain,
             window=source.window,
             priority="interactive",

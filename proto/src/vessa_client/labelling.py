@@ -154,6 +154,8 @@ def segment_slices(
             text=request.text,
             window=request.window,
             student_mask=request.student_masks.get(index),
+            points=request.points.get(index, ()),
+            boxes=request.boxes.get(index, ()),
             top_k=request.top_k,
             template_ids=request.template_ids,
             return_probabilities=request.return_probabilities,

@@ -20,6 +20,8 @@ from vessa_client._types import AnyArray, UInt8Array, Window
 # Largest array that is accepted, in elements; servers set lower limits for images.
 MAX_ELEMENTS: Final = 1 << 28
 MAX_CLASSES: Final = 255
+# Points of an image, and boxes.
+MAX_MARKS: Final = 256
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 # Most slices that a request may name of the volume that its image is a slice of.
 MAX_VOLUME_SLICES: Final = 32
@@ -237,6 +239,16 @@ def check_window(window: Window | None) -> None:
             f"window: {low:g}..{high:g}, expected finite numbers, the lower one first",
             field="window",
         )
+
+
+def check_marks(count: int, field: str) -> None:
+    """Check the number of points, or of boxes, of an image.
+
+    Raises:
+        InvalidRequestError: they are too many.
+    """
+    if count > MAX_MARKS:
+        raise InvalidRequestError(f"{field}: {count}, expected {MAX_MARKS} at most", field=field)
 
 
 def template_name(text: str) -> str:

@@ -137,8 +137,32 @@ class Region(_message.Message):
     quarter_turns: int
     def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., quarter_turns: _Optional[int] = ...) -> None: ...
 
+class Point(_message.Message):
+    __slots__ = ("row", "column", "class_name")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    column: int
+    class_name: str
+    def __init__(self, row: _Optional[int] = ..., column: _Optional[int] = ..., class_name: _Optional[str] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("top", "left", "height", "width", "class_name")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    left: int
+    height: int
+    width: int
+    class_name: str
+    def __init__(self, top: _Optional[int] = ..., left: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., class_name: _Optional[str] = ...) -> None: ...
+
 class SegmentRequest(_message.Message):
-    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref", "region", "window")
+    __slots__ = ("request_id", "image", "text", "class_names", "student_mask", "options", "volume", "bank", "volume_ref", "region", "window", "points", "boxes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +174,8 @@ class SegmentRequest(_message.Message):
     VOLUME_REF_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     text: str
@@ -161,7 +187,9 @@ class SegmentRequest(_message.Message):
     volume_ref: VolumeRef
     region: Region
     window: Window
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
+    points: _containers.RepeatedCompositeFieldContainer[Point]
+    boxes: _containers.RepeatedCompositeFieldContainer[Box]
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., volume: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., bank: _Optional[str] = ..., volume_ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
 
 class SegmentVolumeRequest(_message.Message):
     __slots__ = ("header", "slice")
@@ -192,14 +220,18 @@ class VolumeHeader(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[SegmentOptions, _Mapping]] = ..., bank: _Optional[str] = ..., num_slices: _Optional[int] = ..., ref: _Optional[_Union[VolumeRef, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class VolumeSlice(_message.Message):
-    __slots__ = ("index", "image", "student_mask")
+    __slots__ = ("index", "image", "student_mask", "points", "boxes")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     STUDENT_MASK_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
     index: int
     image: Image
     student_mask: StudentMask
-    def __init__(self, index: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ...) -> None: ...
+    points: _containers.RepeatedCompositeFieldContainer[Point]
+    boxes: _containers.RepeatedCompositeFieldContainer[Box]
+    def __init__(self, index: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., student_mask: _Optional[_Union[StudentMask, _Mapping]] = ..., points: _Optional[_Iterable[_Union[Point, _Mapping]]] = ..., boxes: _Optional[_Iterable[_Union[Box, _Mapping]]] = ...) -> None: ...
 
 class LabelMap(_message.Message):
     __slots__ = ("height", "width", "num_classes", "encoding", "payload")

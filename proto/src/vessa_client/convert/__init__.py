@@ -14,6 +14,7 @@ from vessa_client.convert._bank import (
 from vessa_client.convert._requests import (
     image_from_message,
     image_to_message,
+    marks_from_message,
     request_from_message,
     request_to_message,
     student_from_message,
@@ -38,6 +39,7 @@ __all__ = [
     "info_from_message",
     "info_to_message",
     "listing_from_message",
+    "marks_from_message",
     "request_from_message",
     "request_to_message",
     "result_from_message",

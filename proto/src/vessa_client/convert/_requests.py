@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Final, TypedDict
+from typing import Final, TypedDict, TypeVar
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from vessa_client import wire
 from vessa_client._errors import InvalidRequestError
 from vessa_client._types import (
     AnyArray,
+    Box,
     ImageInput,
     ImageReference,
+    Point,
     Priority,
     Region,
     SegmentationRequest,
@@ -22,6 +24,8 @@ from vessa_client._types import (
     VolumeRequest,
     Window,
 )
+
+M = TypeVar("M", pb.Point, pb.Box)
 
 _PRIORITIES: Final[dict[Priority, pb.Priority]] = {
     "": pb.PRIORITY_UNSPECIFIED,
@@ -82,6 +86,8 @@ def request_to_message(request: SegmentationRequest) -> pb.SegmentRequest:
         options=options_to_message(request),
         bank=request.bank,
         window=window_to_message(request.window),
+        points=marks_to_messages(pb.Point, request.points, "points"),
+        boxes=marks_to_messages(pb.Box, request.boxes, "boxes"),
     )
     if request.student_mask is not None:
         mask = student_to_message(request.student_mask, request.class_names)
@@ -117,6 +123,43 @@ def window_from_message(
     if not message.HasField("window"):
         return None
     return message.window.low, message.window.high
+
+
+class Marks(TypedDict):
+    """Fields that tell what a user knows of an image, or of a slice."""
+
+    points: tuple[Point, ...]
+    boxes: tuple[Box, ...]
+
+
+def marks_to_messages(kind: type[M], marks: Sequence[Point] | Sequence[Box], field: str) -> list[M]:
+    """Points or boxes to messages of their kind.
+
+    Raises:
+        InvalidRequestError: a number that the wire does not carry.
+    """
+    try:
+        return [kind(**asdict(mark)) for mark in marks]
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"{field}: {error}, expected integers of 0 or more and the name of a class", field=field
+        ) from error
+
+
+def marks_from_message(message: pb.SegmentRequest | pb.VolumeSlice) -> Marks:
+    """Points and boxes of an image or a slice.
+
+    Raises:
+        InvalidRequestError: they are too many.
+    """
+    for field, count in (("points", len(message.points)), ("boxes", len(message.boxes))):
+        wire.check_marks(count, field)
+    points = (Point(row=p.row, column=p.column, class_name=p.class_name) for p in message.points)
+    boxes = (
+        Box(top=b.top, left=b.left, height=b.height, width=b.width, class_name=b.class_name)
+        for b in message.boxes
+    )
+    return Marks(points=tuple(points), boxes=tuple(boxes))
 
 
 def region_to_message(region: Region) -> pb.Region:
@@ -180,6 +223,7 @@ def request_from_message(
         window=window_from_message(message),
         bank=message.bank,
         request_id=message.request_id,
+        **marks_from_message(message),
         **options_from_message(message.options),
     )
 

@@ -6,6 +6,7 @@ from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client._types import VolumeReference, VolumeRequest
 from vessa_client.convert._requests import (
     image_to_message,
+    marks_to_messages,
     options_from_message,
     options_to_message,
     student_to_message,
@@ -53,7 +54,7 @@ def volume_header_from_message(
 def volume_slice_to_message(
     request: VolumeRequest, index: int, *, image: bool = True
 ) -> pb.VolumeSlice:
-    """One slice of a volume, with its student mask, and with its image or by index alone.
+    """One slice of a volume, with what is known of it, and with its image or by index alone.
 
     Raises:
         InvalidRequestError: an array has a dtype or rank that the wire does not carry.
@@ -63,4 +64,6 @@ def volume_slice_to_message(
         index=index,
         image=image_to_message(request.slices[index]) if image else None,
         student_mask=None if student is None else student_to_message(student, request.class_names),
+        points=marks_to_messages(pb.Point, request.points.get(index, ()), "points"),
+        boxes=marks_to_messages(pb.Box, request.boxes.get(index, ()), "boxes"),
     )

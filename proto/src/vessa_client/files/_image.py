@@ -61,6 +61,26 @@ class ImageFile:
             return np.ascontiguousarray(self.pixels)
         return np.ascontiguousarray(self.pixels.take(index, axis=self.axis))
 
+    def place(self, voxel: Sequence[int]) -> tuple[int, int, int]:
+        """Slice, row and column of a voxel, as it is stored; of a picture's column and row.
+
+        Raises:
+            ValueError: it is outside.
+        """
+        if self.axis is None:
+            column, row = voxel
+            index, shape = [0, row, column], (1, *self.pixels.shape[:2])
+        else:
+            assert self.nifti is not None
+            assert self.stored is not None
+            stored_to_seen = np.linalg.inv(self.nifti.affine) @ self.stored.affine
+            seen = np.rint(stored_to_seen @ [*voxel, 1])[:3].astype(int).tolist()
+            index = [seen.pop(self.axis), *seen]
+            shape = (self.depth, *self.slice(0).shape[:2])
+        if not all(0 <= at < most for at, most in zip(index, shape, strict=True)):
+            raise ValueError(f"expected it inside of the image, {_size(self)}")
+        return index[0], index[1], index[2]
+
     def seen(self, index: int) -> AnyArray:
         """One slice within the window, for pictures."""
         pixels = self.slice(index)
@@ -154,3 +174,10 @@ def _lies(image: ImageFile) -> str:
     degrees = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     oblique = f", oblique by {degrees:.1f} degrees" if degrees > OBLIQUE_DEGREES else ""
     return f"{size} voxels of {spacing} mm from ({origin}){oblique}"
+
+
+def _size(image: ImageFile) -> str:
+    """As files and viewers say it."""
+    if image.stored is None:
+        return f"{image.pixels.shape[1]} x {image.pixels.shape[0]} pixels"
+    return " x ".join(str(n) for n in image.stored.shape[:3]) + " voxels"

@@ -29,6 +29,7 @@ from vessa_server.cache import FeatureCache
 from vessa_server.cases import students
 from vessa_server.cases.case import Case, Shared, Steps
 from vessa_server.cases.images import ImageLimits, ImageStore, StoredImage, check_same_size
+from vessa_server.cases.points import Marks
 from vessa_server.cases.segment import finish, segment
 from vessa_server.engine_settings import EngineSettings
 from vessa_server.features.lru import ByteLru
@@ -106,6 +107,7 @@ class VessaEngine:
         height, width = (int(n) for n in image.pixels.shape[:2])
         if request.student_mask is not None:
             students.check(request.student_mask, (height, width), len(plan.classes))
+        marks = Marks.of(request.points, request.boxes, plan.names, (height, width))
         self.check_work(height * width, len(plan.classes), max(1, len(volume)))
         canvas = None
         if request.region is not None:
@@ -118,6 +120,7 @@ class VessaEngine:
             volume=tuple(Scan(s.sha256, s.pixels, request.window) for s in volume),
             canvas=canvas,
             student=request.student_mask,
+            marks=marks,
             explain=request.explain,
             clock=clock,
         )

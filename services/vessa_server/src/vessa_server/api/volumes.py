@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from vessa_client import (
     AnyArray,
+    Box,
     ImageReference,
     InvalidRequestError,
     OverloadedError,
+    Point,
     SegmentationRequest,
     SegmentationResult,
     VessaError,
@@ -31,6 +33,18 @@ T = TypeVar("T")
 MAX_SLICES = 4096
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a caller knows of a slice."""
+
+    student_mask: AnyArray | None = None
+    points: tuple[Point, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+NOTHING = Known()
+
+
 @dataclass
 class IncomingVolume:
     """The slices of a volume, as far as they have come.
@@ -42,7 +56,7 @@ class IncomingVolume:
         service: that it is for.
         share: of the room for volumes.
         images: by index.
-        masks: students' masks by index.
+        known: by index.
         failed: errors of slices that cannot be answered.
     """
 
@@ -52,7 +66,7 @@ class IncomingVolume:
     service: Service
     share: Share
     images: dict[int, StoredImage] = field(default_factory=dict)
-    masks: dict[int, AnyArray] = field(default_factory=dict)
+    known: dict[int, Known] = field(default_factory=dict)
     failed: dict[int, VessaError] = field(default_factory=dict)
     digest: str = ""
 
@@ -76,7 +90,7 @@ class IncomingVolume:
         if self.images:
             self._check_work(self.images[0])
 
-    def _ask(self, image: ImageReference, mask: AnyArray | None = None) -> SegmentationRequest:
+    def _ask(self, image: ImageReference, known: Known = NOTHING) -> SegmentationRequest:
         """What is asked of one slice."""
         wanted = self.request
         return SegmentationRequest(
@@ -84,7 +98,9 @@ class IncomingVolume:
             class_names=wanted.class_names,
             text=wanted.text,
             window=wanted.window,
-            student_mask=mask,
+            student_mask=known.student_mask,
+            points=known.points,
+            boxes=known.boxes,
             top_k=wanted.top_k,
             template_ids=wanted.template_ids,
             return_probabilities=wanted.return_probabilities,
@@ -99,14 +115,14 @@ class IncomingVolume:
         self,
         index: int,
         image: Callable[[], ImageInput] | None = None,
-        mask: Callable[[tuple[int, int]], AnyArray | None] = lambda shape: None,
+        known: Callable[[tuple[int, int]], Known] = lambda shape: NOTHING,
     ) -> None:
         """Take a slice in; one that is wrong fails alone.
 
         Args:
             index: of the slice.
             image: takes it out of its payload; none where the volume is named by reference.
-            mask: the same of the student's mask, given the image's height and width.
+            known: the same of what is known of it, given the image's height and width.
 
         Raises:
             InvalidRequestError: the volume as a whole is not as announced.
@@ -134,12 +150,9 @@ class IncomingVolume:
             self._take(index, stored)
         try:
             height, width = stored.pixels.shape[:2]
-            found = mask((height, width))
+            self.known[index] = known((height, width))
         except VessaError as error:
             self.failed[index] = error
-        else:
-            if found is not None:
-                self.masks[index] = found
 
     def _take(self, index: int, image: StoredImage) -> None:
         if not self.images:
@@ -188,7 +201,7 @@ class IncomingVolume:
         for index in indices:
             if index not in self.failed:
                 image = ImageReference(self.images[index].sha256)
-                yield index, self._ask(image, self.masks.get(index))
+                yield index, self._ask(image, self.known.get(index, NOTHING))
 
 
 async def answers(

@@ -18,6 +18,7 @@ import numpy as np
 from vessa_client import AnyArray, TemplateUse, UInt8Array
 from vessa_server.cases import students
 from vessa_server.cases.frame import Frame
+from vessa_server.cases.points import Marks
 from vessa_server.features.lru import ByteLru
 from vessa_server.inference.look import AnyLook, Look, Prediction
 from vessa_server.inference.plan import Plan
@@ -74,6 +75,7 @@ class Case:
         volume: slices of the volume that the image is a slice of; empty for an image alone.
         canvas: where to look, where the request says so.
         student: a student's mask, checked.
+        marks: points and boxes, checked.
         cached: no image was encoded or conditioned for it so far.
         templates_cached: no template was encoded for it so far.
     """
@@ -85,6 +87,7 @@ class Case:
     volume: tuple[Scan, ...] = ()
     canvas: Canvas | None = None
     student: AnyArray | None = None
+    marks: Marks | None = None
     explain: bool = False
     clock: StageClock = field(default_factory=StageClock)
     cached: bool = True
@@ -135,8 +138,8 @@ class Case:
         return Canvas(self.scan.height, self.scan.width, self.canvas_size)
 
     def neighbour(self, scan: Scan) -> Case:
-        """Another slice of the same volume, without a student's mask."""
-        return replace(self, scan=scan, student=None, explain=False)
+        """Another slice of the same volume, without a student's mask, points and boxes."""
+        return replace(self, scan=scan, student=None, marks=None, explain=False)
 
     def look(self, canvas: Canvas, prompt_CHW: Floats | None = None) -> Look:
         """One look at it; ``prompt_CHW`` is on the frame."""

@@ -14,6 +14,7 @@ import numpy as np
 from vessa_client import ClassResult, SegmentationResult, TemplateUse, UInt8Array
 from vessa_server.cases.case import Case, Own, Shared, Steps, to_bytes
 from vessa_server.cases.frame import restore
+from vessa_server.cases.points import Maps
 from vessa_server.cases.volume import find_place
 from vessa_server.inference.look import Prediction
 from vessa_server.model import preprocess
@@ -111,11 +112,13 @@ class Masks:
 def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
     """VESSA's own answers are kept at the image's size, too: asked again, they cost nothing."""
     key = ("masks", case.key)
-    keep = case.student is None and not probabilities
+    keep = case.student is None and case.marks is None and not probabilities
     held = case.memory.get(key) if keep else None
     if isinstance(held, Masks):
         return held
-    maps = partial(_at_image_size, case, draft)
+    maps: Maps = partial(_at_image_size, case, draft)
+    if case.marks is not None:
+        maps = case.marks.follow(maps, case.scan.unit.numpy())
     decided = answers.decide(maps)
     shares = [to_bytes(decided.probability(map_HW)) for map_HW in maps()] if probabilities else None
     masks = Masks(

@@ -30,21 +30,22 @@ class Scan:
 
     def on(self, canvas: Canvas) -> Floats:
         """The image on a canvas, (1 or 3, H, W) in [0, 1]."""
-        placed: Floats = canvas.place(self._unit).numpy()
+        placed: Floats = canvas.place(self.unit).numpy()
         return placed
 
     @property
     def nbytes(self) -> int:
         """Bytes held, of the scaled image too where there is one."""
-        unit: Tensor | None = self.__dict__.get("_unit")
+        unit: Tensor | None = self.__dict__.get("unit")
         return self.pixels.nbytes + (0 if unit is None else unit.nbytes)
 
     def prepare(self) -> None:
         """Scale it now: a large one takes a second."""
-        _ = self._unit
+        _ = self.unit
 
     @functools.cached_property
-    def _unit(self) -> Tensor:
+    def unit(self) -> Tensor:
+        """The image in [0, 1], (1 or 3, H, W)."""
         return unit_range(self.pixels, self.window)
 
     def __eq__(self, other: object) -> bool:

@@ -247,12 +247,13 @@ def _volume(header: pb.VolumeHeader, service: Service, share: Share) -> volumes.
 
 
 def _add_slice(volume: volumes.IncomingVolume, part: pb.VolumeSlice) -> None:
-    def mask(shape: tuple[int, int]) -> AnyArray | None:
+    def known(shape: tuple[int, int]) -> volumes.Known:
         classes = len(volume.request.class_names) or wire.MAX_CLASSES
-        return convert.student_from_message(part.student_mask, shape, classes)
+        student = convert.student_from_message(part.student_mask, shape, classes)
+        return volumes.Known(student, **convert.marks_from_message(part))
 
     image = partial(convert.image_from_message, part.image) if part.HasField("image") else None
-    volume.add(part.index, image, mask)
+    volume.add(part.index, image, known)
 
 
 def _error_message(request_id: str, error: VessaError, slice_index: int = 0) -> pb.SegmentResponse:

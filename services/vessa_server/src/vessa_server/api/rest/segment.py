@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from vessa_client import (
     AnyArray,
+    Box,
     ImageReference,
     InvalidRequestError,
     OverloadedError,
+    Point,
     Region,
     SegmentationRequest,
     SegmentationResult,
@@ -67,14 +69,17 @@ class Asked(TypedDict):
     window: Window | None
 
 
-# Inline: a reference would have no place in the description of the whole interface.
-REGION_SCHEMA = {
-    "type": "object",
-    "required": ["top", "left", "height", "width"],
-    "properties": {
-        name: {"type": "integer"} for name in ("top", "left", "height", "width", "quarter_turns")
-    },
-}
+def _inline(required: Sequence[str], names: Sequence[str], texts: Sequence[str] = ()) -> Any:
+    """Of an object of integers and texts: a reference has no place in the whole description."""
+    kinds = {**dict.fromkeys(names, "integer"), **dict.fromkeys(texts, "string")}
+    properties = {name: {"type": kind} for name, kind in kinds.items()}
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+EDGES = ("top", "left", "height", "width")
+REGION_SCHEMA = _inline(EDGES, (*EDGES, "quarter_turns"))
+POINT_SCHEMA = _inline(("row", "column"), ("row", "column"), ("class_name",))
+BOX_SCHEMA = _inline((*EDGES, "class_name"), EDGES, ("class_name",))
 
 
 class RegionJson(BaseModel):
@@ -87,6 +92,28 @@ class RegionJson(BaseModel):
     height: int
     width: int
     quarter_turns: int = 0
+
+
+class PointJson(BaseModel):
+    """What a pixel is; background without a class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    row: int
+    column: int
+    class_name: str = ""
+
+
+class BoxJson(BaseModel):
+    """A part of the image outside of which a class is nowhere, in pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top: int
+    left: int
+    height: int
+    width: int
+    class_name: str
 
 
 class PseudoLabelJson(BaseModel):
@@ -104,6 +131,12 @@ class PseudoLabelJson(BaseModel):
     student_mask: str | None = Field(None, description="Label map as PNG or NIfTI, base64.")
     region: Annotated[RegionJson, WithJsonSchema(REGION_SCHEMA)] | None = Field(
         None, description="Where to look, as an answer has it; by default the server finds that."
+    )
+    points: list[Annotated[PointJson, WithJsonSchema(POINT_SCHEMA)]] = Field(
+        default_factory=list, description="What pixels are; the answer follows. At most 256."
+    )
+    boxes: list[Annotated[BoxJson, WithJsonSchema(BOX_SCHEMA)]] = Field(
+        default_factory=list, description="A class is nowhere outside of its boxes. At most 256."
     )
     top_k: int = Field(0, ge=0, le=1000)
     template_ids: list[str] = Field(default_factory=list)
@@ -268,6 +301,8 @@ def _from_json(data: bytes) -> SegmentationRequest:
         text=body.text,
         student_mask=mask,
         region=None if body.region is None else Region(**body.region.model_dump()),
+        points=tuple(Point(**point.model_dump()) for point in body.points),
+        boxes=tuple(Box(**box.model_dump()) for box in body.boxes),
         volume=tuple(_base64(text, "volume") for text in body.volume),
         top_k=body.top_k,
         template_ids=tuple(body.template_ids),
