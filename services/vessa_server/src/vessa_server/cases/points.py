@@ -97,7 +97,8 @@ class Marks:
         if not points:
             return boxed
         change_Mhw = self._change(before_Mhw, points, grid.reduce(image_PHW), grid.step)
-        return lambda: self._changed(boxed, points, change_Mhw, grid)
+        changed = self._boxed(lambda: self._changed(boxed, change_Mhw, grid))
+        return lambda: self._pinned(changed, points)
 
     def _boxed(self, maps: Maps) -> Maps:
         """Logits without what lies outside of the boxes of its class."""
@@ -141,9 +142,8 @@ class Marks:
         change_NM = spread(image_Phw, is_seed_N, told_SM - before_NM[is_seed_N])
         return change_NM.T.reshape(before_Mhw.shape).astype(np.float32)
 
-    def _changed(
-        self, maps: Maps, points: Sequence[Point], change_Mhw: Floats, grid: Frame
-    ) -> Iterator[Floats]:
+    def _changed(self, maps: Maps, change_Mhw: Floats, grid: Frame) -> Iterator[Floats]:
+        """Logits after a change of the probabilities on the grid."""
         decided = answers.decide(maps)
         nothing_HW = np.zeros((grid.height, grid.width), dtype=np.float32)
 
@@ -155,11 +155,17 @@ class Marks:
 
         background_HW = after(nothing_HW, 0)
         for number, map_HW in enumerate(maps(), start=1):
-            logit_HW = after(map_HW, number) - background_HW
+            yield after(map_HW, number) - background_HW
+
+    def _pinned(self, maps: Maps, points: Sequence[Point]) -> Iterator[Floats]:
+        """Logits whose pixels are what points say."""
+        for number, map_HW in enumerate(maps(), start=1):
+            pinned_HW = map_HW.copy()
             for point in points:
-                is_it = self._number(point) == number
-                logit_HW[point.row, point.column] = SURE if is_it else -SURE
-            yield logit_HW
+                pinned_HW[point.row, point.column] = SURE * (
+                    1 if self._number(point) == number else -1
+                )
+            yield pinned_HW
 
     def _number(self, mark: Point | Box) -> int:
         """0 for background, i for the i-th class."""
