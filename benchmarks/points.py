@@ -4,7 +4,7 @@
 
 Of each source three annotated images are templates, and images of its ``test`` are segmented, of
 volumes the slice with the largest structures. Then a user points: each time at the middle of the
-largest part that is wrong, at what it truly is. *Discs* paint only around the point, in the best of
+largest part that is wrong, at what it truly is. Dice is the mean over structures that are there. *Discs* paint only around the point, in the best of
 four sizes for each source; *without VESSA* points are all that is known. The weights of the walk
 were chosen on the sources that are marked. Boxes are those of the true structures.
 
@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from acdc import RESULTS, circumstances, new_engine
-from annotated_sources import Source, choose, dice, mean_of_classes
+from annotated_sources import Source, choose, dice
 from vessa_client import (
     AnyArray,
     Box,
@@ -116,8 +116,10 @@ class Query:
         return painted
 
     def dice(self, labels_HW: UInt8Array) -> float:
-        """Mean over the classes that truth or answer has."""
-        return mean_of_classes(dice(labels_HW, self.truth_HW, len(self.names))) or 0.0
+        """Mean over the classes that the image shows."""
+        scores = dice(labels_HW, self.truth_HW, len(self.names))
+        shown = [score for label, score in enumerate(scores, 1) if (self.truth_HW == label).any()]
+        return float(np.mean([score or 0.0 for score in shown]))
 
     def session(self, answer: Answer) -> list[float]:
         """Dice after 0, 1, 2, ... points; each depends on what the ones before made."""
