@@ -4,9 +4,10 @@
 
 Of each source three annotated images are templates, and images of its ``test`` are segmented, of
 volumes the slice with the largest structures. Then a user points: each time at the middle of the
-largest part that is wrong, at what it truly is. Dice is the mean over structures that are there. *Discs* paint only around the point, in the best of
-four sizes for each source; *without VESSA* points are all that is known. The weights of the walk
-were chosen on the sources that are marked. Boxes are those of the true structures.
+largest part that is wrong, at what it truly is. Dice is the mean over the structures that an image
+shows. *Discs* paint only around the point, in the best of four sizes for each source; *without
+VESSA* points are all that is known. The weights of the walk were chosen on the sources that are
+marked. Boxes are those of the true structures.
 
 Writes ``benchmarks/results/points.json``.
 
