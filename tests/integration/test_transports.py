@@ -6,8 +6,8 @@ import asyncio
 import base64
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,18 @@ from vessa_client import (
     AnyArray,
     AsyncVessaClient,
     AuthenticationError,
+    Box,
     ClientOptions,
     ImageReference,
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    Point,
     SegmentationRequest,
     SegmentationResult,
     VessaClient,
+    VessaError,
+    VolumeRequest,
     convert,
 )
 from vessa_server.cache import open_cache
@@ -106,6 +110,48 @@ def test_every_way_in_gives_the_same_answer_bit_for_bit(
         body["student_mask"] = base64.b64encode(png(student)).decode()
     answer = httpx.post(url, json=body, headers={"Accept": "image/png"}).raise_for_status()
     assert np.array_equal(read_png(answer.content), expected.labels)
+
+
+def by_slice(answers: Iterable[SegmentationResult | VessaError]) -> list[AnyArray]:
+    """Labels of the slices of a volume, in their order."""
+    found = [answer for answer in answers if isinstance(answer, SegmentationResult)]
+    return [answer.labels for answer in sorted(found, key=lambda answer: answer.slice_index)]
+
+
+def test_points_and_boxes_mean_the_same_by_every_way_in(tmp_path: Path) -> None:
+    points = (Point(row=2, column=3, class_name="bar"), Point(row=50, column=20))
+    boxes = (Box(top=10, left=8, height=30, width=20, class_name="disc"),)
+    request = SegmentationRequest(image=IMAGE, points=points, boxes=boxes)
+    expected = engine_of(tmp_path / "reference").segment(request).labels
+    assert expected[2, 3] == 2
+    outside = np.ones(IMAGE.shape, bool)
+    outside[10:40, 8:28] = False
+    other = picture(9)[0]
+    volume = VolumeRequest(slices=(other, IMAGE), points={1: points}, boxes={1: boxes})
+    with running(engine_of(tmp_path / "s")) as server, VessaClient(server.grpc) as client:
+        assert np.array_equal(client.segment(request).labels, expected)
+        plain, *_ = by_slice(client.segment_volume(replace(volume, points={}, boxes={})))
+        for _ in range(2):  # the second time by reference
+            first, second = by_slice(client.segment_volume(volume))
+            assert (second[2, 3], second[50, 20]) == (2, 0)
+            assert not (second[outside] == 1).any()
+            assert np.array_equal(first, plain)
+        body: dict[str, Any] = {
+            "image": base64.b64encode(png(IMAGE)).decode(),
+            "points": [asdict(point) for point in points],
+            "boxes": [asdict(box) for box in boxes],
+        }
+        url = f"{server.http}/pseudolabel"
+        answer = httpx.post(url, json=body, headers={"Accept": "image/png"}).raise_for_status()
+        assert np.array_equal(read_png(answer.content), expected)
+        for change, said in (
+            ({"points": [{"row": 99, "column": 0}]}, "points: row 99, column 0"),
+            ({"points": [{"row": 1}]}, "points.0.column"),
+            ({"boxes": [{**body["boxes"][0], "class_name": "heart"}]}, "boxes: class 'heart'"),
+        ):
+            refused = httpx.post(url, json=body | change)
+            assert refused.status_code == 422
+            assert said in refused.json()["error"]["message"]
 
 
 def test_a_second_request_by_reference_only_decodes(client: VessaClient) -> None:

@@ -16,9 +16,11 @@ import vessa_client
 from support import ROOT
 from vessa.v1 import pseudo_label_pb2 as pb
 from vessa_client import (
+    Box,
     ClassDefinition,
     ClassResult,
     InvalidRequestError,
+    Point,
     Region,
     SegmentationRequest,
     SegmentationResult,
@@ -104,6 +106,8 @@ def test_every_field_of_a_request_comes_back() -> None:
         volume=(b"one", b"two"),
         volume_ref=VolumeReference("a" * 64),
         region=Region(top=1, left=0, height=3, width=4, quarter_turns=2),
+        points=(Point(row=3, column=0, class_name="disc"), Point(row=0, column=2)),
+        boxes=(Box(top=1, left=0, height=3, width=4, class_name="bar"),),
         top_k=3,
         template_ids=("t",),
         return_probabilities=True,
@@ -127,6 +131,8 @@ def test_a_volume_comes_back_header_first(reference: VolumeReference | None) -> 
         class_names=("disc", "bar"),
         text="words",
         student_masks={1: mask},
+        points={1: (Point(row=3, column=0, class_name="disc"),)},
+        boxes={1: (Box(top=1, left=0, height=3, width=4, class_name="bar"),)},
         top_k=3,
         template_ids=("t",),
         return_probabilities=True,
@@ -138,7 +144,7 @@ def test_a_volume_comes_back_header_first(reference: VolumeReference | None) -> 
     )
     header = convert.volume_header_to_message(request, reference)
     assert header.num_slices == 2
-    bare = replace(request, slices=(), student_masks={})
+    bare = replace(request, slices=(), student_masks={}, points={}, boxes={})
     assert convert.volume_header_from_message(header) == (bare, reference)
     first, second = (convert.volume_slice_to_message(request, i) for i in range(2))
     assert convert.image_from_message(first.image) == b"one"
@@ -147,7 +153,25 @@ def test_a_volume_comes_back_header_first(reference: VolumeReference | None) -> 
     student = convert.student_from_message(second.student_mask)
     assert student is not None
     assert np.array_equal(student, mask)
+    assert convert.marks_from_message(first) == {"points": (), "boxes": ()}
+    known = {"points": request.points[1], "boxes": request.boxes[1]}
+    assert convert.marks_from_message(second) == known
     assert not convert.volume_slice_to_message(request, 1, image=False).HasField("image")
+
+
+@pytest.mark.parametrize("field", ["points", "boxes"])
+def test_too_many_points_or_boxes_are_refused_before_they_are_read(field: str) -> None:
+    message = pb.SegmentRequest(image=pb.Image(encoded=b"png"))
+    for _ in range(257):
+        getattr(message, field).add()
+    with pytest.raises(InvalidRequestError, match=f"{field}: 257, expected 256 at most"):
+        convert.request_from_message(message)
+
+
+def test_points_that_the_wire_does_not_carry_are_refused() -> None:
+    request = SegmentationRequest(image=b"png", points=(Point(row=-1, column=0),))
+    with pytest.raises(InvalidRequestError, match=r"points: .*expected integers of 0 or more"):
+        convert.request_to_message(request)
 
 
 def test_every_field_of_a_result_comes_back() -> None:
