@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from support import RunningServer, engine_of, picture, running
 from support_browser import Browser, Page, browsing
 from support_files import nifti
+from vessa_client import AnyArray
 
 VOXELS = np.stack([picture(seed)[0] for seed in range(7)], axis=-1)
 AFFINE = np.diag([1.2, 1.5, 6.0, 1.0])
 VOLUME = nifti(VOXELS, AFFINE)
+SIZE = (52 * 1.5, 60 * 1.2)  # mm
 ANSWERED = "document.querySelector('#times').textContent.includes('asked')"
 OPENED = "!document.querySelector('#go').disabled && document.querySelector('#progress').hidden"
 
@@ -72,3 +76,21 @@ def choose(page: Page, selector: str, value: object, event: str = "input") -> No
         f"(() => {{ const e = document.querySelector('{selector}'); e.value = '{value}';"
         f"e.dispatchEvent(new Event('{event}')); }})()"
     )
+
+
+def opened(page: Page, files: dict[str, bytes]) -> None:
+    page.drop(files)
+    page.until(OPENED)
+
+
+def at_voxel(page: Page, x: float, y: float) -> tuple[float, float]:
+    """Where the middle of a voxel of the volume, 60 x 52 x 7, is on the page."""
+    return seen_at(page, SIZE, (51.5 - y) * 1.5, (59.5 - x) * 1.2)
+
+
+def labels_of(page: Page, folder: Path, name: str = "scan_labels.nii.gz") -> AnyArray:
+    """The labels that the page saves."""
+    (folder / name).unlink(missing_ok=True)
+    page.downloads_to(folder)
+    page.downloaded("#download")
+    return np.asarray(nib.load(folder / name).dataobj)

@@ -22,21 +22,23 @@ from support_page import (
     OPENED,
     VOLUME,
     VOXELS,
+    at_voxel,
     browser,
     choose,
+    labels_of,
+    opened,
     page,
     seen_at,
     segment,
     server,
 )
-from vessa_client import AnyArray, NotFoundError, pictures
+from vessa_client import NotFoundError, pictures
 from vessa_server.engine import VessaEngine
 
 __all__ = ["browser", "page", "server"]  # fixtures
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
-SIZE = (52 * 1.5, 60 * 1.2)
 CTRL, SHIFT = 2, 8
 
 
@@ -53,24 +55,6 @@ def correcting(tmp_path: Path) -> Iterator[RunningServer]:
     """A server that answers otherwise than it is told, however unsure it is."""
     with running(engine_of(tmp_path / "correcting", settings=without("keep_unsure"))) as started:
         yield started
-
-
-def opened(page: Page, files: dict[str, bytes]) -> None:
-    page.drop(files)
-    page.until(OPENED)
-
-
-def at_voxel(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where the middle of a voxel of the volume, 60 x 52 x 7, is on the page."""
-    return seen_at(page, SIZE, (51.5 - y) * 1.5, (59.5 - x) * 1.2)
-
-
-def labels_of(page: Page, folder: Path, name: str = "scan_labels.nii.gz") -> AnyArray:
-    """The labels that the page saves."""
-    (folder / name).unlink(missing_ok=True)
-    page.downloads_to(folder)
-    page.downloaded("#download")
-    return np.asarray(nib.load(folder / name).dataobj)
 
 
 def painted(page: Page, class_name: str, size: int = 6) -> None:
@@ -178,7 +162,7 @@ def test_keys_choose_tools_and_size_and_leave_text_alone(page: Page) -> None:
     opened(page, {"scan.nii": VOLUME})
     pressed = "[...document.querySelectorAll('#editing [aria-pressed=true]')].map(b => b.id)"
     page.value("document.querySelector('#viewer').focus()")
-    for key, tool in (("b", "brush"), ("e", "eraser"), ("v", "look")):
+    for key, tool in (("b", "brush"), ("e", "eraser"), ("p", "point"), ("x", "box"), ("v", "look")):
         page.key(key)
         assert page.value(pressed) == [f"tool-{tool}"]
     size = "document.querySelector('#size').valueAsNumber"

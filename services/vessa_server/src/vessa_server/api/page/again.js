@@ -1,4 +1,4 @@
-/** Labels of one slice that are asked for again, with a person's corrections as prompt. */
+/** Labels of one slice that are asked for again, with what a person knows of them. */
 
 import { ApiError, getJson } from './api.js';
 import { sliceNifti } from './nifti.js';
@@ -31,27 +31,37 @@ async function base64(blob) {
   return btoa(text);
 }
 
+/** The labels of a slice as a prompt, in the numbers of the classes that are asked.
+ * @param {Scan} scan @param {number} slice @param {string[]} names of the labels @param {string[]} asked */
+export async function maskOf(scan, slice, names, asked) {
+  const numbers = [0, ...names.map((name) => asked.indexOf(name) + 1)];
+  const mask = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice)).map((label) => numbers[label]);
+  return base64(await labelPng(scan, slice, mask));
+}
+
 /**
  * @typedef {object} Question
  * @property {Scan} scan
  * @property {number} slice
- * @property {string[]} names of the labels
- * @property {string[]} asked those of them that the bank has
+ * @property {string[]} asked classes
  * @property {string} bank
  * @property {string} text
  * @property {Answer | undefined} before
  * @property {Blob | null} file the picture, where the slice is not of a volume
+ * @property {string} [mask] labels as a prompt
+ * @property {import('./marks.js').Marks} [marks]
  */
 
 /** @param {Question} question @param {AbortSignal} signal @returns {Promise<Answer>} */
-export async function askAgain({ scan, slice, names, asked, bank, text, before, file }, signal) {
-  const numbers = [0, ...names.map((name) => asked.indexOf(name) + 1)];
-  const mask = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice)).map((label) => numbers[label]);
+export async function askAgain({ scan, slice, asked, bank, text, before, file, mask, marks }, signal) {
   const shared = {
-    student_mask: await base64(await labelPng(scan, slice, mask)), class_names: asked, bank, text, region: before?.region ?? null, window: scan.seen,
+    ...marks, student_mask: mask ?? null, class_names: asked, bank, text, region: before?.region ?? null, window: scan.seen,
   };
   /** @param {object} image */
-  const ask = (image) => getJson('pseudolabel', { method: 'POST', body: JSON.stringify({ ...shared, ...image }), signal });
+  const ask = async (image) => {
+    const answer = await getJson('pseudolabel', { method: 'POST', body: JSON.stringify({ ...shared, ...image }), signal });
+    return { ...answer, bank, mask, marks };
+  };
   if (before) {
     try {
       return await ask({ image_ref: before.image_ref }); // its features are known

@@ -17,6 +17,8 @@ import { templateFigure } from './templates.js';
  * @property {string} image_ref by which the server knows the slice
  * @property {object | null} region where it looked
  * @property {string} [bank] that was asked
+ * @property {string} [mask] the prompt, where there was one
+ * @property {import('./marks.js').Marks} [marks] points and boxes that it follows
  */
 /** @typedef {import('./edit.js').LabelEdit<Answer>} Edit */
 /** @typedef {{classes: {name: string, colour: string}[], templates: {template_id: string, name: string}[]}} Listing */

@@ -85,6 +85,22 @@ export class Scan {
     };
   }
 
+  /** Row and column of a voxel of a slice, as the server sees it.
+   * @param {number} slice @param {number} voxel */
+  rowAndColumn(slice, voxel) {
+    const { start, down, across, height, width } = this.sliced(slice);
+    const at = voxel - start;
+    return { row: Math.floor(at / down) % height, column: Math.floor(at / across) % width };
+  }
+
+  /** The middle of the server's pixel in columns and rows of the plane of the slices as acquired.
+   * @param {number} row @param {number} column */
+  inPlane(row, column) {
+    if (!this.isVolume) return { column: column + 0.5, row: row + 0.5 };
+    const { width, height } = this.plane(this.slicing);
+    return { column: width - 0.5 - row, row: height - 0.5 - column };
+  }
+
   /** A slice as the server sees it, row by row.
    * @template {import('./nrrd.js').Values} V
    * @param {V} source values of all voxels @param {number} slice @param {number} channels of each

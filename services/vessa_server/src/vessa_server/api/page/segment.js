@@ -1,7 +1,7 @@
 /** The first view: an image in, its labels over it, corrected, and out. */
 
 import { Accepted, acceptSlices } from './accept.js';
-import { askAgain, labelPng, merge } from './again.js';
+import { askAgain, labelPng, maskOf, merge } from './again.js';
 import { eachLine, getBuffer, getJson } from './api.js';
 import { connectControls } from './controls.js';
 import { rgb } from './draw.js';
@@ -9,6 +9,7 @@ import { byId, el, fill, inputOf, save, selectOf } from './dom.js';
 import { LabelEdit } from './edit.js';
 import { clearErrors, guarded, showError } from './errors.js';
 import { asOne, filesDropped, stem } from './files.js';
+import { withMark } from './marks.js';
 import { labelNifti } from './nifti.js';
 import { parseNrrd } from './nrrd.js';
 import { confirmed } from './question.js';
@@ -35,6 +36,9 @@ export class SegmentView {
     this.results = new Results(this.viewer);
     this.tools = new Tools(this.viewer, this.results);
     connectControls(this.viewer);
+    this.viewer.marksOf = (slice) => this.results.answers.get(slice)?.marks;
+    this.viewer.colourOf = (name) => rgb(this.results.colourOf(name));
+    this.tools.addEventListener('marked', (event) => this.#work('Asking…', (signal) => this.#mark(/** @type {CustomEvent} */ (event).detail, signal)));
     this.viewer.addEventListener('imagepointer', (event) => this.#readout(/** @type {CustomEvent} */ (event).detail));
     this.viewer.addEventListener('change', () => this.#showState());
     this.tools.addEventListener('edited', (event) => guarded(() => this.#edited(/** @type {CustomEvent} */ (event).detail)));
@@ -226,16 +230,39 @@ export class SegmentView {
   /** Ask for the slice in view again, with its labels as prompt.
    * @param {AbortSignal} signal */
   async #again(signal) {
-    const { viewer: { scan, slice }, results, results: { names, edit } } = this;
+    const { viewer: { scan, slice }, results: { names, answers } } = this;
+    if (!scan) return;
+    const mask = await maskOf(scan, slice, names, this.#asked);
+    await this.#ask(slice, { mask, marks: answers.get(slice)?.marks }, signal);
+  }
+
+  /** Ask for a slice again, with a point or a box more.
+   * @param {import('./tools.js').Mark} mark @param {AbortSignal} signal */
+  async #mark({ slice, from, to, name }, signal) {
+    const { viewer: { scan }, results: { answers } } = this;
+    if (!scan) return;
+    if (name && !this.#asked.includes(name)) {
+      throw new Error(`class: '${name}' is not in the bank, expected one that is: points and boxes are for its classes; paint this one`);
+    }
+    const before = answers.get(slice);
+    await this.#ask(slice, { mask: before?.mask, marks: withMark(before?.marks, scan, slice, from, to, name) }, signal);
+  }
+
+  /** Ask for a slice again, and keep what a person has painted.
+   * @param {number} slice
+   * @param {{mask?: string, marks?: import('./marks.js').Marks}} known @param {AbortSignal} signal */
+  async #ask(slice, known, signal) {
+    const { viewer: { scan }, results, results: { names, edit } } = this;
     if (!scan || !edit) return;
     const [asked, bank, before] = [this.#asked, this.#bank, results.answers.get(slice)];
-    const prompt = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
-    const question = { scan, slice, names, asked, bank, before, text: inputOf('text').value, file: scan.isVolume ? null : this.#file };
-    const answer = { ...await askAgain(question, signal), bank };
+    if (!asked.length) throw new Error('labels: none yet, expected some to correct: press Segment first');
+    const labels = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
+    const file = scan.isVolume ? null : this.#file;
+    const answer = await askAgain({ scan, slice, asked, bank, before, text: inputOf('text').value, file, ...known }, signal);
     if (scan !== this.viewer.scan) return;
     edit.begin(slice);
     await scan.take(slice, answer);
-    merge(scan, slice, names, asked, prompt, edit.painted(slice));
+    merge(scan, slice, names, asked, labels, edit.painted(slice));
     edit.end({ before, after: answer });
     results.add(slice, answer);
     this.viewer.refresh();

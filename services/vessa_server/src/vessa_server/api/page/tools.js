@@ -1,4 +1,4 @@
-/** Brush and eraser: pointers and keys become steps of the labels' edit. */
+/** Brush, eraser, points and boxes: pointers and keys become steps of the labels' edit, and questions. */
 
 import { byId, el, inputOf, selectOf } from './dom.js';
 import { covered } from './edit.js';
@@ -8,12 +8,18 @@ import { guarded } from './errors.js';
 /** @typedef {import('./viewer.js').ImagePointer} ImagePointer */
 /** @typedef {import('./results.js').Results} Results */
 /** @typedef {import('./results.js').Answer} Answer */
-/** @typedef {'look' | 'brush' | 'eraser'} Tool */
+/** @typedef {'look' | 'brush' | 'eraser' | 'point' | 'background' | 'box'} Tool */
+/**
+ * A point, or a box between two voxels; a class, or background.
+ * @typedef {{slice: number, from: number, to: number | null, name: string}} Mark
+ */
 
 /** @type {Record<string, Tool>} */
-const KEYS = { v: 'look', b: 'brush', e: 'eraser' };
+const KEYS = { v: 'look', b: 'brush', e: 'eraser', p: 'point', n: 'background', x: 'box' };
 /** @type {Tool[]} */
-const TOOLS = ['look', 'brush', 'eraser'];
+const TOOLS = ['look', 'brush', 'eraser', 'point', 'background', 'box'];
+/** @type {Tool[]} */
+const MARKING = ['point', 'background', 'box'];
 const LEFT = 1;
 const PEN_ERASER = 32;
 const NEW = '\n'; // no class can be called so
@@ -25,11 +31,13 @@ const BIGGER = 1.25;
 const isTyping = (target) => target instanceof HTMLSelectElement || target instanceof HTMLTextAreaElement
   || (target instanceof HTMLInputElement && !['range', 'checkbox', 'file'].includes(target.type));
 
-/** Events: `edited` after each step, and after one was undone or done again, with its note. */
+/** Events: `edited` after each step, and after one was undone or done again, with its note; `marked` for each point and box. */
 export class Tools extends EventTarget {
   /** @type {Tool} */ #tool = 'look';
   /** Of the stroke that is being drawn.
    * @type {{pointer: number, slice: number, label: number, last: ImagePointer} | null} */ #stroke = null;
+  /** A box that is being drawn.
+   * @type {{pointer: number, from: ImagePointer} | null} */ #box = null;
   #isBusy = false;
 
   /** @param {Viewer} viewer @param {Results} results */
@@ -150,7 +158,7 @@ export class Tools extends EventTarget {
     byId('undo').toggleAttribute('disabled', !(isFree && edit?.canUndo(viewer.slice)));
     byId('redo').toggleAttribute('disabled', !(isFree && edit?.canRedo(viewer.slice)));
     viewer.canvas.classList.toggle('painting', this.#isPainting);
-    if (!this.#isPainting) byId('brush-ring').hidden = true;
+    if (!this.#isPainting) for (const id of ['brush-ring', 'box-frame']) byId(id).hidden = true;
   }
 
   get #isPainting() {
@@ -163,7 +171,8 @@ export class Tools extends EventTarget {
     const { event } = place;
     this.#showRing(place);
     if (!this.#isPainting || !event.isPrimary) return;
-    if (event.type === 'pointerdown' && event.buttons & (LEFT | PEN_ERASER)) {
+    if (MARKING.includes(this.#tool)) this.#mark(happened);
+    else if (event.type === 'pointerdown' && event.buttons & (LEFT | PEN_ERASER)) {
       guarded(async () => this.#begin(place));
       happened.preventDefault();
     } else if (this.#stroke?.pointer === event.pointerId) {
@@ -173,15 +182,65 @@ export class Tools extends EventTarget {
     }
   }
 
+  /** @param {CustomEvent<ImagePointer>} happened */
+  #mark(happened) {
+    const place = happened.detail;
+    const { event, voxel } = place;
+    if (event.type === 'pointerdown' && event.buttons & LEFT && voxel !== null) {
+      happened.preventDefault();
+      if (this.#tool === 'box') this.#box = { pointer: event.pointerId, from: place };
+      else guarded(async () => this.#tellMark(place.slice, voxel, null));
+    } else if (this.#box?.pointer === event.pointerId) {
+      happened.preventDefault();
+      this.#showFrame(place);
+      if (event.type === 'pointermove') return;
+      const { from } = this.#box;
+      this.#box = null;
+      byId('box-frame').hidden = true;
+      if (event.type === 'pointerup' && from.voxel !== null && place.slice === from.slice) {
+        guarded(async () => this.#tellMark(from.slice, /** @type {number} */ (from.voxel), this.#nearest(place)));
+      }
+    }
+  }
+
+  /** The voxel of the plane that is nearest: a box may be drawn beyond the image.
+   * @param {ImagePointer} place */
+  #nearest({ column, row, slice }) {
+    const plane = /** @type {import('./scan.js').Plane} */ (this.viewer.plane);
+    const [across, down, through] = plane.steps;
+    const [c, r] = [Math.min(plane.width - 1, Math.max(0, Math.floor(column))), Math.min(plane.height - 1, Math.max(0, Math.floor(row)))];
+    return plane.start + c * across + r * down + slice * through;
+  }
+
+  /** @param {number} slice @param {number} from @param {number | null} to */
+  #tellMark(slice, from, to) {
+    const name = this.#tool === 'background' ? '' : this.#chosenClass();
+    if (name) this.results.include(name);
+    this.dispatchEvent(new CustomEvent('marked', { detail: { slice, from, to, name } }));
+  }
+
+  /** @returns {string} */
+  #chosenClass() {
+    const { value } = selectOf('paint-class');
+    if (value !== NEW) return value;
+    inputOf('new-class').focus();
+    throw new Error('class: none chosen, expected the name of the new class');
+  }
+
+  /** The box that is being drawn, under the pointer.
+   * @param {ImagePointer} place */
+  #showFrame({ event }) {
+    const start = /** @type {{from: ImagePointer}} */ (this.#box).from.event;
+    const [left, top] = [Math.min(start.offsetX, event.offsetX), Math.min(start.offsetY, event.offsetY)];
+    const [width, height] = [Math.abs(start.offsetX - event.offsetX), Math.abs(start.offsetY - event.offsetY)];
+    byId('box-frame').hidden = false;
+    Object.assign(byId('box-frame').style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
+  }
+
   /** @param {ImagePointer} place */
   #begin(place) {
-    const { value } = selectOf('paint-class');
     const isErasing = this.#tool === 'eraser' || (place.event.buttons & PEN_ERASER) > 0;
-    if (!isErasing && value === NEW) {
-      inputOf('new-class').focus();
-      throw new Error('class: none chosen, expected the name of the new class');
-    }
-    const label = isErasing ? 0 : this.results.include(value);
+    const label = isErasing ? 0 : this.results.include(this.#chosenClass());
     this.#end();
     this.#edit?.begin(place.slice);
     this.#stroke = { pointer: place.event.pointerId, slice: place.slice, label, last: place };
@@ -208,7 +267,7 @@ export class Tools extends EventTarget {
    * @param {ImagePointer} place */
   #showRing({ event, voxel }) {
     const ring = byId('brush-ring');
-    ring.hidden = !this.#isPainting || (voxel === null && !this.#stroke) || event.type === 'pointerleave';
+    ring.hidden = !this.#isPainting || MARKING.includes(this.#tool) || (voxel === null && !this.#stroke) || event.type === 'pointerleave';
     const side = Math.max(3, this.#size * this.viewer.placed.column);
     Object.assign(ring.style, { width: `${side}px`, height: `${side}px`, left: `${event.offsetX - side / 2}px`, top: `${event.offsetY - side / 2}px` });
   }

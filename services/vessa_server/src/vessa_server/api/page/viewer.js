@@ -6,10 +6,12 @@
  */
 
 import { confidencePixels, contours, imagePixels, labelPixels } from './draw.js';
+import { drawMarks } from './marks.js';
 
 /** @typedef {import('./scan.js').Scan} Scan */
 /** @typedef {import('./draw.js').Colour} Colour */
 /** @typedef {'fill' | 'contours' | 'confidence'} Layer */
+/** @typedef {import('./marks.js').Marks} Marks */
 
 /**
  * A pointer event in the image: columns and rows of the plane in view, of which whole numbers are
@@ -39,6 +41,9 @@ const within = (value, low, high) => Math.min(high, Math.max(low, value));
 
 export class Viewer extends EventTarget {
   /** @type {Scan | null} */ scan = null;
+  /** Points and boxes of a slice, and colours of their classes.
+   * @type {(slice: number) => Marks | undefined} */ marksOf = () => undefined;
+  /** @type {(name: string) => Colour} */ colourOf = () => [255, 255, 255];
   /** @type {(Colour | null)[]} */ #colours = [];
   /** @type {Layer} */ #layer = 'fill';
   #axis = 2;
@@ -180,7 +185,10 @@ export class Viewer extends EventTarget {
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = 'high';
     context.drawImage(this.#imageOf(scan, plane), 0, 0);
-    if (!this.#isOriginal && this.#colours.length) this.#drawAnswer(ratio);
+    if (this.#isOriginal) return;
+    if (this.#colours.length) this.#drawAnswer(ratio);
+    const marks = this.#axis === scan.slicing && this.marksOf(this.#slice);
+    if (marks) drawMarks(context, scan, marks, this.colourOf, ratio);
   }
 
   /** @param {Scan} scan @param {import('./scan.js').Plane} plane */
@@ -210,6 +218,7 @@ export class Viewer extends EventTarget {
         context.lineCap = 'square';
         context.stroke(moved);
       }
+      context.setTransform(place);
     } else {
       const pixels = this.#layer === 'confidence'
         ? confidencePixels(scan, plane, this.#slice)
