@@ -166,12 +166,35 @@ def test_parameters_that_are_no_object_are_refused(server: RunningServer, text: 
     assert ask(server, "POST", "/activelearning/first", content=sent).status_code == 422
 
 
-def test_clicks_and_scribbles_are_refused_rather_than_ignored(server: RunningServer) -> None:
-    for name in ("foreground", "background", "points", "roi"):
+def test_scribbles_are_refused_rather_than_ignored(server: RunningServer) -> None:
+    for name in ("points", "roi"):
         sent = {"params": (None, json.dumps({name: [[1, 2, 3]]}))}
         assert name in error_of(ask(server, "POST", "/infer/vessa?image=one", files=sent))
     sent_label: dict[str, Any] = {"label": ("l.nii.gz", packed(LABELS))}
     assert "label" in error_of(ask(server, "POST", "/infer/vessa?image=one", files=sent_label))
+
+
+@pytest.mark.parametrize(
+    ("clicks", "said"),
+    [
+        ({"foreground": [[1, 2, 3]]}, "params.label: 'None', expected one of disc, bar"),
+        ({"foreground": [[1, 2, 3]], "label": ""}, "params.label: ''"),
+        ({"background": [[1, 2]]}, "params.background: expected a list of [i, j, k]"),
+        ({"background": [[1, 2, "x"]]}, "params.background: expected a list"),
+        ({"background": 5}, "params.background: expected a list"),
+        ({"background": [[1, 2, 1e300]]}, "params.background: expected a list"),
+        ({"background": [[1, 2, 3000]]}, "params.background: voxel [1, 2, 3000], expected it in"),
+        ({"background": [[1, 2, 3]] * 257}, "points: 257, expected 256 at most"),
+    ],
+)
+def test_wrong_clicks_are_refused_in_words(
+    server: RunningServer, clicks: dict[str, Any], said: str
+) -> None:
+    answer = ask(
+        server, "POST", "/infer/vessa?image=one", files={"params": (None, json.dumps(clicks))}
+    )
+    assert answer.status_code == 422
+    assert said in error_of(answer)
 
 
 def test_bodies_over_the_limit_are_refused_before_they_are_read(server: RunningServer) -> None:

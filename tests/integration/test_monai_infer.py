@@ -96,6 +96,22 @@ def test_info_is_what_slicer_and_ohif_read(server: RunningServer) -> None:
     assert ask(server, "GET", "/logs/?lines=3").headers["content-type"].startswith("text/plain")
 
 
+def test_clicks_are_voxels_of_the_file_and_are_obeyed(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    sent = {"result_extension": ".nii.gz", "label": "bar"}
+    clicks = {"foreground": [[3, 4, 1]], "background": [[30, 20, 2]]}
+    for image in ("one", "two"):
+        before, after = (
+            opened(tmp_path, *parts_of(infer(server, {"image": image}, {**sent, **more}))[1:])
+            for more in ({}, clicks)
+        )
+        assert after.GetPixel(3, 4, 1) == 2
+        assert after.GetPixel(30, 20, 2) == 0
+        old, new = (SimpleITK.GetArrayFromImage(labels) for labels in (before, after))
+        assert np.array_equal(old[0], new[0]), "another slice"
+
+
 @pytest.mark.parametrize("image", ["one", "two", "series"])
 @pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".nii"])
 def test_labels_lie_where_the_scan_does(

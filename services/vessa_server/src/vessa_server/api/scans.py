@@ -13,7 +13,7 @@ from vessa_client.windows import AUTOMATIC
 from vessa_server.api import volumes
 from vessa_server.api.room import Share
 from vessa_server.api.service import Caller, Service
-from vessa_server.api.volumes import IncomingVolume
+from vessa_server.api.volumes import IncomingVolume, Known
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ def open_scan(
         request = replace(request, window=AUTOMATIC.of(file, templates).window)
     incoming = IncomingVolume(request, file.depth, None, service, share)
     for index in range(file.depth):
-        incoming.add(index, partial(file.slice, index))
+        incoming.add(index, partial(file.slice, index), partial(_known, request, index))
     return OpenedScan(file, incoming, incoming.close(set()))
+
+
+def _known(request: VolumeRequest, index: int, _shape: tuple[int, int]) -> Known:
+    return Known(points=request.points.get(index, ()), boxes=request.boxes.get(index, ()))
 
 
 async def segment_scan(

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,14 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from vessa_client import InvalidRequestError, SegmentationResult, UInt8Array, VolumeRequest, files
+from vessa_client import (
+    InvalidRequestError,
+    Point,
+    SegmentationResult,
+    UInt8Array,
+    VolumeRequest,
+    files,
+)
 from vessa_client.files import ImageFile
 from vessa_server.api.monailabel import information, scans, uploads
 from vessa_server.api.monailabel.context import LabelApp, params_of, upload_of
@@ -36,8 +43,9 @@ MEDIA = {
     ".nrrd": "application/octet-stream",
     ".dcm": "application/dicom",
 }
-# What interactive models are sent; this one takes none of it.
-CLICKS = ("foreground", "background", "points", "roi")
+# What interactive models are sent, and this one does not take.
+UNKNOWN = ("points", "roi")
+MOST_INDEX = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Asked:
         output: all, image, json or dicom_seg.
         suffix: of the file that goes out.
         packed: whether an NRRD file is.
+        clicks: voxels of a class, or of background, as they are stored.
     """
 
     bank: str
@@ -57,10 +66,27 @@ class Asked:
     output: str
     suffix: str
     packed: bool
+    clicks: tuple[tuple[str, tuple[int, int, int]], ...] = ()
 
-    def request(self) -> VolumeRequest:
-        """Of all slices; clicks of a user belong here."""
-        return VolumeRequest(slices=(), class_names=tuple(self.values), bank=self.bank)
+    def request(self, file: ImageFile) -> VolumeRequest:
+        """Of all slices of a scan.
+
+        Raises:
+            InvalidRequestError: a click is outside of it.
+        """
+        points: dict[int, tuple[Point, ...]] = {}
+        for name, voxel in self.clicks:
+            try:
+                index, row, column = file.place(voxel)
+            except ValueError as error:
+                field = "foreground" if name else "background"
+                raise InvalidRequestError(
+                    f"params.{field}: voxel {list(voxel)}, {error}", field=f"params.{field}"
+                ) from error
+            point = Point(row=row, column=column, class_name=name)
+            points[index] = (*points.get(index, ()), point)
+        names = tuple(self.values)
+        return VolumeRequest(slices=(), class_names=names, bank=self.bank, points=points)
 
 
 def infer_router(app: LabelApp) -> APIRouter:
@@ -86,7 +112,7 @@ def infer_router(app: LabelApp) -> APIRouter:
 
                 def opened(share: Share) -> OpenedScan:
                     file = scans.read(path, "image", app.max_bytes)
-                    return open_scan(app.service, share, file, asked.request())
+                    return open_scan(app.service, share, file, asked.request(file))
 
                 async def answer() -> Response:
                     file, results = await segment_scan(app.service, opened, caller)
@@ -115,10 +141,10 @@ def _scan(app: LabelApp, image: str, session_id: str, upload: Upload | None) -> 
 
 def _asked(app: LabelApp, model: str, params: dict[str, Any], output: str) -> Asked:
     bank = app.bank(model)[0]
-    for name in CLICKS:
+    for name in UNKNOWN:
         if params.get(name):
             raise InvalidRequestError(
-                f"params.{name}: expected none, {model} segments without clicks",
+                f"params.{name}: expected none, {model} takes foreground and background",
                 field=f"params.{name}",
             )
     # OHIF shows NRRD; others say what they want, or get what the protocol's own server sends.
@@ -139,7 +165,35 @@ def _asked(app: LabelApp, model: str, params: dict[str, Any], output: str) -> As
                 field="params.label_prompt",
             )
         values = {name: value for name, value in values.items() if value in prompt}
-    return Asked(bank, values, output, suffix, params.get("result_compress") is not False)
+    packed = params.get("result_compress") is not False
+    return Asked(bank, values, output, suffix, packed, _clicks(params, values))
+
+
+def _clicks(
+    params: dict[str, Any], values: Mapping[str, int]
+) -> tuple[tuple[str, tuple[int, int, int]], ...]:
+    """Voxels of the class ``label``, and of background."""
+    found = []
+    for field in ("foreground", "background"):
+        voxels = params.get(field) or []
+        name = params.get("label") if field == "foreground" else ""
+        if voxels and field == "foreground" and name not in values:
+            raise InvalidRequestError(
+                f"params.label: {str(name)[:80]!r}, expected one of {', '.join(values)}",
+                field="params.label",
+            )
+        for voxel in voxels if isinstance(voxels, list) else [voxels]:
+            if not (isinstance(voxel, list) and len(voxel) == 3 and all(map(_is_index, voxel))):
+                raise InvalidRequestError(
+                    f"params.{field}: expected a list of [i, j, k]", field=f"params.{field}"
+                )
+            i, j, k = (round(index) for index in voxel)
+            found.append((str(name), (i, j, k)))
+    return tuple(found)
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < MOST_INDEX
 
 
 def _answer(asked: Asked, file: ImageFile, results: Sequence[SegmentationResult]) -> Response:
