@@ -23,7 +23,7 @@ from scipy.sparse.linalg import splu
 from vessa_client import Box, InvalidRequestError, Point, wire
 from vessa_server.cases.frame import Frame
 from vessa_server.policy import answers
-from vessa_server.policy.answers import Bools, Floats
+from vessa_server.policy.answers import Bools, Decision, Floats
 
 # Cells of the grid a side; cells around a point that are as it says.
 SIDE, RADIUS = 192, 2
@@ -97,7 +97,8 @@ class Marks:
         if not points:
             return boxed
         change_Mhw = self._change(before_Mhw, points, grid.reduce(image_PHW), grid.step)
-        changed = self._boxed(lambda: self._changed(boxed, change_Mhw, grid))
+        decided = answers.decide(boxed)
+        changed = self._boxed(lambda: _changed(decided, boxed, change_Mhw, grid))
         return lambda: self._pinned(changed, points)
 
     def _boxed(self, maps: Maps) -> Maps:
@@ -142,21 +143,6 @@ class Marks:
         change_NM = spread(image_Phw, is_seed_N, told_SM - before_NM[is_seed_N])
         return change_NM.T.reshape(before_Mhw.shape).astype(np.float32)
 
-    def _changed(self, maps: Maps, change_Mhw: Floats, grid: Frame) -> Iterator[Floats]:
-        """Logits after a change of the probabilities on the grid."""
-        decided = answers.decide(maps)
-        nothing_HW = np.zeros((grid.height, grid.width), dtype=np.float32)
-
-        def after(map_HW: Floats, number: int) -> Floats:
-            changed_HW = decided.probability(map_HW)
-            changed_HW += grid.enlarge(change_Mhw[number : number + 1])[0]
-            logarithm_HW: Floats = np.log(np.clip(changed_HW, TINY, 1))
-            return logarithm_HW
-
-        background_HW = after(nothing_HW, 0)
-        for number, map_HW in enumerate(maps(), start=1):
-            yield after(map_HW, number) - background_HW
-
     def _pinned(self, maps: Maps, points: Sequence[Point]) -> Iterator[Floats]:
         """Logits whose pixels are what points say."""
         for number, map_HW in enumerate(maps(), start=1):
@@ -170,6 +156,20 @@ class Marks:
     def _number(self, mark: Point | Box) -> int:
         """0 for background, i for the i-th class."""
         return 1 + self.names.index(mark.class_name) if mark.class_name else 0
+
+
+def _changed(decided: Decision, maps: Maps, change_Mhw: Floats, grid: Frame) -> Iterator[Floats]:
+    """Logits after a change of the probabilities on the grid."""
+
+    def after(map_HW: Floats, number: int) -> Floats:
+        changed_HW = decided.probability(map_HW)
+        changed_HW += grid.enlarge(change_Mhw[number : number + 1])[0]
+        logarithm_HW: Floats = np.log(np.clip(changed_HW, TINY, 1))
+        return logarithm_HW
+
+    background_HW = after(np.zeros((grid.height, grid.width), dtype=np.float32), 0)
+    for number, map_HW in enumerate(maps(), start=1):
+        yield after(map_HW, number) - background_HW
 
 
 def spread(image_Phw: Floats, is_seed_N: Bools, change_SM: Doubles) -> Doubles:
