@@ -33,6 +33,7 @@ def save(
     classes: Sequence[str],
     *,
     model: str,
+    corrected: bool = False,
 ) -> None:
     """Write label maps of a series' slices, in the order of ``like``.
 
@@ -42,6 +43,7 @@ def save(
         like: the series that was labelled.
         classes: names of the labels 1, 2, ...
         model: who made them.
+        corrected: a person has changed them.
 
     Raises:
         FileError: the series is gone, or lacks what a segmentation object refers to.
@@ -73,7 +75,7 @@ def save(
             segment_label=name[:64],
             segmented_property_category=Code(*CATEGORY),
             segmented_property_type=code(name),
-            algorithm_type="AUTOMATIC",
+            algorithm_type="SEMIAUTOMATIC" if corrected else "AUTOMATIC",
             algorithm_identification=algorithm,
             tracking_uid=UID(),
             tracking_id=name[:64],

@@ -38,7 +38,13 @@ def write_labels(
 
 
 def write_segmentation(
-    path: Path, labels: list[UInt8Array], like: ImageFile, classes: Sequence[str], *, model: str
+    path: Path,
+    labels: list[UInt8Array],
+    like: ImageFile,
+    classes: Sequence[str],
+    *,
+    model: str,
+    corrected: bool = False,
 ) -> None:
     """Write label maps of a DICOM series as a DICOM segmentation object.
 
@@ -48,11 +54,15 @@ def write_segmentation(
         like: the series that was labelled, whose images are named as sources.
         classes: names of the labels 1, 2, ...
         model: who made them.
+        corrected: a person has changed them.
 
     Raises:
         FileError: the series is gone, or lacks what a segmentation object refers to.
     """
-    _atomically(path, lambda file: _dicom_seg.save(file, labels, like, classes, model=model))
+    _atomically(
+        path,
+        lambda file: _dicom_seg.save(file, labels, like, classes, model=model, corrected=corrected),
+    )
 
 
 def write_volume(

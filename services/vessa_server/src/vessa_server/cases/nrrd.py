@@ -20,6 +20,8 @@ MAX_HEADER_BYTES = 1 << 20
 VOXEL_BYTES, BESIDE = 8, 1 << 20
 _CHUNK = 1 << 16
 _RAW, _PACKED = ("raw",), ("gzip", "gz")
+# As uploads are called.
+DICOM_SUFFIXES = (".dcm", ".zip")
 # Types that are sent as they are; others as float32.
 _TYPES = {"u1": "uint8", "i1": "int8", "u2": "uint16", "i2": "int16", "i4": "int32"}
 
@@ -112,8 +114,8 @@ def encode(file: ImageFile) -> bytes:
     """An image as a raw NRRD: first axis fastest, colours before it.
 
     A volume has its axes to the right, to the front and up, and says in ``slice axis`` along
-    which it is sliced, in ``stored ...`` how it lies in its file, and in ``window`` which
-    intensities are seen; a picture has columns and rows.
+    which it is sliced, in ``stored ...`` how it lies in its file, in ``source`` whether that is
+    DICOM, and in ``window`` which intensities are seen; a picture has columns and rows.
     """
     pixels = file.pixels
     if not pixels.flags.contiguous or pixels.dtype.byteorder == ">":
@@ -139,6 +141,8 @@ def encode(file: ImageFile) -> bytes:
         lines += _place(file.nifti.affine, colours=colours)
         lines.append(f"slice axis:={file.axis}")
         lines += _stored(file)
+        if file.path.suffix in DICOM_SUFFIXES:
+            lines.append("source:=DICOM")
     if file.window is not None:
         lines.append(f"window:={file.window[0]!r} {file.window[1]!r}")
     return "\n".join([*lines, "", ""]).encode() + values.tobytes(order="F")

@@ -13,6 +13,7 @@ const END = [10, 10];
  * @property {[number, number, number]} spacing
  * @property {number | null} axis along which the volume is sliced; null for a picture
  * @property {Stored | null} stored how the file has a volume
+ * @property {boolean} isDicom
  * @property {[number, number] | null} window in which VESSA sees it; null for percentiles of each slice
  */
 /**
@@ -49,6 +50,7 @@ export function parseNrrd(buffer) {
     spacing: [lengths[0] ?? 1, lengths[1] ?? 1, lengths[2] ?? 1],
     axis: axis === undefined ? null : Number(axis),
     stored: stored ? { sizes: stored, axes, signs, affine } : null,
+    isDicom: header.source === 'DICOM',
     window: header.window ? /** @type {[number, number]} */ (header.window.split(' ').map(Number)) : null,
   };
 }

@@ -21,13 +21,14 @@ const ROBUST = [0.005, 0.995];
 
 export class Scan {
   /** @param {Voxels} voxels */
-  constructor({ values, channels, size, spacing, axis, stored, window }) {
+  constructor({ values, channels, size, spacing, axis, stored, isDicom, window }) {
     this.values = values;
     this.channels = channels;
     this.size = size;
     this.spacing = spacing;
     this.axis = axis;
     this.stored = stored;
+    this.isDicom = isDicom;
     this.seen = window;
     this.isVolume = axis !== null;
     const count = size[0] * size[1] * size[2];

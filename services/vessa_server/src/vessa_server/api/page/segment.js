@@ -63,6 +63,7 @@ export class SegmentView {
     }
     byId('cancel').addEventListener('click', () => this.#asking?.abort());
     byId('download').addEventListener('click', () => guarded(() => this.#download()));
+    byId('download-dicom').addEventListener('click', () => this.#work('Writing…', (signal) => this.#downloadDicom(signal)));
     selectOf('bank-asked').addEventListener('change', () => guarded(() => this.#showClasses()));
     selectOf('bank-asked').addEventListener('change', () => { inputOf('accept-bank').value = this.#bank; });
     document.addEventListener('dragover', (event) => event.preventDefault());
@@ -156,6 +157,7 @@ export class SegmentView {
       inputOf('accept-name').value = stem(file.name);
       byId('accept-text').textContent = '';
       byId('mask-field').hidden = scan.isVolume;
+      byId('download-dicom').hidden = !scan.isDicom;
       byId('chosen').textContent = described(file.name, scan);
       byId('viewer').setAttribute('aria-label', `Image ${file.name}`);
       byId('go').removeAttribute('disabled');
@@ -310,7 +312,7 @@ export class SegmentView {
     byId('edited-text').textContent = edited.length ? `Edited: ${where}; ${saved}.` : '';
     this.#accepted.show(isSlice ? slice : -1);
     if (this.#asking) byId('accept-go').toggleAttribute('disabled', true);
-    byId('download').toggleAttribute('disabled', this.#asking !== null);
+    for (const id of ['download', 'download-dicom']) byId(id).toggleAttribute('disabled', this.#asking !== null);
   }
 
   async #download() {
@@ -325,6 +327,22 @@ export class SegmentView {
       save(await labelPng(scan, 0, /** @type {Uint8Array} */ (scan.cut(scan.labels, 0)), [[0, 0, 0], ...colours]), `${name}.png`);
     }
     results.edit?.keep(results.edit.unsaved);
+    this.#showState();
+  }
+
+  /** @param {AbortSignal} signal */
+  async #downloadDicom(signal) {
+    const { viewer: { scan }, results: { names, edit } } = this;
+    if (!scan || !edit) return;
+    const body = new FormData();
+    body.append('image', /** @type {File} */ (this.#file));
+    body.append('labels', labelNifti(scan), 'labels.nii');
+    body.append('class_names', names.join(','));
+    body.append('corrected', String(edit.edited.length > 0));
+    const saved = edit.unsaved;
+    const content = await getBuffer('segmentation', { method: 'POST', body, accept: 'application/dicom', signal });
+    save(new Blob([content], { type: 'application/dicom' }), `${stem(this.#file?.name ?? '')}_labels.dcm`);
+    edit.keep(saved);
     this.#showState();
   }
 

@@ -26,6 +26,7 @@ from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_
 from vessa_server.api.rest.image import IMAGE_PATH, image_router
 from vessa_server.api.rest.pages import pages_router
 from vessa_server.api.rest.segment import segment_router
+from vessa_server.api.rest.segmentation import segmentation_router
 from vessa_server.api.rest.templates import templates_router
 from vessa_server.api.rest.volume import VOLUME_PATH, volume_router
 from vessa_server.api.service import Service
@@ -55,6 +56,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(segment_router(service), dependencies=guarded)
     app.include_router(volume_router(service), dependencies=guarded)
     app.include_router(image_router(service), dependencies=guarded)
+    app.include_router(segmentation_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
     app.include_router(monai_router(service, guarded))

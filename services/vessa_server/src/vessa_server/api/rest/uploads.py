@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from vessa_client import InvalidRequestError, files
+import numpy as np
+
+from vessa_client import InvalidRequestError, UInt8Array, files
 from vessa_client.files import FileError, ImageFile
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.service import Service
@@ -51,12 +55,60 @@ def read_image(form: Form, service: Service) -> ImageFile:
     return ImageFile(Path("image"), pixels, None, None)
 
 
+@contextmanager
+def dicom_scan(form: Form, max_bytes: int) -> Iterator[ImageFile]:
+    """The DICOM file or series of a form's ``image``, whose files are there in the meantime.
+
+    Raises:
+        InvalidRequestError: missing, damaged, or of another format.
+        OverloadedError: it is too large.
+    """
+    source, start = _opened(form)
+    if not (dicom.is_zip(start) or dicom.is_dicom(start)):
+        raise InvalidRequestError(
+            "image: no DICOM, expected a DICOM file, or a zip of a series", field="image"
+        )
+    with _copied(source, start, max_bytes, None) as found:
+        assert found is not None
+        yield found
+
+
+def read_labels(form: Form, name: str, like: ImageFile, max_bytes: int) -> list[UInt8Array]:
+    """Label maps of the slices of ``like`` from a NIfTI file of its grid, as a form has it.
+
+    Raises:
+        InvalidRequestError: missing, damaged, no labels, or of another grid.
+        OverloadedError: it is too large.
+    """
+    if name not in form.files:
+        raise InvalidRequestError(f"{name}: missing, expected a NIfTI file", field=name)
+    check = partial(nifti.check_axes, field=name)
+    image = nifti.read(form.files[name][0].file, name, max_bytes, check)
+    try:
+        labels = files.from_nifti(Path(name), image, axis=like.axis, labels=True)
+        like.check_same_space(labels)
+    except FileError as error:
+        raise InvalidRequestError(str(error), field=name) from error
+    except Exception as error:
+        raise nifti.damaged(name, error) from error
+    return [plane.astype(np.uint8) for plane in labels.slices()]
+
+
 def _volume(
     source: BinaryIO, start: bytes, max_bytes: int, axis: int | None = None
 ) -> ImageFile | None:
     """The volume of a file that begins so; None where it is none."""
     if nifti.is_nifti(start):
         return _nifti(source, max_bytes, axis)
+    with _copied(source, start, max_bytes, axis) as found:
+        return found
+
+
+@contextmanager
+def _copied(
+    source: BinaryIO, start: bytes, max_bytes: int, axis: int | None
+) -> Iterator[ImageFile | None]:
+    """The volume of a file that readers know by its name; None where it is none."""
     for recognises, check, name in (
         (nrrd.is_nrrd, nrrd.check, "image.nrrd"),
         (dicom.is_zip, dicom.check, "image.zip"),
@@ -64,12 +116,13 @@ def _volume(
     ):
         if recognises(start):
             with tempfile.TemporaryDirectory(prefix="vessa-") as folder:
-                path = Path(folder) / name  # readers go by names; the user's is not used
+                path = Path(folder) / name  # the user's name is not used
                 with path.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
                 check(path, "image", max_bytes)
-                return _read(path, axis)
-    return None
+                yield _read(path, axis)
+            return
+    yield None
 
 
 def _opened(form: Form) -> tuple[BinaryIO, bytes]:
