@@ -22,7 +22,7 @@ from vessa_client.cli import app
 from vessa_server.api import checks
 
 # By bank and scan: seeds of its slices, and the one class that is annotated, if not both.
-BANKS = {
+BANKS: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {
     "hearts": {"p1_a": ((0, 1), 0), "p1_b": ((10, 11), 0), "p2_a": ((20,), 0), "p3_b": ((30,), 2)},
     "two": {"a": ((0, 1), 1), "b": ((10,), 2)},
     "sizes": {"a": ((0, 1), 0), "b": ((10,), 0), "c": ((20,), 0)},
@@ -86,7 +86,7 @@ def test_what_cannot_be_checked_is_said(
     server: RunningServer, params: dict[str, str], status: int, field: str, words: str
 ) -> None:
     for _ in range(2):  # it holds no place
-        answer = post(server, **params)
+        answer = post(server, None, **params)
         error = answer.json()["error"]
         assert (answer.status_code, error["field"]) == (status, field)
         assert words in error["message"]
