@@ -46,6 +46,12 @@ def test_the_bank_is_checked_by_one_button(page: Page, server: RunningServer, wi
     assert page.value("document.querySelectorAll('#check-pictures img').length") == 3
     assert page.value("document.documentElement.scrollWidth <= innerWidth")
     assert page.value(IDLE)
+    choose(page, "#check-patient", "(picture) [01]")  # two of the three, side by side
+    page.click("#check-go")
+    page.until("document.querySelectorAll('#check-pictures img').length === 2")
+    page.until("document.querySelector('#check-pictures img[alt*=\"of picture:\"]').width > 390")
+    assert page.value("document.documentElement.scrollWidth <= innerWidth")
+    page.until(DONE)
     choose(page, "#check-patient", "picture")
     page.click("#check-go")
     page.until("document.querySelectorAll('#errors li').length > 0")
@@ -53,7 +59,9 @@ def test_the_bank_is_checked_by_one_button(page: Page, server: RunningServer, wi
     assert page.value(f"{IDLE} && !document.querySelector('#check-table').rows.length")
 
 
-def test_a_check_is_stopped_by_a_button_or_a_change_of_the_bank(browser: Browser, tmp_path: Path) -> None:
+def test_a_check_is_stopped_by_a_button_or_a_change_of_the_bank(
+    browser: Browser, tmp_path: Path
+) -> None:
     gate = gate_of(tmp_path)
     with running(gate) as server:
         page = Page(browser)
