@@ -115,6 +115,7 @@ export class CheckView {
     const rows = this.#scans.map((one) => row(one.scan, one.dice, one.mean));
     if (summary) rows.push(row('Mean', summary.classes, summary.mean));
     byId('check-table').replaceChildren(...(rows.length ? [el('caption', {}, 'Dice with the others, the worst first'), el('tr', {}, ...head), ...rows] : []));
+    byId('check-scroll').tabIndex = rows.length ? 0 : -1; // scrolled by keys on small screens
     byId('check-pictures').replaceChildren(...this.#scans.slice(0, PICTURES).map((one, index) => el('details', { open: index < OPEN },
       el('summary', {}, `${one.scan}: Dice ${figure(one.mean)}`),
       el('div', { className: 'scroll', tabIndex: 0 }, el('img', { src: one.address, alt: `Worst slices of ${one.scan}: as they are, as annotated, and as the others segment them` })))));
