@@ -29,17 +29,17 @@ def write(out: Path, found: Sequence[ScanCheck], title: str, verdict: str) -> No
     """
     articles = []
     for number, one in enumerate(found, start=1):
-        picture = Path("pictures") / f"{number}.png"
-        files.write_picture(out / picture, _picture(one))
-        articles.append(_article(one, picture.as_posix()))
+        path = Path("pictures") / f"{number}.png"
+        files.write_picture(out / path, picture(one))
+        articles.append(_article(one, path.as_posix()))
     page = index_page.PAGE.format(
         title=escape(title), summary=escape(verdict), articles="\n".join(articles)
     )
     files.write_text(out / "index.html", page)
 
 
-def _picture(one: ScanCheck) -> UInt8Array:
-    """Columns of slices; rows: the image, as annotated, as the other scans segment it."""
+def picture(one: ScanCheck) -> UInt8Array:
+    """(H, W, 3): the worst slices; below each other as they are, as annotated, by the others."""
     shown = one.slices[:SLICES_SHOWN]
     rows = [
         pictures.panels([(_title(item, one.scan), pictures.grey(item.image)) for item in shown]),
@@ -58,13 +58,13 @@ def _overlay(item: Slice, labels_HW: UInt8Array) -> UInt8Array:
     return pictures.overlay(item.image, labels_HW)
 
 
-def _article(one: ScanCheck, picture: str) -> str:
+def _article(one: ScanCheck, path: str) -> str:
     values = "".join(
         f"<li>{escape(name)}: {'no other scan shows it' if dice is None else f'{dice:.2f}'}</li>"
         for name, dice in one.dice.items()
     )
     return (
         f"<article><h2>{escape(one.scan)}: Dice {one.mean:.2f}</h2><ul>{values}</ul>"
-        f'<img src="{quote(picture)}" alt="Slices of {escape(one.scan)}: image, annotation, and '
+        f'<img src="{quote(path)}" alt="Slices of {escape(one.scan)}: image, annotation, and '
         'what the other scans make of it" loading="lazy"></article>'
     )

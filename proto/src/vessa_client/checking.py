@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from vessa_client._errors import InvalidRequestError
-from vessa_client._sync import VessaClient
 from vessa_client._types import (
     AnyArray,
     SegmentationResult,
@@ -25,12 +24,20 @@ from vessa_client._types import (
     UInt8Array,
     VolumeRequest,
 )
-from vessa_client.labelling import segment_slices
+from vessa_client.labelling import Segmenter, segment_slices
 
 # What `vessa templates add` puts after the name of a volume.
 SLICE = re.compile(r" slice \d+$")
 # Further scans are said to help where the last ones gained that much mean Dice.
 GAIN = 0.02
+_NO_PIXELS = np.zeros((0, 0), np.uint8)
+
+
+class AnnotatedBank(Segmenter, Protocol):
+    """A bank that is checked: by a client of it, or by the server itself."""
+
+    def get_template(self, template_id: str) -> TemplateContent:
+        """See :meth:`VessaClient.get_template`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,24 @@ class ScanCheck:
         """Of the classes, by all others; what no other scan shows counts as 0."""
         return self.by_others[max(self.by_others)]
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "scan": self.scan,
+            "mean": self.mean,
+            "dice": dict(self.dice),
+            "slices": {item.name: item.dice for item in self.slices},
+        }
+
+    def without_pixels(self) -> ScanCheck:
+        """The figures alone, of which many can be kept."""
+        slices = (
+            replace(item, image=_NO_PIXELS, truth_HW=_NO_PIXELS, labels_HW=_NO_PIXELS)
+            for item in self.slices
+        )
+        return replace(self, slices=tuple(slices))
+
 
 def scans(templates: Sequence[TemplateInfo], patient: re.Pattern[str] | None = None) -> list[Scan]:
     """Templates by the scan that they are slices of, which their names tell.
@@ -107,7 +132,7 @@ def scans(templates: Sequence[TemplateInfo], patient: re.Pattern[str] | None = N
 
 
 def check(
-    client: VessaClient, annotated: Sequence[Scan], class_names: Sequence[str]
+    client: AnnotatedBank, annotated: Sequence[Scan], class_names: Sequence[str]
 ) -> Iterator[ScanCheck]:
     """Hold each annotated scan out in turn, and segment it with the others as templates.
 
@@ -126,10 +151,11 @@ def check(
             "held out; `vessa templates add` adds others",
             field="bank",
         )
-    for index, scan in enumerate(annotated):
+    return (
         # Those that come next: with few of them each scan serves equally often.
-        others = (*annotated[index + 1 :], *annotated[:index])
-        yield _hold_out(client, scan, others, class_names)
+        _hold_out(client, scan, (*annotated[index + 1 :], *annotated[:index]), class_names)
+        for index, scan in enumerate(annotated)
+    )
 
 
 def counts(others: int) -> list[int]:
@@ -161,15 +187,7 @@ def summary(found: Sequence[ScanCheck]) -> dict[str, Any]:
         "mean": float(np.mean([one.mean for one in found])),
         "classes": by_class(found),
         "by_others": by_others(found),
-        "scans": [
-            {
-                "scan": one.scan,
-                "mean": one.mean,
-                "dice": dict(one.dice),
-                "slices": {item.name: item.dice for item in one.slices},
-            }
-            for one in found
-        ],
+        "scans": [one.figures for one in found],
     }
 
 
@@ -199,7 +217,7 @@ def verdict(found: Sequence[ScanCheck]) -> str:
 
 
 def _hold_out(
-    client: VessaClient, scan: Scan, others: Sequence[Scan], order: Sequence[str]
+    client: AnnotatedBank, scan: Scan, others: Sequence[Scan], order: Sequence[str]
 ) -> ScanCheck:
     contents = [client.get_template(template.template_id) for template in scan.templates]
     by_others: dict[int, float] = {}
@@ -236,7 +254,7 @@ def _hold_out(
 
 
 def _segment(
-    client: VessaClient,
+    client: AnnotatedBank,
     contents: Sequence[TemplateContent],
     used: Sequence[Scan],
     asked: tuple[str, ...],

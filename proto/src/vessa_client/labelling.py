@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from vessa_client import files
 from vessa_client._errors import AuthenticationError, UnavailableError, VessaError
@@ -24,6 +24,18 @@ from vessa_client.annotated import LabelScheme
 from vessa_client.records import Records, Settings
 from vessa_client.results import Results
 from vessa_client.windows import AUTOMATIC, WindowChoice, described
+
+
+class Segmenter(Protocol):
+    """What slices are segmented by: a client, or the server itself."""
+
+    def segment_stream(
+        self, requests: Iterable[SegmentationRequest]
+    ) -> Iterator[SegmentationResult | VessaError]:
+        """See :meth:`VessaClient.segment_stream`."""
+
+    def segment_volume(self, request: VolumeRequest) -> Iterator[SegmentationResult | VessaError]:
+        """See :meth:`VessaClient.segment_volume`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def label_folder(
 
 
 def segment_slices(
-    client: VessaClient,
+    client: Segmenter,
     request: VolumeRequest,
     *,
     alone: bool,

@@ -18,6 +18,8 @@ COLOURS = np.array(
 )  # fmt: skip
 OVERLAY_WEIGHT = 0.45
 TITLE_HEIGHT = 16
+# Of a panel: strips of a few rows would be enlarged to hundreds of megabytes.
+MAX_ASPECT = 4
 
 
 def colour(labels: AnyArray) -> UInt8Array:
@@ -53,10 +55,11 @@ def panels(pictures: list[tuple[str, UInt8Array]], height: int = 224) -> UInt8Ar
     """Pictures of the same height in a row, each with its title above."""
     columns = []
     for title, pixels in pictures:
-        width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+        scale = min(height / pixels.shape[0], MAX_ASPECT * height / pixels.shape[1])
+        tall, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
         picture = Image.new("RGB", (width + 4, height + TITLE_HEIGHT), "black")
         picture.paste(
-            Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST),
+            Image.fromarray(pixels).resize((width, tall), Image.Resampling.NEAREST),
             (2, TITLE_HEIGHT),
         )
         ImageDraw.Draw(picture).text((4, 2), title, fill="white")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -228,7 +228,9 @@ async def answers(
             return render(replace(result, slice_index=index, volume_sha256=volume.digest))
 
         try:
-            outcome: T | VessaError = await _patiently(service, request, rendered, caller, slices)
+            outcome: T | VessaError = await patiently(
+                lambda: service.segment(lambda: request, rendered, caller, slices), caller
+            )
         except Exception as raised:
             outcome = errors.public(raised)
         ready.put_nowait((index, outcome))
@@ -253,18 +255,12 @@ async def answers(
             await starter
 
 
-async def _patiently(
-    service: Service,
-    request: SegmentationRequest,
-    render: Callable[[SegmentationResult], T],
-    caller: Caller,
-    slices: Sequence[StoredImage],
-) -> T:
-    """Segment a slice, however often the queue is full: its volume was accepted already."""
+async def patiently(ask: Callable[[], Awaitable[T]], caller: Caller) -> T:
+    """Ask, however often there is no room now: what this is a part of was accepted already."""
     while True:
         try:
-            return await service.segment(lambda: request, render, caller, slices)
+            return await ask()
         except OverloadedError as full:
-            if not full.retry_after:
+            if not full.retry_after or not caller.left():
                 raise
             await asyncio.sleep(caller.left(full.retry_after))

@@ -1,6 +1,7 @@
 /** The second view: what is in the banks, what is added, what goes. */
 
 import { getJson } from './api.js';
+import { CheckView } from './check.js';
 import { byId, el, fill, selectOf } from './dom.js';
 import { clearErrors, guarded } from './errors.js';
 import { confirmed } from './question.js';
@@ -17,6 +18,7 @@ const sourceOf = (name) => name.replace(/ slice \d+$/, '') || 'without a name';
 export class BankView {
   /** @type {Template[]} */ #templates = [];
   /** @type {Class[]} */ #classes = [];
+  #check = new CheckView(() => bankQuery(this.#bank));
 
   /** @param {() => Promise<void>} changed called when a bank has changed */
   constructor(changed) {
@@ -45,6 +47,7 @@ export class BankView {
     const listing = await getJson(`templates${bankQuery(this.#bank)}`);
     this.#templates = listing.templates;
     this.#classes = listing.classes;
+    this.#check.show(listing.version, this.#classes.map((c) => c.name));
     const classes = this.#classes.map((c) => /** @type {[string, string]} */ ([c.name, c.name]));
     fill(selectOf('class-shown'), [['', 'all'], ...classes]);
     this.#show();

@@ -22,6 +22,7 @@ from vessa_server.api.monailabel.cors import PREFIX, Cors
 from vessa_server.api.monailabel.router import monai_router
 from vessa_server.api.rest.access import refuses
 from vessa_server.api.rest.body_limit import BodyLimit, Most
+from vessa_server.api.rest.check import check_router
 from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_headers
 from vessa_server.api.rest.image import IMAGE_PATH, image_router
 from vessa_server.api.rest.pages import pages_router
@@ -58,6 +59,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(image_router(service), dependencies=guarded)
     app.include_router(segmentation_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
+    app.include_router(check_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
     app.include_router(monai_router(service, guarded))
     app.include_router(pages_router())
