@@ -36,10 +36,10 @@ import ssl_scores
 from acdc import circumstances, git
 from ssl_processes import Process, RunError, locked, processor, served
 from ssl_tasks import METHODS, TASK_NAMES, Facts, Run, Task, agree, differences
-from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions.run import REGIONS_FILE
 from vessa_client import VessaClient, VessaError, files
 from vessa_client.console import console, print_error
+from vessa_common.training_log import answered, read_log
 from vessa_server.api.settings import SHIPPED_WEIGHTS
 from vessa_server.model import checkpoint
 

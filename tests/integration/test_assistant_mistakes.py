@@ -21,13 +21,13 @@ from ssl_trainer.assistant.connection import AssistantError, on_this_machine
 from ssl_trainer.cli import app
 from ssl_trainer.config import AssistantConfig, TrainConfig, to_dict
 from ssl_trainer.data.slices import Slice
-from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.training.progress import run_with_progress
 from ssl_trainer.training.state import STATE_FILE
 from ssl_trainer.training.trainer import Trainer
 from support import CLASSES, RunningServer, engine_of, free_port, gate_of, picture, running
 from trainer_support import same, single_slices, small_config, write_dataset
 from vessa_client import VessaClient
+from vessa_common.training_log import answered, read_log
 
 NAMES = tuple(c.name for c in CLASSES)
 Step = Callable[[int, dict[str, float]], None]

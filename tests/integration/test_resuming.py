@@ -18,13 +18,13 @@ from ssl_trainer.cli import app
 from ssl_trainer.config import TrainConfig, parse, to_dict
 from ssl_trainer.data.frame import Roi
 from ssl_trainer.data.slices import Slice
-from ssl_trainer.evaluation.log import read_log
 from ssl_trainer.training.state import STATE_FILE, StateError
 from ssl_trainer.training.trainer import Trainer
 from support import RunningServer, engine_of, running
 from trainer_support import same, small_config, write_case, write_dataset
 from vessa_client.files import FileError
 from vessa_common.processes import Processes
+from vessa_common.training_log import read_log
 from vessa_server.model.vessa import Vessa
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch._C._distributed_c10d import HashStore
 
 from ssl_trainer.config import TrainConfig, load, to_dict
-from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.regions import training
 from ssl_trainer.regions.run import REGIONS_FILE
 from ssl_trainer.training.state import BEST_FILE, STATE_FILE
@@ -23,6 +22,7 @@ from support import RunningServer, engine_of, running, torchrun
 from trainer_support import small_config, write_case, write_dataset
 from vessa_common import processes
 from vessa_common.processes import joined
+from vessa_common.training_log import answered, read_log
 
 # The second process dies in the fourth update of the first start, if none has died before.
 DYING = """

@@ -130,6 +130,9 @@ def test_environment_names_are_settings_and_have_their_defaults(name: str) -> No
     }
     mounted = [volume.rsplit(":", 1)[-1] for volume in SERVICES[name]["volumes"]]
     assert values.pop("studies") in mounted
+    runs = f":{values.pop('runs_dir')}"
+    written = next(v for v in SERVICES["trainer"]["volumes"] if v.endswith(runs))
+    assert f"{written}:ro" in SERVICES[name]["volumes"]
     settings = ServerSettings.model_validate(values)
     plain = ServerSettings()
     own = {"cache", "bank", "weights", "device", "batch_mode", "runtime"}

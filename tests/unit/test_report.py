@@ -23,12 +23,12 @@ from ssl_trainer.data.batches import UnlabelledBatch
 from ssl_trainer.data.cases import find
 from ssl_trainer.data.slices import Slice
 from ssl_trainer.evaluation import report
-from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.evaluation.metrics import foreground_dice
 from ssl_trainer.methods import quality
 from ssl_trainer.training.trainer import Trainer
 from trainer_support import small_config, write_case, write_dataset
 from vessa_client import UInt8Array, files, pictures
+from vessa_common.training_log import answered, read_log
 
 
 def test_a_run_ends_with_a_report_that_shows_its_pictures(tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def serve(
         Path | None,
         typer.Option(help="Folder of scans for MONAI Label's clients. Default: none."),
     ] = None,
+    runs_dir: Annotated[
+        Path | None,
+        typer.Option("--runs", help="Folder of the trainer's runs, to look at. Default: none."),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(help="redis://host:port/db, a folder, or none. Default: vessa-cache."),
@@ -85,6 +89,7 @@ def serve(
         "runtime": runtime,
         "bank": bank,
         "studies": studies,
+        "runs_dir": runs_dir,
         "cache": cache,
         "threads": threads,
         "log_format": log_format,

@@ -19,11 +19,11 @@ from ssl_trainer.config import AssistantConfig, DataConfig, TrainConfig
 from ssl_trainer.data import frame
 from ssl_trainer.data.cases import Case, Split
 from ssl_trainer.evaluation.evaluate import Predict, header, mean_sd
-from ssl_trainer.evaluation.log import answered, read_log
 from ssl_trainer.evaluation.metrics import METRICS, CaseScores, foreground_dice
 from ssl_trainer.evaluation.predictor import PREDICTION, Predictor
 from ssl_trainer.regions.run import PICTURE_FILE
 from vessa_client import AnyArray, UInt8Array, files, pictures
+from vessa_common.training_log import answered, read_log
 
 CURVES, PSEUDO_LABELS = "curves.png", "pseudo_labels.png"
 GALLERY, REPORT = "gallery.png", "report.md"

@@ -33,7 +33,6 @@ from ssl_trainer.data import batches, cases
 from ssl_trainer.data.frame import Regions
 from ssl_trainer.data.slices import Slice, read_slices
 from ssl_trainer.data.store import SliceStore
-from ssl_trainer.evaluation.log import mend
 from ssl_trainer.evaluation.predictor import Predictor, turned_by_quarters, turns
 from ssl_trainer.evaluation.volumes import Quarters
 from ssl_trainer.methods.losses import Scalars
@@ -44,6 +43,7 @@ from ssl_trainer.training import resuming, state
 from ssl_trainer.training.optimizer import build_optimizer, scale_rates
 from ssl_trainer.training.validation import shared_dice
 from vessa_common.processes import BufferMean, Processes, own_device, postponed
+from vessa_common.training_log import mend
 
 LOG_EVERY = 10
 log = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vessa_client import VessaError
@@ -56,6 +56,9 @@ class ServerSettings(BaseSettings):
         description="Pages of other hosts that may use the scans without a token, such as "
         "https://ohif.example.org; several with commas, or * for all.",
     )
+    runs_dir: Path | None = Field(
+        None, description="Folder of the trainer's runs, which the page shows; without it, none is."
+    )
     cache: str = Field(
         "vessa-cache", description="redis://host:port/db, a folder, or none: template features."
     )
@@ -102,16 +105,17 @@ class ServerSettings(BaseSettings):
     grace_seconds: float = Field(20.0, ge=0, description="Time to finish requests at shutdown.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the logs.")
 
-    @field_validator("token", "weights", "adaptation", "studies", mode="before")
+    @field_validator("token", "weights", "adaptation", "studies", "runs_dir", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("studies")
+    @field_validator("studies", "runs_dir")
     @classmethod
-    def _is_folder(cls, value: Path | None) -> Path | None:
+    def _is_folder(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and not value.is_dir():
-            raise ValueError(f"{value} is no folder, expected one of scans")
+            kind = "scans" if info.field_name == "studies" else "training runs"
+            raise ValueError(f"{value} is no folder, expected one of {kind}")
         return value and value.resolve()
 
     @field_validator("token")

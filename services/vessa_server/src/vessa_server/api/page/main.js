@@ -1,13 +1,16 @@
-/** The page: two views, and the state of the server. */
+/** The page: three views, and the state of the server. */
 
 import { getJson, setToken, watch } from './api.js';
 import { BankView } from './bank.js';
 import { byId, inputOf } from './dom.js';
 import { clearErrors, guarded, showError } from './errors.js';
 import { SegmentView } from './segment.js';
+import { TrainingView } from './training.js';
 
 const segment = new SegmentView(load);
 const bank = new BankView(load);
+/** @type {Record<string, {load: () => Promise<void>} | null>} */
+const views = { segment: null, bank, training: new TrainingView() };
 
 /** What the server is, and which banks it has. */
 async function load() {
@@ -17,28 +20,28 @@ async function load() {
   await segment.showBanks(info.banks);
 }
 
-/** Show the view that the address names; returns whether it is the bank's. */
-function showView() {
-  const isBank = location.hash === '#bank';
-  byId('segment-view').hidden = isBank;
-  byId('bank-view').hidden = !isBank;
-  for (const link of document.querySelectorAll('nav a')) {
-    const isCurrent = link.getAttribute('href') === (isBank ? '#bank' : '#segment');
-    if (isCurrent) link.setAttribute('aria-current', 'page');
+/** Show the view that the address names, and what it shows. */
+async function showView() {
+  const named = location.hash.slice(1).split('/')[0];
+  const shown = named in views ? named : 'segment';
+  for (const name of Object.keys(views)) {
+    byId(`${name}-view`).hidden = name !== shown;
+    const link = /** @type {Element} */ (document.querySelector(`nav a[href="#${name}"]`));
+    if (name === shown) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
-  return isBank;
+  await views[shown]?.load();
 }
 
 function start() {
   byId('server').classList.remove('away');
   guarded(async () => {
     await load();
-    if (showView()) await bank.load();
+    await showView();
   });
 }
 
-window.addEventListener('hashchange', () => { if (showView()) guarded(() => bank.load()); });
+window.addEventListener('hashchange', () => guarded(showView));
 inputOf('token').addEventListener('change', () => {
   setToken(inputOf('token').value);
   clearErrors();

@@ -1,4 +1,4 @@
-/** Pictures of templates, fetched when they come into view. */
+/** Pictures of the server, such as those of templates, fetched when they come into view. */
 
 import { getBlob } from './api.js';
 import { el } from './dom.js';
@@ -42,11 +42,19 @@ export const bankQuery = (bank) => (bank ? `?bank=${encodeURIComponent(bank)}` :
  * @param {string[]} banks names @returns {[string, string][]} */
 export const bankOptions = (banks) => [['', 'default'], ...banks.filter(Boolean).map((name) => /** @type {[string, string]} */ ([name, name]))];
 
+/** An image of a path that takes the token.
+ * @param {string} path @param {string} alt @param {{width?: number, height?: number}} [size] */
+export function servedImage(path, alt, size = {}) {
+  const image = el('img', { alt, ...size });
+  image.dataset.path = path;
+  seen.observe(image);
+  return image;
+}
+
 /** A template with its picture and lines of text.
  * @param {string} bank @param {string} id @param {string} name @param {string[]} lines @param {...Node} more */
 export function templateFigure(bank, id, name, lines, ...more) {
-  const image = el('img', { alt: `Template ${name}`, width: 120, height: 120 });
-  image.dataset.path = `templates/${encodeURIComponent(id)}/overlay.png${bankQuery(bank)}`;
-  seen.observe(image);
+  const path = `templates/${encodeURIComponent(id)}/overlay.png${bankQuery(bank)}`;
+  const image = servedImage(path, `Template ${name}`, { width: 120, height: 120 });
   return el('figure', {}, image, el('figcaption', {}, el('strong', {}, name), ...lines.map((line) => el('span', {}, line)), ...more));
 }

@@ -26,6 +26,7 @@ from vessa_server.api.rest.check import check_router
 from vessa_server.api.rest.guard import CLIENT_CLOSED, Guard, error_body, error_headers
 from vessa_server.api.rest.image import IMAGE_PATH, image_router
 from vessa_server.api.rest.pages import pages_router
+from vessa_server.api.rest.runs import runs_router
 from vessa_server.api.rest.segment import segment_router
 from vessa_server.api.rest.segmentation import segmentation_router
 from vessa_server.api.rest.templates import templates_router
@@ -60,6 +61,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(segmentation_router(service), dependencies=guarded)
     app.include_router(templates_router(service), dependencies=guarded)
     app.include_router(check_router(service), dependencies=guarded)
+    app.include_router(runs_router(service), dependencies=guarded)
     app.include_router(kserve_router(service, guarded))
     app.include_router(monai_router(service, guarded))
     app.include_router(pages_router())

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LOG_FILE = "log.jsonl"
+Entry = dict[str, float]
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -27,24 +30,40 @@ class Answered:
         return self.received / self.requested if self.requested else 1.0
 
 
-def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines by step; a resumed run may have written a step twice, and the last one counts.
-
-    A last line that was cut off, by a full disk, is left out.
+def read_log(file: Path) -> list[Entry]:
+    """Lines by step; see :func:`parse`.
 
     Raises:
-        ValueError: another line is damaged; names it.
+        ValueError: a line is damaged; names it.
     """
-    by_step = {}
-    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
+    entries, damaged = parse(file.read_bytes() if file.is_file() else b"")
+    if damaged:
+        raise ValueError(f"{file}: line {damaged[0]} is damaged; remove it")
+    return entries
+
+
+def parse(data: bytes) -> tuple[list[Entry], list[int]]:
+    """Lines by step, and the numbers of those that are damaged, from 1.
+
+    A resumed run may have written a step twice, and the last one counts. A last line that was cut
+    off, by a full disk or while it is written, is left out.
+    """
+    by_step, damaged = dict[float, Entry](), list[int]()
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
             try:
-                entry = json.loads(line)
+                entry = _entry(line)
                 by_step[entry["step"]] = entry
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{file}: line {number} is damaged; remove it") from error
-    return [by_step[step] for step in sorted(by_step)]
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                damaged.append(number)
+    return [by_step[step] for step in sorted(by_step)], damaged
+
+
+def _entry(line: bytes) -> Entry:
+    entry = json.loads(line)
+    if type(entry["step"]) is not int or not all(type(v) in (int, float) for v in entry.values()):
+        raise TypeError("expected numbers")
+    return {name: float(value) for name, value in entry.items()} | {"step": entry["step"]}
 
 
 def mend(file: Path) -> None:
@@ -54,7 +73,7 @@ def mend(file: Path) -> None:
             stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
-def answered(log: Sequence[dict[str, float]]) -> Answered:
+def answered(log: Sequence[Entry]) -> Answered:
     """What a log says of VESSA's answers; each line counts those since the line before."""
     requested = received = before = 0
     gaps: list[tuple[int, int]] = []
