@@ -184,7 +184,8 @@ def test_scribbles_are_refused_rather_than_ignored(server: RunningServer) -> Non
         ({"background": 5}, "params.background: expected a list"),
         ({"background": [[1, 2, 1e300]]}, "params.background: expected a list"),
         ({"background": [[1, 2, 3000]]}, "params.background: voxel [1, 2, 3000], expected it in"),
-        ({"background": [[1, 2, 3]] * 257}, "points: 257, expected 256 at most"),
+        ({"background": [[1, 2, 3]] * 257}, "params.background: 257, expected 256 at most"),
+        ({"foreground": [[1, 2, 3]], "label": []}, "params.label: '[]'"),
     ],
 )
 def test_wrong_clicks_are_refused_in_words(

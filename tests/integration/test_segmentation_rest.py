@@ -105,6 +105,8 @@ def test_what_does_not_fit_is_refused_in_words(
         assert answer.status_code == 422, said
         assert said in answer.json()["error"]["message"]
         assert "/tmp" not in answer.json()["error"]["message"]
+    many = asked(server, scan, labels, class_names=",".join(map(str, range(33))))
+    assert "class_names: 33, expected 32 at most" in many.json()["error"]["message"]
     missing = httpx.post(f"{server.http}/segmentation", files={"image": scan})
     assert "labels: missing, expected a NIfTI file" in missing.json()["error"]["message"]
 

@@ -147,6 +147,7 @@ def test_points_and_boxes_mean_the_same_by_every_way_in(tmp_path: Path) -> None:
         for change, said in (
             ({"points": [{"row": 99, "column": 0}]}, "points: row 99, column 0"),
             ({"points": [{"row": 1}]}, "points.0.column"),
+            ({"points": [{"row": True, "column": "1"}]}, "points.0.row"),
             ({"boxes": [{**body["boxes"][0], "class_name": "heart"}]}, "boxes: class 'heart'"),
         ):
             refused = httpx.post(url, json=body | change)

@@ -123,6 +123,14 @@ def test_whatever_is_wrong_with_a_picture_is_one_kind_of_error(tmp_path: Path) -
             files.read(file)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_values_of_a_tiff_are_kept_in_either_byte_order(tmp_path: Path, order: str) -> None:
+    values = np.array([[0, 300], [22_300, 65_535]], f"{order}u2")
+    mode = "I;16" if order == "<" else "I;16B"
+    Image.frombytes(mode, (2, 2), values.tobytes()).save(tmp_path / "a.tif")
+    assert np.array_equal(files.read(tmp_path / "a.tif").pixels, values)
+
+
 def test_of_a_tiff_with_pages_one_is_chosen(tmp_path: Path) -> None:
     film, pages = tmp_path / "film.tif", [np.full((4, 5), value, np.uint16) for value in (7, 8, 9)]
     first, *others = [Image.fromarray(page) for page in pages]

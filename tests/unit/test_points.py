@@ -128,6 +128,28 @@ def test_points_hold_beside_a_students_mask_and_in_probabilities(tmp_path: Path)
     assert found.probabilities[:, 58, 26].max() == 0
 
 
+def test_a_point_counts_more_than_a_box(tmp_path: Path) -> None:
+    image, engine = picture(7)[0], engine_of(tmp_path)
+    box = Box(top=0, left=0, height=20, width=20, class_name="disc")
+    points = (point(10, 10), point(30, 40, "disc"), point(50, 8, "disc"), point(50, 8, "bar"))
+    found = engine.segment(SegmentationRequest(image=image, points=points, boxes=(box,))).labels
+    assert (found[10, 10], found[30, 40], found[50, 8]) == (0, 1, 2)
+    mine = (point(3, 3, "disc"), point(16, 16))
+    found = engine.segment(SegmentationRequest(image=image, points=mine, boxes=(box,))).labels
+    assert (found[3, 3], found[16, 16]) == (1, 0)
+
+
+def test_the_iou_is_of_the_answer_that_follows(tmp_path: Path) -> None:
+    image, engine = picture(7)[0], engine_of(tmp_path)
+    discs = tuple(point(row, column, "disc") for row in range(5, 20) for column in range(5, 20))
+    found = engine.segment(SegmentationRequest(image=image, points=discs))
+    assert min(c.predicted_iou for c in found.classes) > 0.05
+    boxes = tuple(Box(top=0, left=0, height=1, width=1, class_name=name) for name in NAMES)
+    away = engine.segment(SegmentationRequest(image=image, boxes=boxes, points=(point(0, 0),)))
+    assert not away.labels.any()
+    assert [c.predicted_iou for c in away.classes] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -141,6 +163,7 @@ def test_points_hold_beside_a_students_mask_and_in_probabilities(tmp_path: Path)
         ({"boxes": [("disc", 50, 0, 11, 1)]}, "boxes: 11 x 1 pixels from row 50, column 0"),
         ({"boxes": [("disc", 5, 5, 0, 1)]}, "boxes: 0 x 1 pixels"),
         ({"points": [("disc", 0, 0)] * 257}, "points: 257, expected 256 at most"),
+        ({"boxes": [("disc", 0, 0, 1, 1)] * 33}, "boxes: 33, expected 32 at most"),
     ],
 )
 def test_wrong_ones_are_refused_in_words(

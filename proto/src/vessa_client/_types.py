@@ -91,7 +91,7 @@ class SegmentationRequest:
         volume_ref: the volume, sent before, that it is a slice of; instead of ``volume``.
         region: where to look; without it the server finds that itself.
         points: what is known of pixels, which the answer follows; at most 256.
-        boxes: where classes are; at most 256.
+        boxes: where classes are; at most 32. A point counts more than a box.
         window: intensities that are seen, of image and ``volume``; without it each slice is scaled
             by its own percentiles.
         top_k: templates for each class; 0 for the server's default.

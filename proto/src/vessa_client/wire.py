@@ -20,8 +20,9 @@ from vessa_client._types import AnyArray, UInt8Array, Window
 # Largest array that is accepted, in elements; servers set lower limits for images.
 MAX_ELEMENTS: Final = 1 << 28
 MAX_CLASSES: Final = 255
-# Points of an image, and boxes.
-MAX_MARKS: Final = 256
+# Of an image.
+MAX_POINTS: Final = 256
+MAX_BOXES: Final = 32
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024
 # Most slices that a request may name of the volume that its image is a slice of.
 MAX_VOLUME_SLICES: Final = 32
@@ -241,14 +242,15 @@ def check_window(window: Window | None) -> None:
         )
 
 
-def check_marks(count: int, field: str) -> None:
-    """Check the number of points, or of boxes, of an image.
+def check_marks(points: int, boxes: int) -> None:
+    """Check the numbers of points and of boxes of an image.
 
     Raises:
         InvalidRequestError: they are too many.
     """
-    if count > MAX_MARKS:
-        raise InvalidRequestError(f"{field}: {count}, expected {MAX_MARKS} at most", field=field)
+    for field, count, most in (("points", points, MAX_POINTS), ("boxes", boxes, MAX_BOXES)):
+        if count > most:
+            raise InvalidRequestError(f"{field}: {count}, expected {most} at most", field=field)
 
 
 def template_name(text: str) -> str:

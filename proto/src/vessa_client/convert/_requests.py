@@ -152,8 +152,7 @@ def marks_from_message(message: pb.SegmentRequest | pb.VolumeSlice) -> Marks:
     Raises:
         InvalidRequestError: they are too many.
     """
-    for field, count in (("points", len(message.points)), ("boxes", len(message.boxes))):
-        wire.check_marks(count, field)
+    wire.check_marks(len(message.points), len(message.boxes))
     points = (Point(row=p.row, column=p.column, class_name=p.class_name) for p in message.points)
     boxes = (
         Box(top=b.top, left=b.left, height=b.height, width=b.width, class_name=b.class_name)

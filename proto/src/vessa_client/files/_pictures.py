@@ -10,6 +10,9 @@ from PIL import Image
 from vessa_client._types import AnyArray
 from vessa_client.files._errors import FileError
 
+# Of either byte order.
+GREY = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+
 
 def load(path: Path, page: int | None, *, labels: bool) -> AnyArray:
     """(H, W) or (H, W, 3); ``labels``: values of a palette, not its colours.
@@ -35,6 +38,6 @@ def _chosen(path: Path, count: int, page: int | None) -> int:
 
 
 def _plain(picture: Image.Image, *, labels: bool) -> Image.Image:
-    if picture.mode in ("L", "RGB", "I", "I;16", "F") or (labels and picture.mode == "P"):
+    if picture.mode in GREY or picture.mode == "RGB" or (labels and picture.mode == "P"):
         return picture
     return picture.convert("L" if picture.mode == "1" else "RGB")

@@ -4,7 +4,8 @@ A point says which class a pixel is, or that it is background. What that changes
 pixels that look alike, and fades: a random walker with VESSA's probabilities as prior (Grady,
 "Multilabel random walker image segmentation using prior models", CVPR 2005). The model is not
 asked: its decoder has not learned to follow points. A box says that a class is nowhere outside of
-it; where the class wins nowhere inside, its middle is a point.
+it; where the class wins nowhere inside, its middle is a point. Of what contradicts itself a point
+counts more than a box, and of two points at one pixel the last one.
 
 Axes: M background and classes, P planes of the image, H W its pixels, h w cells of the grid, N of
 them in all, S of them seeds, U others.
@@ -60,8 +61,7 @@ class Marks:
             InvalidRequestError: one is outside of the image, or of a class that is not asked.
             OverloadedError: they are too many.
         """
-        wire.check_marks(len(points), "points")
-        wire.check_marks(len(boxes), "boxes")
+        wire.check_marks(len(points), len(boxes))
         height, width = shape
         for point in points:
             if not (0 <= point.row < height and 0 <= point.column < width):
@@ -93,7 +93,7 @@ class Marks:
         grid = Frame.of(height, width, SIDE)
         logits = np.concatenate([grid.reduce(map_HW[None]) for map_HW in boxed()])
         before_Mhw = answers.with_background(logits)
-        points = (*self.points, *self._middles(before_Mhw, grid))
+        points = (*self._middles(before_Mhw, grid), *self.points)  # the last one counts
         if not points:
             return boxed
         change_Mhw = self._change(before_Mhw, points, grid.reduce(image_PHW), grid.step)
@@ -116,13 +116,21 @@ class Marks:
         return lambda: map(inside, self.names, maps())
 
     def _middles(self, probability_Mhw: Floats, grid: Frame) -> Iterator[Point]:
-        """Of boxes in which their class wins nowhere."""
+        """Of boxes in which their class wins nowhere, and has no point."""
         winner_hw = probability_Mhw.argmax(axis=0)
         for box in self.boxes:
-            rows, columns = (
-                slice(s.start // grid.step, -(-s.stop // grid.step)) for s in _slices(box)
+            rows, columns = _slices(box)
+            is_pointed_at = any(
+                point.class_name == box.class_name
+                and rows.start <= point.row < rows.stop
+                and columns.start <= point.column < columns.stop
+                for point in self.points
             )
-            if not (winner_hw[rows, columns] == self._number(box)).any():
+            cells = tuple(
+                slice(part.start // grid.step, -(-part.stop // grid.step))
+                for part in (rows, columns)
+            )
+            if not (is_pointed_at or (winner_hw[cells] == self._number(box)).any()):
                 row, column = box.top + box.height // 2, box.left + box.width // 2
                 yield Point(row=row, column=column, class_name=box.class_name)
 

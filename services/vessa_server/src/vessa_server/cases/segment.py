@@ -86,7 +86,9 @@ def finish(
         confidence=masks.confidence_HW,
         classes=tuple(
             ClassResult(class_name=name, predicted_iou=iou, explanation=text)
-            for name, iou, text in zip(case.plan.names, draft.reported_iou, words, strict=True)
+            for name, iou, text in zip(
+                case.plan.names, masks.iou or draft.reported_iou, words, strict=True
+            )
         ),
         templates=draft.templates,
         stage_ms=case.clock.milliseconds(),
@@ -102,11 +104,19 @@ def finish(
 
 @dataclass(frozen=True)
 class Masks:
-    """An answer at the image's size: labels, their probability, and that of each class."""
+    """An answer at the image's size.
+
+    Attributes:
+        labels_HW: 0 background.
+        confidence_HW: probability of the label.
+        probabilities_CHW: of each class, where asked.
+        iou: of each class, where points and boxes have changed it.
+    """
 
     labels_HW: UInt8Array
     confidence_HW: UInt8Array
     probabilities_CHW: UInt8Array | None = None
+    iou: tuple[float, ...] | None = None
 
 
 def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
@@ -117,14 +127,18 @@ def _masks(case: Case, draft: Draft, *, probabilities: bool) -> Masks:
     if isinstance(held, Masks):
         return held
     maps: Maps = partial(_at_image_size, case, draft)
+    iou = None
     if case.marks is not None:
         maps = case.marks.follow(maps, case.scan.unit.numpy())
+        logits_CHW = np.concatenate([case.frame.reduce(map_HW[None]) for map_HW in maps()])
+        iou = tuple(Answer.of(logits_CHW).reported_iou())
     decided = answers.decide(maps)
     shares = [to_bytes(decided.probability(map_HW)) for map_HW in maps()] if probabilities else None
     masks = Masks(
         decided.labels_HW,
         to_bytes(decided.confidence),
         None if shares is None else np.stack(shares),
+        iou,
     )
     if keep:
         case.memory.put(key, masks, masks.labels_HW.nbytes + masks.confidence_HW.nbytes)

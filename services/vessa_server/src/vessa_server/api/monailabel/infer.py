@@ -26,6 +26,7 @@ from vessa_client import (
     files,
 )
 from vessa_client.files import ImageFile
+from vessa_client.wire import MAX_POINTS
 from vessa_server.api.monailabel import information, scans, uploads
 from vessa_server.api.monailabel.context import LabelApp, params_of, upload_of
 from vessa_server.api.monailabel.uploads import Upload
@@ -177,10 +178,15 @@ def _clicks(
     for field in ("foreground", "background"):
         voxels = params.get(field) or []
         name = params.get("label") if field == "foreground" else ""
-        if voxels and field == "foreground" and name not in values:
+        if voxels and field == "foreground" and not (isinstance(name, str) and name in values):
             raise InvalidRequestError(
                 f"params.label: {str(name)[:80]!r}, expected one of {', '.join(values)}",
                 field="params.label",
+            )
+        if isinstance(voxels, list) and len(voxels) > MAX_POINTS:
+            raise InvalidRequestError(
+                f"params.{field}: {len(voxels)}, expected {MAX_POINTS} at most",
+                field=f"params.{field}",
             )
         for voxel in voxels if isinstance(voxels, list) else [voxels]:
             if not (isinstance(voxel, list) and len(voxel) == 3 and all(map(_is_index, voxel))):

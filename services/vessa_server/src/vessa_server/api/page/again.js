@@ -1,6 +1,7 @@
 /** Labels of one slice that are asked for again, with what a person knows of them. */
 
 import { ApiError, getJson } from './api.js';
+import { marksOf } from './marks.js';
 import { sliceNifti } from './nifti.js';
 import { encodePng } from './png.js';
 
@@ -31,31 +32,32 @@ async function base64(blob) {
   return btoa(text);
 }
 
-/** The labels of a slice as a prompt, in the numbers of the classes that are asked.
- * @param {Scan} scan @param {number} slice @param {string[]} names of the labels @param {string[]} asked */
-export async function maskOf(scan, slice, names, asked) {
+/** Labels of a slice, in the numbers of the page, as a prompt in those of the classes that are asked.
+ * @param {Scan} scan @param {number} slice @param {Uint8Array} labels @param {string[]} names of the labels
+ * @param {string[]} asked */
+async function promptOf(scan, slice, labels, names, asked) {
   const numbers = [0, ...names.map((name) => asked.indexOf(name) + 1)];
-  const mask = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice)).map((label) => numbers[label]);
-  return base64(await labelPng(scan, slice, mask));
+  return base64(await labelPng(scan, slice, labels.map((label) => numbers[label])));
 }
 
 /**
  * @typedef {object} Question
  * @property {Scan} scan
  * @property {number} slice
- * @property {string[]} asked classes
+ * @property {string[]} names of the labels
+ * @property {string[]} asked those of them that the bank has
  * @property {string} bank
  * @property {string} text
  * @property {Answer | undefined} before
  * @property {Blob | null} file the picture, where the slice is not of a volume
- * @property {string} [mask] labels as a prompt
+ * @property {Uint8Array} [mask] labels as a prompt
  * @property {import('./marks.js').Marks} [marks]
  */
 
 /** @param {Question} question @param {AbortSignal} signal @returns {Promise<Answer>} */
-export async function askAgain({ scan, slice, asked, bank, text, before, file, mask, marks }, signal) {
+export async function askAgain({ scan, slice, names, asked, bank, text, before, file, mask, marks }, signal) {
   const shared = {
-    ...marks, student_mask: mask ?? null, class_names: asked, bank, text, region: before?.region ?? null, window: scan.seen,
+    ...(marks && marksOf(marks, asked)), student_mask: mask ? await promptOf(scan, slice, mask, names, asked) : null, class_names: asked, bank, text, region: before?.region ?? null, window: scan.seen,
   };
   /** @param {object} image */
   const ask = async (image) => {

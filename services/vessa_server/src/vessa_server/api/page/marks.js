@@ -28,6 +28,15 @@ export function withMark(marks, scan, slice, from, to, name) {
   return { points, boxes: [...boxes.filter((b) => b.class_name !== name), box] };
 }
 
+/** Those of classes that are asked, and of background.
+ * @param {Marks} marks @param {string[]} asked @returns {Marks} */
+export function marksOf({ points, boxes }, asked) {
+  return {
+    points: points.filter(({ class_name: name }) => !name || asked.includes(name)),
+    boxes: boxes.filter(({ class_name: name }) => asked.includes(name)),
+  };
+}
+
 /** Draw those of the slice in view over the image.
  * @param {CanvasRenderingContext2D} context whose units are the plane's columns and rows
  * @param {Scan} scan @param {Marks} marks @param {(name: string) => Colour} colourOf

@@ -17,7 +17,7 @@ import { templateFigure } from './templates.js';
  * @property {string} image_ref by which the server knows the slice
  * @property {object | null} region where it looked
  * @property {string} [bank] that was asked
- * @property {string} [mask] the prompt, where there was one
+ * @property {Uint8Array} [mask] labels that were the prompt, in the numbers of the page
  * @property {import('./marks.js').Marks} [marks] points and boxes that it follows
  */
 /** @typedef {import('./edit.js').LabelEdit<Answer>} Edit */

@@ -1,7 +1,7 @@
 /** The first view: an image in, its labels over it, corrected, and out. */
 
 import { Accepted, acceptSlices } from './accept.js';
-import { askAgain, labelPng, maskOf, merge } from './again.js';
+import { askAgain, labelPng, merge } from './again.js';
 import { eachLine, getBuffer, getJson } from './api.js';
 import { connectControls } from './controls.js';
 import { rgb } from './draw.js';
@@ -232,9 +232,9 @@ export class SegmentView {
   /** Ask for the slice in view again, with its labels as prompt.
    * @param {AbortSignal} signal */
   async #again(signal) {
-    const { viewer: { scan, slice }, results: { names, answers } } = this;
+    const { viewer: { scan, slice }, results: { answers } } = this;
     if (!scan) return;
-    const mask = await maskOf(scan, slice, names, this.#asked);
+    const mask = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
     await this.#ask(slice, { mask, marks: answers.get(slice)?.marks }, signal);
   }
 
@@ -252,7 +252,7 @@ export class SegmentView {
 
   /** Ask for a slice again, and keep what a person has painted.
    * @param {number} slice
-   * @param {{mask?: string, marks?: import('./marks.js').Marks}} known @param {AbortSignal} signal */
+   * @param {{mask?: Uint8Array, marks?: import('./marks.js').Marks}} known @param {AbortSignal} signal */
   async #ask(slice, known, signal) {
     const { viewer: { scan }, results, results: { names, edit } } = this;
     if (!scan || !edit) return;
@@ -260,7 +260,7 @@ export class SegmentView {
     if (!asked.length) throw new Error('labels: none yet, expected some to correct: press Segment first');
     const labels = /** @type {Uint8Array} */ (scan.cut(scan.labels, slice));
     const file = scan.isVolume ? null : this.#file;
-    const answer = await askAgain({ scan, slice, asked, bank, before, text: inputOf('text').value, file, ...known }, signal);
+    const answer = await askAgain({ scan, slice, names, asked, bank, before, text: inputOf('text').value, file, ...known }, signal);
     if (scan !== this.viewer.scan) return;
     edit.begin(slice);
     await scan.take(slice, answer);

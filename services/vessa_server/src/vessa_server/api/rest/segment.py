@@ -97,7 +97,7 @@ class RegionJson(BaseModel):
 class PointJson(BaseModel):
     """What a pixel is; background without a class."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     row: int
     column: int
@@ -107,7 +107,7 @@ class PointJson(BaseModel):
 class BoxJson(BaseModel):
     """A part of the image outside of which a class is nowhere, in pixels."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     top: int
     left: int
@@ -136,7 +136,7 @@ class PseudoLabelJson(BaseModel):
         default_factory=list, description="What pixels are; the answer follows. At most 256."
     )
     boxes: list[Annotated[BoxJson, WithJsonSchema(BOX_SCHEMA)]] = Field(
-        default_factory=list, description="A class is nowhere outside of its boxes. At most 256."
+        default_factory=list, description="A class is nowhere outside of its boxes. At most 32."
     )
     top_k: int = Field(0, ge=0, le=1000)
     template_ids: list[str] = Field(default_factory=list)

@@ -58,6 +58,11 @@ def segmentation_router(service: Service) -> APIRouter:
 
 def _written(service: Service, form: Form, share: Share) -> bytes:
     names, most = form.names("class_names"), service.settings.max_queue_bytes
+    if len(names) > service.settings.max_classes:
+        raise InvalidRequestError(
+            f"class_names: {len(names)}, expected {service.settings.max_classes} at most",
+            field="class_names",
+        )
     with uploads.dicom_scan(form, most) as file, tempfile.TemporaryDirectory() as folder:
         share.take(file.pixels.nbytes)
         labels = uploads.read_labels(form, "labels", file, most)
