@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -184,6 +185,8 @@ class Service:
         caller: Caller,
         volume: Sequence[StoredImage],
     ) -> T:
+        ended = threading.Event()
+
         def finished(request: SegmentationRequest, case: Case, draft: Draft, words: Words) -> T:
             result = self.engine.finish(request, case, draft, words)
             self.metrics.observe_result(result)
@@ -192,6 +195,7 @@ class Service:
         def opened() -> tuple[SegmentationRequest, Case, Ticket, tuple[T] | None]:
             request = parse()
             case = self.engine.open(request, volume)
+            case.ended = ended
             self.lanes.place(case)
             answer = known(case)  # nothing to wait for
             ticket = caller.ticket(request, case)
@@ -216,6 +220,8 @@ class Service:
             if not deadline.expired():  # the work's own, such as a socket's
                 raise
             raise DeadlineError("no answer within the request's deadline") from None
+        finally:
+            ended.set()  # what is under way in the pool ends, too
 
     def size_of(self, image: ImageInput) -> tuple[int, int]:
         """Height and width of an image; see :meth:`.ImageStore.resolve`."""

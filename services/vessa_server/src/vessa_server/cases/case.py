@@ -9,6 +9,7 @@ Axes: C classes, H W space.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,6 +77,7 @@ class Case:
         canvas: where to look, where the request says so.
         student: a student's mask, checked.
         marks: points and boxes, checked.
+        ended: set once nobody waits for the answer.
         cached: no image was encoded or conditioned for it so far.
         templates_cached: no template was encoded for it so far.
     """
@@ -90,6 +92,7 @@ class Case:
     marks: Marks | None = None
     explain: bool = False
     clock: StageClock = field(default_factory=StageClock)
+    ended: threading.Event = field(default_factory=threading.Event)
     cached: bool = True
     templates_cached: bool = True
 

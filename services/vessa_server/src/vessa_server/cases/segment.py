@@ -11,7 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from vessa_client import ClassResult, SegmentationResult, TemplateUse, UInt8Array
+from vessa_client import (
+    ClassResult,
+    SegmentationResult,
+    TemplateUse,
+    UInt8Array,
+    UnavailableError,
+)
 from vessa_server.cases.case import Case, Own, Shared, Steps, to_bytes
 from vessa_server.cases.frame import restore
 from vessa_server.cases.points import Maps
@@ -222,9 +228,15 @@ def _refined(case: Case, prediction: Prediction, canvas: Canvas, prompt_CHW: Flo
 
 
 def _at_image_size(case: Case, draft: Draft) -> Iterator[Floats]:
-    """Logits of each class, (H, W): one in memory at a time."""
+    """Logits of each class, (H, W): one in memory at a time.
+
+    Raises:
+        UnavailableError: nobody waits for the answer any more.
+    """
     outside = case.plan.policy.outside_logit
     for c in range(len(draft.logits_CHW)):
+        if case.ended.is_set():
+            raise UnavailableError("nobody waits for the answer")
         if draft.kept_CHW is not None and draft.kept_C is not None and draft.kept_C[c]:
             yield case.frame.enlarge(draft.kept_CHW[c : c + 1])[0]
         else:
