@@ -30,6 +30,8 @@ from vessa_client.labelling import Segmenter, segment_slices
 SLICE = re.compile(r" slice \d+$")
 # Further scans are said to help where the last ones gained that much mean Dice.
 GAIN = 0.02
+# Of fewer scans nothing is said.
+FEWEST = 5
 _NO_PIXELS = np.zeros((0, 0), np.uint8)
 
 
@@ -202,6 +204,8 @@ def verdict(found: Sequence[ScanCheck]) -> str:
     words = f"Mean Dice by the number of other scans: {steps}."
     if len(curve) == 1:
         words += " Two scans tell little: add a third, and check again."
+    elif len(found) < FEWEST:
+        words += " So few scans do not tell whether more would help."
     else:
         before, last = list(curve.values())[-2:]
         helped = last - before >= GAIN

@@ -75,7 +75,8 @@ def segment(
     box: Annotated[
         list[str] | None,
         typer.Option(
-            help="CLASS:LEFT,TOP,WIDTH,HEIGHT of a picture: the class is nowhere outside of it. "
+            help="CLASS:X,Y,W,H of a picture (its left and top edge, width, height): the class is "
+            "nowhere outside of it. "
             "May be repeated."
         ),
     ] = None,

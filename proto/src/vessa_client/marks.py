@@ -1,4 +1,4 @@
-"""Points and boxes as people write them: ``CLASS:X,Y``, ``CLASS:LEFT,TOP,WIDTH,HEIGHT``."""
+"""Points and boxes as people write them: ``CLASS:X,Y``, ``CLASS:X,Y,W,H``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def boxes(texts: Iterable[str], image: ImageFile) -> dict[int, tuple[Box, ...]]:
                 "voxels",
                 field="boxes",
             )
-        name, (left, top, width, height) = _parsed("box", text, "CLASS:LEFT,TOP,WIDTH,HEIGHT")
+        name, (left, top, width, height) = _parsed("box", text, "CLASS:X,Y,W,H")
         found.append(Box(top=top, left=left, height=height, width=width, class_name=name))
     return {0: tuple(found)} if found else {}
 

@@ -79,7 +79,7 @@ class Results:
         target = label_map(path, self.folder, self.out)
         state, how = self.records.state(name_below(path, self.folder), target, self.settings)
         if state == "edited":
-            return "kept", "edited since; remove one to have it labelled anew"
+            return "kept", "edited since; remove its label map to have an image labelled anew"
         if state == "missing" or (self.overwrite and state != "made"):
             return "wanted", ""
         if how.startswith("classes"):

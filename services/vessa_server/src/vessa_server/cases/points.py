@@ -221,5 +221,5 @@ def _slices(box: Box) -> tuple[slice, slice]:
 def _check_class(field: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
         raise InvalidRequestError(
-            f"{field}: class {name!r}, expected one that is asked: {', '.join(names)}", field=field
+            f"{field}: class {name!r}, expected {', '.join(names)}, which are asked", field=field
         )

@@ -84,8 +84,9 @@ def make_plan(
     listing = bank.snapshot()
     if not listing.templates:
         raise InvalidRequestError(
-            "class_names: the bank has no templates; add one with `vessa templates add`",
-            field="class_names",
+            f"bank: {request.bank or 'the default one'} has no templates; choose another, or add "
+            "some (vessa templates add)",
+            field="bank",
         )
     if not 0 <= request.top_k <= limits.max_top_k:
         raise InvalidRequestError(

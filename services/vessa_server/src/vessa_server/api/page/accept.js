@@ -123,7 +123,7 @@ export async function acceptSlices({ scan, slices, names, file }, added, signal)
       done[created ? 'added' : 'there already'] += 1;
     } catch (error) {
       if (!(error instanceof ApiError && error.field === OUTDATED)) throw error;
-      isReplacing ??= await confirmed(`${differing(error)} Replace them${slices.length > 1 ? ', and those of the other slices' : ''}?`, 'Replace', 'Keep them');
+      isReplacing ??= await confirmed(`${differing(error)} Replace the bank's labels${slices.length > 1 ? ', and those of the other slices' : ''}?`, 'Replace', 'Keep the bank\'s');
       if (!isReplacing) {
         done['left as the bank has them'] += 1;
         continue;

@@ -79,6 +79,11 @@ export class SegmentView {
   async showBanks(banks) {
     fill(selectOf('bank-asked'), bankOptions(banks));
     await this.#showClasses();
+    for (const name of banks.filter(Boolean)) {
+      if (this.#listing.templates.length) break; // else another bank may have some
+      selectOf('bank-asked').value = name;
+      await this.#showClasses();
+    }
   }
 
   get #bank() { return selectOf('bank-asked').value; }

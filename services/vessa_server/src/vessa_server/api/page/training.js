@@ -88,7 +88,7 @@ export class TrainingView {
   /** @param {string | null} folder @param {Run[]} runs @param {number} count @param {string} chosen */
   #list(folder, runs, count, chosen) {
     let text = `${count} run${count === 1 ? '' : 's'} in ${folder}${count > runs.length ? `; the newest ${runs.length} are listed` : ''}`;
-    if (!count) text = `No run in ${folder} yet. One appears with its first update: ssl-trainer train CONFIG --out ${folder}/NAME`;
+    if (!count) text = `The folder ${folder} has no run yet. One appears with its first update: ssl-trainer train CONFIG --out ${folder}/NAME`;
     if (folder === null) text = 'No folder of runs is set. Start the server with it: vessa-server serve --runs DIR, or VESSA_RUNS_DIR=DIR; '
       + 'DIR is where the runs of ssl-trainer train --out DIR/NAME lie.';
     if (byId('runs-text').textContent !== text) byId('runs-text').textContent = text;
