@@ -331,15 +331,21 @@ def test_stale_label_maps_are_told_and_edited_ones_kept(
     # Other templates since.
     servicer.bank_version = "b2"
     edited = nib.load(out / "b_pseudo.nii.gz")
-    nib.save(
-        nib.Nifti1Image(np.zeros((20, 24, 3), np.uint8), edited.affine), out / "b_pseudo.nii.gz"
-    )
+    mine = np.zeros((20, 24, 3), np.uint8)
+    mine[3:5, 4, 1] = 1
+    nib.save(nib.Nifti1Image(mine, edited.affine), out / "b_pseudo.nii.gz")
+    picture = (out / "previews" / "b.png").read_bytes()
     said = " ".join(vessa(target, *call, "-c", "disc").output.split())
     assert "2 of those there already: other templates; --overwrite makes them anew" in said
     assert "1 of those there already: edited since" in said
+    assert "b.nii.gz,disc,1,2,\n" in (out / "summary.csv").read_text().replace("\r", "")
+    page = (out / "index.html").read_text()
+    assert page.index("<h2>a.nii.gz") < page.index("<h2>b.nii.gz")  # somebody has looked at it
+    assert "edited, 2 voxels" in page
+    assert (out / "previews" / "b.png").read_bytes() != picture
     said = vessa(target, *call, "-c", "disc", "--overwrite").output
     assert "2 labelled, 1 there already" in said
-    assert not read_volume(out / "b_pseudo.nii.gz").any()
+    assert read_volume(out / "b_pseudo.nii.gz").sum() == 2
     # Other classes: label 1 would be two things in one folder.
     servicer.bank_version = "b"
     result = vessa(target, *call, "-c", "ring")

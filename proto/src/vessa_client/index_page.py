@@ -54,7 +54,7 @@ def _article(name: str, record: Record) -> str:
         f'<li><i style="background:{hex_colour(number)}"></i>'
         f"{escape(str(found['class']))} ({found['label']}): "
         + (
-            f"predicted IoU {found['predicted_iou']:.2f}, {found['voxels']:,} voxels"
+            f"{_iou(record, found['predicted_iou'])}, {found['voxels']:,} voxels"
             if found["voxels"]
             else "not found"
         )
@@ -69,3 +69,7 @@ def _article(name: str, record: Record) -> str:
         f'<img src="{quote(record.picture)}" alt="Slices of {escape(name)} with pseudo-labels" '
         'loading="lazy"></article>'
     )
+
+
+def _iou(record: Record, value: float) -> str:
+    return "edited" if record.edited else f"predicted IoU {value:.2f}"

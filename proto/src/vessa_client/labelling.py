@@ -22,7 +22,7 @@ from vessa_client._types import (
 )
 from vessa_client.annotated import LabelScheme
 from vessa_client.records import Records, Settings
-from vessa_client.results import Results
+from vessa_client.results import EDITED, Results
 from vessa_client.windows import AUTOMATIC, WindowChoice, described
 
 
@@ -130,7 +130,15 @@ def label_folder(
     """
     results = job.results(client)
     states = [(path, *results.state(path)) for path in images]
-    yield from (LabelOutcome(p, "skipped", why) for p, state, why in states if state == "kept")
+    for path, state, why in states:
+        if why == EDITED:
+            try:
+                results.show_edits(job.read(path, results.templates))
+            except files.FileError as error:
+                yield LabelOutcome(path, "failed", str(error))
+                continue
+        if state == "kept":
+            yield LabelOutcome(path, "skipped", why)
     waiting = [path for path, state, _ in states if state == "wanted"]
     streamed = [path for path in waiting if job.alone or not files.is_volume(path)]
     try:

@@ -65,6 +65,8 @@ class Record:
         templates: that served most, name and similarity.
         slices: of the image.
         picture: below the folder of results.
+        edited: digest of the label map as somebody changed it, where voxels and picture are of
+            that one; its predicted IoU is 0, since nobody predicted it.
     """
 
     settings: Settings
@@ -73,10 +75,16 @@ class Record:
     templates: tuple[tuple[str, float], ...]
     slices: int
     picture: str
+    edited: str = ""
 
     @property
     def confidence(self) -> float:
-        """Predicted IoU of the least sure structure that was found; 0 where nothing was."""
+        """Predicted IoU of the least sure structure that was found; 0 where nothing was.
+
+        1 of what was edited: somebody has looked at it.
+        """
+        if self.edited:
+            return 1.0
         found = [float(s["predicted_iou"]) for s in self.structures if s["voxels"]]
         return min(found, default=0.0)
 
@@ -132,7 +140,7 @@ class Records:
         writer.writerow(["image", "class", "label", "voxels", "mean_predicted_iou"])
         for name in sorted(self.entries):
             for found in self.entries[name].structures:
-                iou = f"{found['predicted_iou']:.3f}"
+                iou = "" if self.entries[name].edited else f"{found['predicted_iou']:.3f}"
                 writer.writerow([name, found["class"], found["label"], found["voxels"], iou])
         return text.getvalue()
 
@@ -154,6 +162,7 @@ def _record(entry: Mapping[str, Any]) -> Record:
         templates=tuple((str(name), float(value)) for name, value in entry["templates"]),
         slices=int(entry["slices"]),
         picture=str(entry["picture"]),
+        edited=str(entry.get("edited", "")),
     )
 
 

@@ -21,6 +21,7 @@ from vessa_client.records import Record, Records, Settings, digest
 SLICES_SHOWN, TEMPLATES_SHOWN = 8, 3
 PSEUDO, CONFIDENCE = "_pseudo", "_confidence"
 PREVIEWS = "previews"
+EDITED = "edited since; remove its label map to have an image labelled anew"
 
 
 def inputs(folder: Path, out: Path) -> list[Path]:
@@ -79,7 +80,7 @@ class Results:
         target = label_map(path, self.folder, self.out)
         state, how = self.records.state(name_below(path, self.folder), target, self.settings)
         if state == "edited":
-            return "kept", "edited since; remove its label map to have an image labelled anew"
+            return "kept", EDITED
         if state == "missing" or (self.overwrite and state != "made"):
             return "wanted", ""
         if how.startswith("classes"):
@@ -93,7 +94,8 @@ class Results:
         place = self.place(image.path)
         picture = self.out / PREVIEWS / files.place_below(image.path, self.folder)
         picture /= f"{files.own_stem(image.path)}.png"
-        files.write_picture(picture, _picture(image, results))
+        names = [found.class_name for found in results[0].classes]
+        files.write_picture(picture, _picture(image, [r.labels for r in results], names))
         confidence = files.output_path(place, image.path, CONFIDENCE)
         files.write_labels(confidence, [r.confidence for r in results], image)
         _, message = write_labels(place, image, results, self.scheme)
@@ -110,6 +112,33 @@ class Results:
         )
         self.records = self.records.with_entry(name_below(image.path, self.folder), record)
         return message
+
+    def show_edits(self, image: files.ImageFile) -> None:
+        """Bring figures and picture of an image up to its label map, which was edited.
+
+        Raises:
+            FileError: the label map cannot be read, or is not the image's.
+        """
+        name = name_below(image.path, self.folder)
+        target, record = label_map(image.path, self.folder, self.out), self.records.entries[name]
+        edited = digest(target)
+        if record.edited == edited:
+            return
+        found = files.read(target, axis=image.axis, labels=True)
+        image.check_same_space(found)
+        numbers = np.zeros(256, np.uint8)
+        for number, structure in enumerate(record.structures, start=1):
+            numbers[structure["label"]] = number
+        labels = [numbers[plane] for plane in found.slices()]
+        names = [str(structure["class"]) for structure in record.structures]
+        files.write_picture(self.out / record.picture, _picture(image, labels, names))
+        voxels = np.bincount(np.concatenate([plane.ravel() for plane in labels]), minlength=256)
+        structures = tuple(
+            {**structure, "voxels": int(voxels[number]), "predicted_iou": 0.0}
+            for number, structure in enumerate(record.structures, start=1)
+        )
+        changed = replace(record, structures=structures, edited=edited)
+        self.records = self.records.with_entry(name, changed)
 
     def finish(self) -> None:
         """Write table and page of all images."""
@@ -187,13 +216,13 @@ def _structures(
     return tuple(found)
 
 
-def _picture(image: files.ImageFile, results: Sequence[SegmentationResult]) -> UInt8Array:
+def _picture(
+    image: files.ImageFile, labels: Sequence[UInt8Array], names: Sequence[str]
+) -> UInt8Array:
     """Slices of an image, evenly spread over those with labels, with and without them."""
-    shown = [k for k, r in enumerate(results) if r.labels.any()] or list(range(len(results)))
+    shown = [k for k, plane in enumerate(labels) if plane.any()] or list(range(len(labels)))
     chosen = [shown[position] for position in files.spread(len(shown), SLICES_SHOWN)]
     titled = [(f"slice {k}" if image.depth > 1 else "", image.seen(k)) for k in chosen]
-    names = pictures.legend([found.class_name for found in results[0].classes])
     height = 160 if image.depth > 1 else 320
-    return pictures.rows(
-        [names, pictures.montage(titled, [results[k].labels for k in chosen], height)]
-    )
+    montage = pictures.montage(titled, [labels[k] for k in chosen], height)
+    return pictures.rows([pictures.legend(list(names)), montage])
