@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,12 @@ def write_series(
         data.save_as(path, enforce_file_format=True)
         written.append(path)
     return written
+
+
+def zip_of(paths: Sequence[Path]) -> bytes:
+    """A zip of some files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    return stream.getvalue()

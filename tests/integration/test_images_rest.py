@@ -20,7 +20,7 @@ import SimpleITK
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from support import Gate, RunningServer, engine_of, gate_of, hang_up, picture, running
-from support_dicom import VOXELS_ZRC, write_series
+from support_dicom import VOXELS_ZRC, write_series, zip_of
 from support_files import nifti, picture_file, png
 from vessa_client import AnyArray, files, pictures
 
@@ -45,14 +45,6 @@ def nrrd_of(image: nib.Nifti1Image, folder: Path) -> bytes:
     path = folder / "volume.nrrd"
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(folder / "volume.nii")), str(path), True)
     return path.read_bytes()
-
-
-def zip_of(paths: list[Path]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for path in paths:
-            archive.write(path, path.name)
-    return stream.getvalue()
 
 
 def error_of(answer: httpx.Response) -> dict[str, str]:

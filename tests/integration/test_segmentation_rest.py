@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,15 @@ from highdicom.seg import segread
 
 from support import CLASSES, RunningServer
 from support_browser import CHROMIUM, Page
-from support_dicom import SHIPPED, write_series
+from support_dicom import SHIPPED, write_series, zip_of
 from support_files import nifti, png
-from support_page import OPENED, browser, choose, page, segment, server
+from support_page import OPENED, browser, choose, page, seen_at, segment, server
 from vessa_client import AnyArray, files
 
 __all__ = ["browser", "page", "server"]  # fixtures
 
 NAMES = [definition.name for definition in CLASSES]
 VOXELS = np.random.default_rng(2).integers(0, 4000, (4, 60, 52)).astype(np.uint16)
-
-
-def packed(paths: list[Path]) -> bytes:
-    """A zip of a series."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for path in paths:
-            archive.write(path, path.name)
-    return content.getvalue()
 
 
 @pytest.fixture
@@ -69,7 +58,7 @@ def test_each_voxel_is_labelled_where_it_lies(
     ]
     files.write_labels(tmp_path / "l.nii.gz", labels, image)
     answer = asked(
-        server, packed(series), (tmp_path / "l.nii.gz").read_bytes(), corrected=corrected
+        server, zip_of(series), (tmp_path / "l.nii.gz").read_bytes(), corrected=corrected
     )
     assert answer.raise_for_status().headers["content-type"] == "application/dicom"
     (tmp_path / "s.dcm").write_bytes(answer.content)
@@ -87,7 +76,7 @@ def test_what_does_not_fit_is_refused_in_words(
     image = files.read(tmp_path / "series")
     most = [np.full(image.slice(0).shape, 3, np.uint8)] * image.depth
     files.write_labels(tmp_path / "l.nii.gz", most, image)
-    scan, labels = packed(series), (tmp_path / "l.nii.gz").read_bytes()
+    scan, labels = zip_of(series), (tmp_path / "l.nii.gz").read_bytes()
     elsewhere = nifti(np.zeros((3, 4, 5), np.uint8))
     film = (SHIPPED / "examples_ybr_color.dcm").read_bytes()
     of_film = nifti(np.zeros((320, 240, 30), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -111,24 +100,15 @@ def test_what_does_not_fit_is_refused_in_words(
     assert "labels: missing, expected a NIfTI file" in missing.json()["error"]["message"]
 
 
-def middle(page: Page) -> tuple[float, float]:
-    """Of the image, on the page."""
-    left, top, width, height = page.value("""(() => {
-        const r = document.querySelector('#canvas').getBoundingClientRect();
-        return [r.left, r.top, r.width, r.height];
-    })()""")
-    return left + width / 2, top + height / 2
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 def test_the_page_saves_what_was_painted_as_a_segmentation(
     page: Page, series: list[Path], tmp_path: Path
 ) -> None:
-    segment(page, {"series.zip": packed(series)})
+    segment(page, {"series.zip": zip_of(series)})
     choose(page, "#paint-class", "bar", "change")
     choose(page, "#size", 1)
     page.click("#tool-brush")
-    page.drag(middle(page))
+    page.drag(seen_at(page, (1, 1), 0.5, 0.5))  # the middle
     page.downloads_to(tmp_path)
     page.downloaded("#download")
     page.downloaded("#download-dicom")

@@ -38,6 +38,11 @@ class Crop:
     height: int
     width: int
 
+    def lies_in(self, height: int, width: int) -> bool:
+        """Whether it has some pixels, all of them in an image of that size."""
+        down = 0 <= self.top < self.top + self.height <= height
+        return down and 0 <= self.left < self.left + self.width <= width
+
     def overlap(self, other: Crop) -> float:
         """Intersection over union of two windows."""
         bottom = min(self.top + self.height, other.top + other.height)
@@ -75,9 +80,7 @@ class Canvas:
                 quarters.
         """
         crop = Crop(region.top, region.left, region.height, region.width)
-        down = 0 <= crop.top < crop.top + crop.height <= height
-        across = 0 <= crop.left < crop.left + crop.width <= width
-        if not (down and across):
+        if not crop.lies_in(height, width):
             raise InvalidRequestError(
                 f"region: {crop.height} x {crop.width} pixels from ({crop.top}, {crop.left}), "
                 f"expected some pixels inside of the image's {height} x {width}",

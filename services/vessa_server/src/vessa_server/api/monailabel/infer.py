@@ -183,12 +183,14 @@ def _clicks(
                 f"params.label: {str(name)[:80]!r}, expected one of {', '.join(values)}",
                 field="params.label",
             )
-        if isinstance(voxels, list) and len(voxels) > MAX_POINTS:
+        if not isinstance(voxels, list):
+            voxels = [voxels]
+        if len(voxels) > MAX_POINTS:
             raise InvalidRequestError(
                 f"params.{field}: {len(voxels)}, expected {MAX_POINTS} at most",
                 field=f"params.{field}",
             )
-        for voxel in voxels if isinstance(voxels, list) else [voxels]:
+        for voxel in voxels:
             if not (isinstance(voxel, list) and len(voxel) == 3 and all(map(_is_index, voxel))):
                 raise InvalidRequestError(
                     f"params.{field}: expected a list of [i, j, k]", field=f"params.{field}"

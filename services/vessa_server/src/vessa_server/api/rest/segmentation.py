@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from vessa_client import InvalidRequestError, files
-from vessa_client.files import FileError
 from vessa_server.api.rest import forms, uploads
 from vessa_server.api.rest.forms import Form
 from vessa_server.api.room import Share
@@ -73,11 +72,8 @@ def _written(service: Service, form: Form, share: Share) -> bytes:
                 field="class_names",
             )
         path, model = Path(folder) / "labels.dcm", f"VESSA {service.engine.info.model_digest[:12]}"
-        try:
+        with uploads.as_requests(file.path):
             files.write_segmentation(
                 path, labels, file, names, model=model, corrected=form.flag("corrected")
             )
-        except FileError as error:
-            message = str(error).replace(str(file.path), "image")
-            raise InvalidRequestError(message, field="image") from error
         return path.read_bytes()

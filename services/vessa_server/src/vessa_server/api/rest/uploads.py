@@ -147,8 +147,15 @@ def _nifti(source: BinaryIO, max_bytes: int, axis: int | None) -> ImageFile:
 
 
 def _read(path: Path, axis: int | None) -> ImageFile:
-    try:
+    with as_requests(path):
         return files.read(path, axis=axis)
+
+
+@contextmanager
+def as_requests(path: Path) -> Iterator[None]:
+    """Turn errors of the file of ``image`` into those of requests, which do not say where it is."""
+    try:
+        yield
     except FileError as error:
         message = str(error).replace(str(path), "image")
         raise InvalidRequestError(message, field="image") from error
